@@ -1,0 +1,3 @@
+"""Neural-network compression from first principles."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,83 @@
+r"""The Hessian of the layer-wise problem, and its inverse made safe.
+
+Notation: X inputs (inp, samples), $H = 2 X X^\top$; the error of a row is
+$\lVert wX - \hat wX \rVert^2 = \tfrac12\, \delta w\, H\, \delta w^\top$ with $\delta w = \hat w - w$.
+Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 3.   Syllabus: 2.01
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mlcomp.checks import check_finite, check_hessian
+
+
+def layer_hessian(inputs: Float[Tensor, "inp samples"]) -> Float[Tensor, "inp inp"]:
+    r"""Return $H = 2 X X^\top$ of a linear layer's inputs, in float32 (float64 for float64 inputs).
+
+    Args:
+        inputs: (inp, samples), one column a sample; not modified.
+    Returns:
+        (inp, inp), symmetric, positive semidefinite up to rounding.
+    Raises:
+        ValueError: not a matrix, no samples, NaN or inf.
+    Cost: 2·inp²·samples FLOPs.
+    """
+    if inputs.ndim != 2 or inputs.numel() == 0:
+        raise ValueError(f"inputs must be (inp, samples) with at least one sample, got {tuple(inputs.shape)}")
+    check_finite("inputs", inputs)
+    x = inputs if inputs.dtype == torch.float64 else inputs.float()
+    return 2 * (x @ x.T)
+
+
+@dataclass(frozen=True)
+class InverseHessian:
+    """Inverse of the damped Hessian over the live inputs.
+
+    ``inverse`` is (inp, inp); rows and columns of dead inputs hold the identity. ``damping`` is the absolute
+    number that was added to the diagonal, [units of H].
+    """
+
+    inverse: Float[Tensor, "inp inp"]
+    dead: Bool[Tensor, " inp"]
+    damping: float
+
+
+def inverse_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> InverseHessian:
+    r"""Invert $H + \lambda I$, $\lambda$ = ``damp`` · mean live diagonal, in float64.
+
+    A dead input (zero diagonal: never active in the calibration set) cannot change the output; callers set
+    its weights to zero. Damping is relative, so results do not depend on the units of X.
+
+    Args:
+        hessian: (inp, inp), symmetric, positive semidefinite, float32 or float64; not modified.
+        damp: share of the mean diagonal over live inputs that is added to the diagonal, ≥ 0.
+    Returns:
+        The inverse (float64), the dead inputs, and the damping that was used.
+    Raises:
+        ValueError: H is malformed, ``damp`` negative, or H + λI is not positive definite (fewer samples than
+            inputs and no damping): the message says which damping would do.
+    """
+    check_hessian(hessian, hessian.shape[0])
+    if not damp >= 0:
+        raise ValueError(f"damp must be ≥ 0, got {damp!r}")
+    h = hessian.double()
+    h = (h + h.T) / 2
+    diagonal = h.diagonal()
+    dead = diagonal == 0
+    damping = damp * float(diagonal[~dead].mean()) if not dead.all() else 0.0
+    h = h + damping * torch.eye(len(h), dtype=h.dtype, device=h.device)
+    h[dead, :] = 0
+    h[:, dead] = 0
+    h[dead, dead] = 1
+    factor, info = torch.linalg.cholesky_ex(h)
+    # A rank-deficient H may still pass Cholesky by rounding; its smallest pivot then is at the rounding level.
+    pivots = factor.diagonal().square() / h.diagonal()
+    if int(info) or float(pivots.min()) < len(h) * torch.finfo(h.dtype).eps:
+        raise ValueError(
+            f"the Hessian of {len(h)} inputs is singular (damp={damp}): use more calibration samples than inputs, "
+            f"or a positive damp; 0.01 is usual, 0.1 to 1 when samples are fewer than inputs"
+        )
+    return InverseHessian(torch.cholesky_inverse(factor), dead, damping)

@@ -1,0 +1,93 @@
+r"""The affine grid that every uniform quantizer of the course rounds to.
+
+Notation: W weight, s step [weight units], z zero code, b bits, q code.
+$q = \mathrm{clip}(\mathrm{round}(w/s) + z,\ 0,\ 2^b-1)$ and $\hat w = s\,(q - z)$.
+Source: Jacob et al. 2018, arXiv:1712.05877, eq. (1).   Syllabus: 1.02, 1.03
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mlcomp.checks import check_bits
+
+# Shares of the full range that the MSE-optimal clip tries: 1.00, 0.99, …, 0.20.
+CLIP_SHARES = tuple(1 - i / 100 for i in range(81))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One affine grid per row of a matrix: ``step`` and ``zero`` are (rows, 1) float32, ``zero`` whole numbers.
+
+    A symmetric grid has the fixed zero code $2^{b-1}$, which therefore costs nothing to store.
+    """
+
+    step: Float[Tensor, "rows 1"]
+    zero: Float[Tensor, "rows 1"]
+    bits: int
+    symmetric: bool
+
+    def encode(self, weight: Float[Tensor, "rows n"]) -> UInt8[Tensor, "rows n"]:
+        """Return the nearest codes, 0 … 2^b − 1 (ties to even, as torch.round)."""
+        return self._codes(weight).to(torch.uint8)
+
+    def decode(self, codes: UInt8[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
+        """Return the values of the codes, [weight units], in the step's dtype."""
+        return (codes.to(self.step.dtype) - self.zero) * self.step
+
+    def round(self, weight: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
+        """Return the nearest grid values: decode(encode(weight))."""
+        return (self._codes(weight) - self.zero) * self.step
+
+    def _codes(self, weight: Tensor) -> Tensor:
+        return torch.clamp(torch.round(weight / self.step) + self.zero, 0, 2**self.bits - 1)
+
+
+def fit_grid(weight: Float[Tensor, "rows n"], *, bits: int, symmetric: bool = False, clip: str = "minmax") -> Grid:
+    r"""Fit one grid to each row.
+
+    Asymmetric: the range is [min(w, 0), max(w, 0)]; zero is always on the grid. Symmetric: the range is
+    [−max|w|, max|w|] and the zero code is $2^{b-1}$. The step is range / (2^b − 1). A constant zero row gets step 1,
+    so it decodes to exact zeros.
+
+    Args:
+        weight: (rows, n), computed in float32 (float64 for float64 weights); not modified.
+        bits: bits per code, 1 to 8.
+        symmetric: fixed zero code instead of a stored one.
+        clip: "minmax" keeps the whole range; "mse" shrinks it to the share (1.00, 0.99, …, 0.20) with the least
+            squared error, row by row.
+    Raises:
+        ValueError: bits outside 1..8, unknown clip.
+    Guarantee: with "minmax" every |w − ŵ| ≤ step/2, up to float rounding.
+    """
+    check_bits(bits)
+    if clip not in ("minmax", "mse"):
+        raise ValueError(f'clip must be "minmax" or "mse", got {clip!r}')
+    w = weight if weight.dtype == torch.float64 else weight.float()
+    low = w.amin(1, keepdim=True).clamp(max=0)
+    high = w.amax(1, keepdim=True).clamp(min=0)
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    if clip == "minmax":
+        return _grid(low, high, bits, symmetric)
+    best_step = best_zero = best_error = None
+    for share in CLIP_SHARES:
+        grid = _grid(share * low, share * high, bits, symmetric)
+        error = (w - grid.round(w)).square().sum(1, keepdim=True)
+        if best_error is None:
+            best_step, best_zero, best_error = grid.step, grid.zero, error
+        better = error < best_error
+        best_step = torch.where(better, grid.step, best_step)
+        best_zero = torch.where(better, grid.zero, best_zero)
+        best_error = torch.where(better, error, best_error)
+    return Grid(best_step, best_zero, bits, symmetric)
+
+
+def _grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
+    step = (high - low) / (2**bits - 1)
+    step = torch.where(step > 0, step, torch.ones_like(step))
+    zero = torch.full_like(step, 2 ** (bits - 1)) if symmetric else torch.round(-low / step)
+    return Grid(step, zero, bits, symmetric)

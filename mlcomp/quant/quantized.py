@@ -1,0 +1,55 @@
+"""The result of every uniform weight quantizer: codes, the grids they live on, and the honest size.
+
+Syllabus: 1.02, 1.03
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A weight as integer codes on affine grids, one grid for each row and group of columns.
+
+    Attributes:
+        codes: (out, inp) uint8, 0 … 2^bits − 1.
+        step: (rows, groups) [weight units]; rows is out, or 1 for one grid per tensor.
+        zero: (rows, groups), the code of the value 0.
+        bits: bits per code.
+        symmetric: the zero code is 2^(bits−1) everywhere and is not stored.
+        group: (inp,) the group of each column, where groups are not consecutive equal runs; else None.
+    """
+
+    codes: UInt8[Tensor, "out inp"]
+    step: Float[Tensor, "rows groups"]
+    zero: Float[Tensor, "rows groups"]
+    bits: int
+    symmetric: bool
+    group: Int[Tensor, " inp"] | None = None
+
+    def dequantize(self) -> Float[Tensor, "out inp"]:
+        """Return the weight (out, inp) that the codes stand for, in the dtype of ``step``."""
+        inp = self.codes.shape[1]
+        groups = self.step.shape[1]
+        index = self.group
+        if index is None:
+            index = torch.arange(inp, device=self.codes.device) // (inp // groups)
+        return (self.codes.to(self.step.dtype) - self.zero[:, index]) * self.step[:, index]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as packed: codes at ``bits`` each, steps in their dtype, zero codes and group index where stored."""
+        bits = self.codes.numel() * self.bits + self.step.numel() * self.step.element_size() * 8
+        if not self.symmetric:
+            bits += self.zero.numel() * self.bits
+        if self.group is not None:
+            bits += self.group.numel() * max(1, (self.step.shape[1] - 1).bit_length())
+        return -(-bits // 8)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """``nbytes`` in bits over the number of weights."""
+        return self.nbytes * 8 / self.codes.numel()

@@ -1,0 +1,16 @@
+import os
+
+import pytest
+import torch
+from jaxtyping import config
+
+# Small matrices on two cores: more threads than cores only add noise.
+torch.set_num_threads(int(os.environ.get("MLCOMP_TEST_THREADS", "2")))
+
+
+@pytest.fixture
+def as_user():
+    """Switch the shape checker off, so that a test of bad input sees the error that a user would see."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
