@@ -1,0 +1,85 @@
+r"""Magnitude pruning: the smallest weights go, of a matrix or of a whole network.
+
+Notation: W weight; the score of a weight is $|w|$.
+Source: Han et al. 2015, arXiv:1506.02626 (a layer); Zhu and Gupta 2017, arXiv:1710.01878 (GMP); the global
+threshold over layers is the baseline "GMP" of Frantar et al. 2022, arXiv:2208.11580, section 6.
+Syllabus: 2.07, 3.07, 4.09
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mlcomp.checks import check_finite, check_sparsity, check_target, check_weight, removals
+from mlcomp.prune.pattern import nm_mask, smallest_mask
+
+
+def magnitude(
+    weight: Float[Tensor, "out inp"],
+    *,
+    sparsity: float | None = None,
+    pattern: tuple[int, int] | None = None,
+    scope: str = "tensor",
+) -> Float[Tensor, "out inp"]:
+    """Set the weights of least magnitude to zero.
+
+    Args:
+        weight: (out, inp), any float dtype; not modified.
+        sparsity: share of zeros; exclusive with ``pattern``. The count is rounded half up.
+        pattern: (n, m), n zeros in every m consecutive inputs; a short last block of t inputs gets floor(n·t/m).
+        scope: with ``sparsity``, compare weights over the whole "tensor" or within each "row".
+    Returns:
+        (out, inp), the pruned weight in the dtype of ``weight``; what is kept is unchanged.
+    Raises:
+        ValueError: NaN or inf in weight, not exactly one of sparsity and pattern, an unknown scope.
+    Guarantee: exactly the asked number of weights is removed, ties or not (the lowest index goes first), and
+        among all masks with those counts this one has the least ‖W − Ŵ‖.
+    """
+    check_weight(weight)
+    check_target(sparsity, pattern)
+    if scope not in ("tensor", "row"):
+        raise ValueError(f'scope must be "tensor" or "row", got {scope!r}')
+    scores = weight.abs()
+    if pattern is not None:
+        removed = nm_mask(scores, pattern)
+    elif scope == "row":
+        removed = smallest_mask(scores, removals(sparsity, weight.shape[1]))
+    else:
+        removed = smallest_mask(scores.reshape(1, -1), removals(sparsity, weight.numel())).reshape(weight.shape)
+    return weight.masked_fill(removed, 0)
+
+
+def global_magnitude(
+    weights: Mapping[str, Tensor] | Sequence[Tensor], *, sparsity: float
+) -> dict[str, Tensor] | list[Tensor]:
+    """Set the smallest weights of a whole network to zero: one threshold for all layers.
+
+    Args:
+        weights: the layers' weights, by name or in a row, any shapes and float dtypes; not modified. Magnitudes
+            of different dtypes are compared by value.
+        sparsity: share of zeros over all layers together; the count is rounded half up.
+    Returns:
+        The pruned weights, by name (dict) or in a row (list), each in its own shape and dtype.
+    Raises:
+        ValueError: no weights, NaN or inf, sparsity outside [0, 1]. TypeError: not floating point.
+    Guarantee: exactly the asked number of weights is removed over all layers; ties go by layer, then by index.
+    """
+    check_sparsity(sparsity)
+    named = weights if isinstance(weights, Mapping) else dict(enumerate(weights))
+    if not named:
+        raise ValueError("weights is empty: there is nothing to prune")
+    for name, weight in named.items():
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            raise TypeError(f"weights[{name!r}] must be a floating-point tensor, got {type(weight).__name__}")
+        check_finite(f"weights[{name!r}]", weight)
+    # torch.cat promotes to the widest dtype, which holds the magnitudes of the narrower ones exactly.
+    scores = torch.cat([weight.abs().flatten() for weight in named.values()])
+    removed = smallest_mask(scores, removals(sparsity, len(scores)))
+    parts = removed.split([weight.numel() for weight in named.values()])
+    pruned = {
+        name: weight.masked_fill(part.reshape(weight.shape), 0)
+        for (name, weight), part in zip(named.items(), parts, strict=True)
+    }
+    return pruned if isinstance(weights, Mapping) else list(pruned.values())

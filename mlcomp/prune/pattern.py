@@ -1,0 +1,63 @@
+r"""Which entries to remove, given a score for each: exact counts, exact ties, n:m patterns.
+
+Every pruner of the course decides with these two functions, so that ties and ragged widths mean the same
+everywhere. Both return True where an entry is *removed*; the mask of kept weights is its complement.
+
+Notation: n:m means n zeros in every m consecutive inputs.
+Source: Mishra et al. 2021, arXiv:2104.08378, section 3 (2:4).   Syllabus: 2.06
+"""
+
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+from mlcomp.checks import check_pattern
+
+
+def smallest_mask(scores: Shaped[Tensor, "*rows n"], count: int) -> Bool[Tensor, "*rows n"]:
+    """Mark the ``count`` smallest scores of each row (the last dimension).
+
+    Args:
+        scores: (…, n), any real dtype, infinities allowed; not modified. For a choice over a whole matrix pass
+            ``scores.reshape(1, -1)``.
+        count: entries to mark in each row, 0 … n.
+    Returns:
+        True at exactly ``count`` entries of each row. Equal scores: the lowest index is marked first.
+    Raises:
+        ValueError: no dimension, NaN among the scores, count outside 0 … n.
+    Guarantee: exactly ``count`` marks in each row, and no unmarked score is smaller than a marked one.
+    Cost: one stable sort of each row.
+    """
+    if scores.ndim == 0:
+        raise ValueError("scores must have at least one dimension, got a single number")
+    if torch.isnan(scores).any():
+        raise ValueError("scores hold NaN, which has no place in an order")
+    n = scores.shape[-1]
+    if not 0 <= count <= n:
+        raise ValueError(f"count must be between 0 and the {n} entries of a row, got {count!r}")
+    mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    order = scores.argsort(dim=-1, stable=True)
+    return mask.scatter(-1, order[..., :count], True)
+
+
+def nm_mask(scores: Shaped[Tensor, "*rows n"], pattern: tuple[int, int]) -> Bool[Tensor, "*rows n"]:
+    """Mark the n smallest scores in every m consecutive entries of each row.
+
+    Args:
+        scores: (…, width), any real dtype; not modified.
+        pattern: (n, m).
+    Returns:
+        True at exactly n entries of each whole block of m. Where m does not divide the width, the last, short
+        block of t < m entries gets floor(n·t/m) marks: never denser in zeros than the pattern allows.
+        Equal scores: the lowest index is marked first.
+    Raises:
+        ValueError: NaN among the scores, or a pattern outside 0 ≤ n ≤ m, m ≥ 1.
+    """
+    check_pattern(pattern)
+    zeros, block = pattern
+    width = scores.shape[-1]
+    whole = width - width % block
+    blocks = scores[..., :whole].unflatten(-1, (whole // block, block))
+    marked = smallest_mask(blocks, zeros).flatten(-2)
+    tail = smallest_mask(scores[..., whole:], zeros * (width - whole) // block)
+    return torch.cat([marked, tail], dim=-1)
