@@ -38,10 +38,9 @@ def pack(codes: Integer[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " nbytes"
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise TypeError(f"codes must have an integer dtype, got {codes.dtype}")
     flat = codes.reshape(-1)
-    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < 2**bits:
-        raise ValueError(
-            f"codes must lie in 0 … {2**bits - 1} ({bits} bits), got {int(flat.min())} … {int(flat.max())}"
-        )
+    low, high = (int(flat.min()), int(flat.max())) if len(flat) else (0, 0)
+    if low < 0 or high >= 2**bits:
+        raise ValueError(f"codes must lie in 0 … {2**bits - 1} ({bits} bits), got {low} … {high}")
     # Eight codes of b bits are exactly b bytes, and fit into one 64-bit word.
     groups = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)
     word = torch.zeros(len(groups), dtype=torch.int64, device=codes.device)
@@ -70,7 +69,8 @@ def unpack(packed: UInt8[Tensor, " nbytes"], bits: int, shape: int | tuple[int, 
     need = packed_nbytes(count, bits)
     if packed.dtype != torch.uint8 or packed.shape != (need,):
         raise ValueError(
-            f"{count} codes of {bits} bits are {need} bytes of uint8, got {packed.dtype} of shape {tuple(packed.shape)}"
+            f"{count} codes of {bits} bits are {need} bytes of uint8, "
+            f"got {packed.dtype} of shape {tuple(packed.shape)}"
         )
     stream = torch.nn.functional.pad(packed, (0, -need % bits)).reshape(-1, bits)
     word = torch.zeros(len(stream), dtype=torch.int64, device=packed.device)

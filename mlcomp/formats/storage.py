@@ -1,6 +1,7 @@
 r"""What a sparse matrix costs to store: dense, CSR, bitmask and n:m, to the byte.
 
-Notation: (out, inp) shape, nnz kept weights, v bits per value. Each part is an array of its own, padded to whole bytes.
+Notation: (out, inp) shape, nnz kept weights, v bits per value. Each part is an array of its own, padded to whole
+bytes.
 
 | format | values | where they are |
 |---|---|---|
@@ -46,9 +47,7 @@ def sparse_nbytes(
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if out < 1 or inp < 1 or not 0 <= nnz <= out * inp:
-        raise ValueError(
-            f"nnz must be between 0 and the number of weights of a (out, inp) matrix, got {nnz} of {shape}"
-        )
+        raise ValueError(f"nnz must be between 0 and out · inp of shape (out, inp), got {nnz} of {shape}")
     if value_bits < 1 or index_bits < 1:
         raise ValueError(f"value_bits and index_bits must be at least 1, got {value_bits} and {index_bits}")
     if (pattern is not None) != (format == "n:m"):

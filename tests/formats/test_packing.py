@@ -65,5 +65,5 @@ def test_bad_input(as_user):
     with pytest.raises(TypeError, match="integer"):
         pack(codes.float(), 3)
     for shape, bits in ((3, 3), ((2, 3), 3), (2, 9)):
-        with pytest.raises(ValueError, match="bytes|bits"):
+        with pytest.raises(ValueError, match=r"bytes|bits"):
             unpack(pack(codes, 3), bits, shape)
