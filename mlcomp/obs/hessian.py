@@ -58,7 +58,7 @@ def inverse_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> 
         The inverse (float64), the dead inputs, and the damping that was used.
     Raises:
         ValueError: H is malformed, ``damp`` negative, or H + λI is not positive definite (fewer samples than
-            inputs and no damping): the message says which damping would do.
+            inputs, and no damping) beyond the rounding of H's own dtype: the message says which damping would do.
     """
     check_hessian(hessian, hessian.shape[0])
     if not damp >= 0:
@@ -73,11 +73,15 @@ def inverse_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> 
     h[:, dead] = 0
     h[dead, dead] = 1
     factor, info = torch.linalg.cholesky_ex(h)
-    # A rank-deficient H may still pass Cholesky by rounding; its smallest pivot then is at the rounding level.
-    pivots = factor.diagonal().square() / h.diagonal()
-    if int(info) or float(pivots.min()) < len(h) * torch.finfo(h.dtype).eps:
+    # A rank-deficient H may pass Cholesky by rounding, and its "inverse" then is noise. Scaled to a unit diagonal,
+    # the inverse has a trace of about 1/λ_min; the λ_min that rounding alone leaves is a few eps of the dtype in which
+    # X·Xᵀ was summed (below 4 in experiments), or n·eps of the factorization.
+    eps = torch.finfo(hessian.dtype).eps
+    smallest = max(10 * eps, len(h) * torch.finfo(h.dtype).eps)
+    inverse = torch.cholesky_inverse(factor) if not int(info) else None
+    if inverse is None or not float((inverse.diagonal() * h.diagonal()).sum()) * smallest < 1:
         raise ValueError(
             f"the Hessian of {len(h)} inputs is singular (damp={damp}): use more calibration samples than inputs, "
             f"or a positive damp; 0.01 is usual, 0.1 to 1 when samples are fewer than inputs"
         )
-    return InverseHessian(torch.cholesky_inverse(factor), dead, damping)
+    return InverseHessian(inverse, dead, damping)
