@@ -2,8 +2,8 @@ r"""The sweep that GPTQ and SparseGPT share: fix one column, let the columns aft
 
 Notation: W weight (out, inp), $H = 2XX^\top$, U the upper Cholesky factor of the inverse, $H^{-1} = U^\top U$.
 When columns leave in a fixed order, row i of U holds all that OBS needs at step i: with F the columns i and later,
-$[H_F^{-1}]_{ii} = U_{ii}^2$ and $[H_F^{-1}]_{ij} = U_{ii}U_{ij}$. A column that changes from w to q therefore makes the
-error $e = (w - q)/U_{ii}$, adds $\tfrac12 e^2$ to the loss, and moves each later column j by $-e\,U_{ij}$.
+$[H_F^{-1}]_{ii} = U_{ii}^2$ and $[H_F^{-1}]_{ij} = U_{ii}U_{ij}$. A column that changes from w to q therefore makes
+the error $e = (w - q)/U_{ii}$, adds $\tfrac12 e^2$ to the loss, and moves each later column j by $-e\,U_{ij}$.
 Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 3.3, steps 2 and 3.   Syllabus: 2.05, 2.08
 """
 
@@ -37,7 +37,7 @@ def column_order(hessian: Float[Tensor, "inp inp"], order: str) -> Int[Tensor, "
 def inverse_factor(
     hessian: Float[Tensor, "inp inp"], columns: Int[Tensor, " inp"], *, damp: float
 ) -> tuple[Float[Tensor, "inp inp"], Bool[Tensor, " inp"]]:
-    r"""Return U (float64), $U^\top U = (H + \lambda I)^{-1}$ with columns reordered, and the dead inputs, not reordered.
+    r"""Return U (float64), $U^\top U = (H + \lambda I)^{-1}$ reordered, and the dead inputs, not reordered.
 
     Raises:
         ValueError: as :func:`mlcomp.obs.inverse_hessian`.

@@ -1,6 +1,6 @@
 r"""SparseGPT: prune column after column with OBS updates; all rows share one sequence of inverse Hessians.
 
-Notation: W weight, $H = 2XX^\top$, U with $U^\top U = (H+\lambda I)^{-1}$, n:m = n zeros in every m consecutive inputs.
+Notation: W weight, $H = 2XX^\top$, U with $U^\top U = (H+\lambda I)^{-1}$, n:m means n zeros in every m inputs.
 Source: Frantar, Alistarh 2023, arXiv:2301.00774, Algorithm 1.   Syllabus: 2.05, 2.06
 """
 
@@ -44,12 +44,14 @@ def sparsegpt(
         The pruned and updated weight (out, inp), in the dtype of ``weight``.
     Raises:
         ValueError: malformed weight, H or option; not exactly one target; H + λI singular.
-    Guarantee: exactly removals(sparsity, out·inp) weights are removed, ties included (the lowest index goes first), or
-        all weights of dead inputs (zero diagonal) if these are more: they are always zero. With a given mask the result
-        is that of OBS applied to each row's zeros in column order. It does not depend on ``block_size`` or the scale of X.
+    Guarantee: exactly removals(sparsity, out·inp) weights are removed, ties included (the lowest index goes first),
+        or all weights of dead inputs (zero diagonal) if these are more: they are always zero. With a given mask the
+        result is that of OBS applied to each row's zeros in column order. It depends neither on ``block_size`` nor on
+        the scale of X.
     Cost: 2·out·inp² + 4·inp³ FLOPs.
     Deviations: the count is exact over the matrix, where the published code compares with a threshold; masks follow
-        updated weights even where ``mask_block`` is not a multiple of ``block_size``; damping is relative to live inputs.
+        updated weights even where ``mask_block`` is not a multiple of ``block_size``; damping is relative to the
+        live inputs only.
     """
     check_weight(weight)
     check_hessian(hessian, weight.shape[1])
