@@ -54,6 +54,8 @@ def nm_mask(scores: Shaped[Tensor, "*rows n"], pattern: tuple[int, int]) -> Bool
         ValueError: NaN among the scores, or a pattern outside 0 ≤ n ≤ m, m ≥ 1.
     """
     check_pattern(pattern)
+    if scores.ndim == 0:
+        raise ValueError("scores must have at least one dimension, got a single number")
     zeros, block = pattern
     width = scores.shape[-1]
     whole = width - width % block

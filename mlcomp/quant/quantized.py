@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from mlcomp.formats import packed_nbytes
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -41,13 +43,17 @@ class Quantized:
 
     @property
     def nbytes(self) -> int:
-        """Bytes as packed: codes at ``bits`` each, steps in their dtype, zero codes and group index where stored."""
-        bits = self.codes.numel() * self.bits + self.step.numel() * self.step.element_size() * 8
+        """Bytes as packed by :func:`mlcomp.formats.pack`, each array padded to whole bytes.
+
+        Codes take ``bits`` each, steps their dtype, zero codes ``bits`` each where they are stored, and an explicit
+        group index ⌈log₂ groups⌉ bits for each column.
+        """
+        size = packed_nbytes(self.codes.numel(), self.bits) + self.step.nbytes
         if not self.symmetric:
-            bits += self.zero.numel() * self.bits
+            size += packed_nbytes(self.zero.numel(), self.bits)
         if self.group is not None:
-            bits += self.group.numel() * max(1, (self.step.shape[1] - 1).bit_length())
-        return -(-bits // 8)
+            size += packed_nbytes(self.group.numel(), (self.step.shape[1] - 1).bit_length())
+        return size
 
     @property
     def bits_per_weight(self) -> float:

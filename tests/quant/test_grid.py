@@ -1,0 +1,141 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlcomp.quant import Grid, fit_grid
+
+BITS = st.integers(1, 8)
+SEED = st.integers(0, 2**31)
+
+
+def weight_of(seed: int, rows: int = 4, n: int = 9, exponent: int = 0) -> torch.Tensor:
+    return torch.randn(rows, n, generator=torch.Generator().manual_seed(seed)) * 10.0**exponent
+
+
+@given(BITS, st.booleans(), SEED, st.integers(-30, 30))
+def test_minmax_error_is_at_most_half_a_step(bits, symmetric, seed, exponent):
+    weight = weight_of(seed, exponent=exponent)
+    grid = fit_grid(weight, bits=bits, symmetric=symmetric)
+    # The quotient w/s (up to 2^b) and the product s·q are rounded to float32: 2^b units of 2^-24 each.
+    assert ((weight - grid.round(weight)).abs() <= grid.step * (0.5 + 2**bits * 2**-22)).all()
+
+
+@given(BITS, st.booleans(), SEED, st.sampled_from(["minmax", "mse"]))
+def test_rounding_twice_changes_nothing_and_zero_is_exact(bits, symmetric, seed, clip):
+    weight = weight_of(seed)
+    weight[:, 3] = 0
+    grid = fit_grid(weight, bits=bits, symmetric=symmetric, clip=clip)
+    rounded = grid.round(weight)
+    assert torch.equal(grid.round(rounded), rounded)
+    assert torch.equal(grid.decode(grid.encode(weight)), rounded)
+    assert (rounded[:, 3] == 0).all()
+    assert torch.equal(grid.zero, grid.zero.round()) and (grid.zero >= 0).all() and (grid.zero < 2**bits).all()
+
+
+@given(BITS, st.booleans(), SEED)
+def test_codes_are_the_nearest_points(bits, symmetric, seed):
+    weight = weight_of(seed).double()
+    grid = fit_grid(weight, bits=bits, symmetric=symmetric)
+    points = (torch.arange(2**bits).double() - grid.zero) * grid.step  # (rows, points)
+    nearest = (weight[..., None] - points[:, None, :]).abs().amin(-1)
+    assert torch.allclose((weight - grid.round(weight)).abs(), nearest, rtol=0, atol=1e-12)
+
+
+@given(BITS, st.booleans(), SEED)
+def test_mse_clip_is_never_worse_than_minmax(bits, symmetric, seed):
+    # Heavy tails, where clipping pays.
+    weight = weight_of(seed, n=40) ** 3
+    error = {
+        clip: (weight - fit_grid(weight, bits=bits, symmetric=symmetric, clip=clip).round(weight)).square().sum(1)
+        for clip in ("minmax", "mse")
+    }
+    assert (error["mse"] <= error["minmax"]).all()
+
+
+def test_mse_clip_is_the_best_of_the_81_shares():
+    weight = weight_of(0, rows=1, n=50).double() ** 3
+    low, high = float(weight.min()), float(weight.max())
+    errors = []
+    for percent in range(100, 19, -1):
+        a, b = low * percent / 100, high * percent / 100
+        step = (b - a) / 7
+        zero = round(-a / step)
+        q = torch.clamp(torch.round(weight / step) + zero, 0, 7)
+        errors.append(float((weight - (q - zero) * step).square().sum()))
+    rounded = fit_grid(weight, bits=3, clip="mse").round(weight)
+    assert float((weight - rounded).square().sum()) == pytest.approx(min(errors), rel=1e-12)
+    assert min(errors) < errors[0]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("clip", ["minmax", "mse"])
+def test_zero_and_constant_rows(symmetric, clip):
+    weight = torch.tensor([[0.0] * 5, [0.3] * 5, [-0.3] * 5])
+    grid = fit_grid(weight, bits=4, symmetric=symmetric, clip=clip)
+    assert grid.step[0] == 1
+    rounded = grid.round(weight)
+    assert (rounded[0] == 0).all()
+    if symmetric:
+        assert ((rounded - weight).abs() <= grid.step * 0.5001).all()
+    else:
+        # The one value is the end of the range: exact up to two roundings.
+        assert torch.allclose(rounded, weight, rtol=3e-7, atol=0)
+
+
+def test_symmetric_grid_by_hand():
+    # Range [−7.5, 7.5] in 4 bits: step 1, codes 0 … 15 stand for −8 … 7.
+    grid = fit_grid(torch.tensor([[7.5, -3.2, 0.0]]), bits=4, symmetric=True)
+    assert grid.step.item() == 1 and grid.zero.item() == 8
+    assert grid.encode(torch.tensor([[7.5, -3.2, 0.0]])).tolist() == [[15, 5, 8]]
+
+
+def test_asymmetric_grid_by_hand():
+    # Range [−1, 2] in 2 bits: step 1, zero code 1.
+    weight = torch.tensor([[-1.0, 2.0, 0.4, 1.6]])
+    grid = fit_grid(weight, bits=2)
+    assert grid.step.item() == 1 and grid.zero.item() == 1
+    assert grid.encode(weight).tolist() == [[0, 3, 1, 3]]
+    # A row on one side of zero still has zero at an end of its range.
+    assert fit_grid(torch.tensor([[3.0, 1.0]]), bits=2).zero.item() == 0
+    assert fit_grid(torch.tensor([[-3.0, -1.0]]), bits=2).zero.item() == 3
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_extreme_floats(symmetric):
+    big = torch.finfo(torch.float32).max
+    weight = torch.tensor([[big, -big, 0.0], [1e-40, -1e-41, 0.0], [1e-45, 0.0, 0.0]])
+    grid = fit_grid(weight, bits=4, symmetric=symmetric)
+    rounded = grid.round(weight)
+    assert torch.isfinite(grid.step).all() and torch.isfinite(rounded[1:]).all()
+    assert ((weight[1] - rounded[1]).abs() <= grid.step[1] * 0.51).all()
+    assert grid.step[2] == 1 and (rounded[2] == 0).all()
+    # The ends of the range of the largest float round to a finite number, or up, beyond it, never to NaN.
+    assert not torch.isnan(rounded).any()
+
+
+def test_dtypes():
+    weight = weight_of(0)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        narrow = weight.to(dtype)
+        grid = fit_grid(narrow, bits=4)
+        assert grid.step.dtype == torch.float32
+        wide = fit_grid(narrow.float(), bits=4)
+        assert torch.equal(grid.step, wide.step) and torch.equal(grid.zero, wide.zero)
+    assert fit_grid(weight.double(), bits=4).step.dtype == torch.float64
+
+
+def test_weight_is_not_modified():
+    weight = weight_of(0)
+    before = weight.clone()
+    grid = fit_grid(weight, bits=3, clip="mse")
+    grid.round(weight), grid.encode(weight)
+    assert torch.equal(weight, before) and isinstance(grid, Grid)
+
+
+def test_bad_input(as_user):
+    for bits in (0, 9, 4.0, True):
+        with pytest.raises(ValueError, match="bits must be"):
+            fit_grid(torch.ones(1, 2), bits=bits)
+    with pytest.raises(ValueError, match="clip must be"):
+        fit_grid(torch.ones(1, 2), bits=4, clip="best")
