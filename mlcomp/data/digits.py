@@ -1,0 +1,32 @@
+"""1797 real handwritten digits of 8×8 pixels, from scikit-learn: small enough for exact whole-network Hessians.
+
+E. Alpaydin and C. Kaynak 1998, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, CC BY 4.0;
+shipped with scikit-learn (BSD-3-Clause), so nothing is downloaded.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mlcomp.extras import need
+
+
+def digits(split: str = "all") -> tuple[Float[Tensor, "n 1 8 8"], Int64[Tensor, " n"]]:
+    """Return images in [0, 1], float32, and their labels.
+
+    Args:
+        split: "all" (1797), "train" (1438) or "held_out" (359: every fifth image).
+    Raises:
+        ValueError: another split.
+        ImportError: scikit-learn is not installed.
+    """
+    if split not in ("all", "train", "held_out"):
+        raise ValueError(f'split must be "all", "train" or "held_out", got {split!r}')
+    bunch = need("sklearn.datasets", "llm").load_digits()
+    images = torch.from_numpy(bunch.images).float()[:, None] / 16  # pixels are counts from 0 to 16
+    labels = torch.from_numpy(bunch.target).long()
+    if split == "all":
+        return images, labels
+    held_out = torch.arange(len(labels)) % 5 == 4
+    chosen = held_out if split == "held_out" else ~held_out
+    return images[chosen], labels[chosen]

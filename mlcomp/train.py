@@ -1,0 +1,150 @@
+"""The one training loop of the course: mini-batches, AdamW, a one-cycle learning rate, checkpoints.
+
+Notation: an epoch is one pass over the inputs in a fresh random order.
+Source: Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW); Smith & Topin 2018, arXiv:1708.07120 (one cycle).
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from mlcomp.checks import check_finite
+
+
+@dataclass(frozen=True)
+class History:
+    """Mean training loss of each epoch, from the first."""
+
+    loss: tuple[float, ...]
+
+
+def train(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    lr: float,
+    batch_size: int = 64,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    checkpoint: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> History:
+    """Train ``model`` in place and return the history; the model's mode is kept.
+
+    Args:
+        model: its parameters that require a gradient are trained, where they lie (any device).
+        inputs: (n, …), moved to the model's device batch by batch.
+        labels: (n, …), whatever ``loss`` takes.
+        epochs: passes over the inputs.
+        lr: peak learning rate; it rises from lr/25 over the first 30 % of the steps, then falls to almost zero.
+        batch_size: the last batch of an epoch may be smaller, unless it would hold one sample (BatchNorm needs two).
+        seed: of the order, the augmentation and layers such as dropout; the global random state is left alone.
+        weight_decay: decoupled, as in AdamW.
+        augment: ``augment(batch, generator)`` returns the batch to train on.
+        loss: ``loss(model(batch), labels)``, a scalar mean.
+        checkpoint: a file written after each epoch; if it exists, training goes on from it.
+        progress: show a tqdm bar.
+    Returns:
+        the mean loss of each epoch, those before a resumption included.
+    Raises:
+        ValueError: bad options, NaN in the inputs, a checkpoint of another run, or a loss that is NaN or infinite.
+    Guarantee: the same arguments give the same weights, bit for bit, on the same machine and number of threads,
+        whether or not the run was interrupted and resumed.
+    """
+    _check(model, inputs, labels, epochs=epochs, lr=lr, batch_size=batch_size)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    starts = [i for i in range(0, len(inputs), batch_size) if i == 0 or len(inputs) - i > 1]
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * len(starts))
+    state = _State(model, optimizer, schedule, [])
+    run = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "weight_decay": weight_decay}
+    run |= {"samples": len(inputs), "parameters": sum(p.numel() for p in trained)}
+    if checkpoint is not None and Path(checkpoint).exists():
+        state.load(Path(checkpoint), run)
+    training = model.training
+    model.train()
+    try:
+        bar = tqdm(range(len(state.loss), epochs), desc="epochs", disable=not progress)
+        for epoch in bar:
+            state.loss.append(_epoch(state, inputs, labels, starts, batch_size, (seed, epoch), augment, loss))
+            bar.set_postfix(loss=f"{state.loss[-1]:.4f}")
+            if checkpoint is not None:
+                state.save(Path(checkpoint), run)
+    finally:
+        model.train(training)
+    return History(tuple(state.loss))
+
+
+def _epoch(state, inputs, labels, starts, batch_size, seeds, augment, loss) -> float:
+    """Train one epoch; all its randomness comes from (seed, epoch), so that a resumed run repeats it."""
+    generator = torch.Generator().manual_seed(seeds[0] * 1_000_003 + seeds[1])
+    order = torch.randperm(len(inputs), generator=generator)
+    device = next(state.model.parameters()).device
+    total, seen = 0.0, 0
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # for dropout and its like
+        for start in starts:
+            chosen = order[start : start + batch_size]
+            batch = inputs[chosen] if augment is None else augment(inputs[chosen], generator)
+            value = loss(state.model(batch.to(device)), labels[chosen].to(device))
+            check_finite(f"the loss in epoch {seeds[1]}", value.detach())
+            state.optimizer.zero_grad()
+            value.backward()
+            state.optimizer.step()
+            state.schedule.step()
+            total, seen = total + float(value.detach()) * len(chosen), seen + len(chosen)
+    return total / seen
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    loss: list[float]
+
+    def save(self, path: Path, run: dict) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parts = {k: getattr(self, k).state_dict() for k in ("model", "optimizer", "schedule")}
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as file:
+            torch.save({"run": run, "loss": self.loss, **parts}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+    def load(self, path: Path, run: dict) -> None:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        if saved["run"] != run:
+            raise ValueError(
+                f"checkpoint {path} belongs to another run ({saved['run']}, not {run}): delete or move it"
+            )
+        for key in ("model", "optimizer", "schedule"):
+            getattr(self, key).load_state_dict(saved[key])
+        self.loss[:] = saved["loss"]
+
+
+def _check(model: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, lr: float, batch_size: int) -> None:
+    if len(inputs) != len(labels) or len(inputs) == 0:
+        raise ValueError(f"inputs and labels must have the same length ≥ 1, got {len(inputs)} and {len(labels)}")
+    if inputs.is_floating_point():
+        check_finite("inputs", inputs)
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"lr must be positive and finite, got {lr!r}")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("the model has no parameter that requires a gradient, so there is nothing to train")
