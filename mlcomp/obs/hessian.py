@@ -74,8 +74,8 @@ def inverse_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> 
     h[dead, dead] = 1
     factor, info = torch.linalg.cholesky_ex(h)
     # A rank-deficient H may pass Cholesky by rounding, and its "inverse" then is noise. Scaled to a unit diagonal,
-    # the inverse has a trace of about 1/λ_min; the λ_min that rounding alone leaves is a few eps of the dtype in which
-    # X·Xᵀ was summed (below 4 in experiments), or n·eps of the factorization.
+    # the inverse has a trace of about 1/λ_min. The λ_min that rounding alone leaves is a few eps of the dtype in
+    # which X·Xᵀ was summed (below 4 in experiments), or n·eps of the factorization.
     eps = torch.finfo(hessian.dtype).eps
     smallest = max(10 * eps, len(h) * torch.finfo(h.dtype).eps)
     inverse = torch.cholesky_inverse(factor) if not int(info) else None

@@ -21,7 +21,7 @@ def small(out=6, inp=24, samples=60, seed=0):
 
 
 def literal_gptq(weight, hessian, *, bits, group_size=None, order="natural", damp=0.01, **grid_options):
-    """OBQ with a fixed order, written with the lemma of the inverse update and nothing else: no factor, no batches."""
+    """OBQ with a fixed order, by the lemma of the inverse update and nothing else: no factor, no batches."""
     h = hessian.double()
     h = h + damp * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
     inp = len(h)
