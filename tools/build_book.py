@@ -1,0 +1,37 @@
+"""Build the book with warnings as errors.
+
+    python tools/build_book.py           # clean: what CI trusts
+    python tools/build_book.py --keep    # reuse what did not change
+
+A second, incremental build of a broken book exits 0, so `--keep` falls back to a clean build after a red one.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def build(root: Path, out: Path, *, keep: bool = False) -> int:
+    """Build the book of ``root`` into ``out``/_build/html and return the exit status."""
+    folder = out / "_build"
+    green = folder / ".green"
+    if folder.exists() and not (keep and green.exists()):
+        shutil.rmtree(folder)
+    green.unlink(missing_ok=True)
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", "-W", "-n", "--keep-going", "-q", str(root)]
+    code = subprocess.run([*command, "--path-output", str(out)], cwd=root).returncode
+    if code == 0:
+        green.touch()
+    return code
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="reuse the pages that did not change")
+    parser.add_argument("--out", type=Path, default=ROOT, help="folder that receives _build")
+    options = parser.parse_args()
+    sys.exit(build(ROOT, options.out, keep=options.keep))

@@ -1,0 +1,285 @@
+"""Stamp, run, verify and convert the notebooks.
+
+    python tools/notebooks.py from-py lectures/2_…/03_exact_obs.py   # py:percent → .ipynb, stamped and formatted
+    python tools/notebooks.py to-py   lectures/2_…/03_exact_obs.ipynb
+    python tools/notebooks.py run     [--force | --changed-code-only] [NOTEBOOK …]
+    python tools/notebooks.py verify  [NOTEBOOK …]
+    python tools/notebooks.py stamp   [NOTEBOOK …]
+
+Without names every lecture notebook is meant. `run` executes what is stale (its own code, or any of the library,
+changed since its outputs were stored) in a fresh kernel, in an empty temporary folder.
+"""
+
+import argparse
+import hashlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+import yaml
+from jupytext.combine import combine_inputs_with_outputs
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+LECTURES = ROOT / "lectures"
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+HEADER_KEYS = {"title", "lecture", "slides", "syllabus"}
+
+# What a stored output must not hold: it would differ on the reader's machine, or is noise.
+NOISE = {
+    "an absolute path": re.compile(r"(?<![\w.:/])(/(home|Users|root|tmp|work|opt|usr|mnt)/\S|[A-Z]:\\\w)"),
+    "a traceback": re.compile(r"Traceback \(most recent call last\)"),
+    "a warning": re.compile(r"\b\w*Warning: "),
+    "a progress bar": re.compile(r"\d+%\|"),
+}
+
+
+def config() -> dict:
+    return yaml.safe_load((ROOT / "_config.yml").read_text())
+
+
+def lecture_notebooks() -> list[Path]:
+    return sorted(p for p in LECTURES.glob("**/*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def write(nb: nbformat.NotebookNode, path: Path) -> None:
+    """Write with metadata that says nothing about the machine, and ids that follow from the cells."""
+    keep = nb.metadata.get("mlcomp", {})
+    nb.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}, "mlcomp": keep})
+    seen = set()
+    for cell in nb.cells:
+        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in ("tags", "mystnb")})
+        salt = 0
+        while (name := digest(f"{cell.cell_type}{cell.source}{salt}")[:8]) in seen:
+            salt += 1
+        seen.add(name)
+        cell.id = name
+    nb.nbformat_minor = 5
+    nbformat.validate(nb)
+    path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def code_hash(nb: nbformat.NotebookNode) -> str:
+    return digest("\n\0".join(c.source for c in nb.cells if c.cell_type == "code"))
+
+
+def library_hash() -> str:
+    files = sorted((ROOT / "mlcomp").rglob("*.py"))
+    return digest("\0".join(f"{f.relative_to(ROOT)}\0{f.read_text()}" for f in files))
+
+
+# --- stamp ------------------------------------------------------------------------------------------------------
+
+
+def first_cells(nb: nbformat.NotebookNode, path: Path) -> list[nbformat.NotebookNode]:
+    """Return the two cells that every lecture notebook begins with."""
+    info = nb.metadata.get("mlcomp", {})
+    if missing := sorted({"title", "lecture", "syllabus"} - set(info)):
+        raise ValueError(f"{path}: the header lacks mlcomp.{', mlcomp.'.join(missing)} (see tools/template.py)")
+    settings = config()
+    url, branch = settings["repository"]["url"], settings["repository"]["branch"]
+    where = path.resolve().relative_to(ROOT) if path.resolve().is_relative_to(ROOT) else path.name
+    colab = (
+        f"https://colab.research.google.com/github/{url.removeprefix('https://github.com/')}/blob/{branch}/{where}"
+    )
+    names = settings["mlcomp_lectures"]
+    follows = names[info["lecture"]] + (f", slides {info['slides']}" if "slides" in info else "")
+    title = nbformat.v4.new_markdown_cell(f"# {info['title']}\n\n{follows} · [Open in Colab ↗]({colab})")
+    setup = nbformat.v4.new_code_cell(
+        "# Set-up: installs mlcomp where it is missing (on Colab, for example) and asks for sharp figures.\n"
+        "import importlib.util\n\n"
+        'if importlib.util.find_spec("mlcomp") is None:\n'
+        f'    %pip install --quiet "mlcomp-book[llm] @ git+{url}"\n'
+        "import matplotlib_inline.backend_inline\n\n"
+        'matplotlib_inline.backend_inline.set_matplotlib_formats("retina")',
+        metadata={"tags": ["remove-cell"]},
+    )
+    return [title, setup]
+
+
+def is_stamped(nb: nbformat.NotebookNode, path: Path) -> bool:
+    want = first_cells(nb, path)
+    have = nb.cells[:2]
+    return [(c.cell_type, c.source) for c in have] == [(c.cell_type, c.source) for c in want]
+
+
+def stamp(nb: nbformat.NotebookNode, path: Path) -> None:
+    """Put the two first cells in place; a title or set-up cell of an earlier stamp is replaced, in part or whole."""
+    title, setup = first_cells(nb, path)
+    body = list(nb.cells)
+    if body and body[0].cell_type == "markdown" and body[0].source.startswith("# "):
+        body.pop(0)
+    if body and body[0].cell_type == "code" and body[0].source.startswith("# Set-up:"):
+        old = body.pop(0)
+        if old.source == setup.source:
+            setup = old
+    nb.cells = [title, setup, *body]
+
+
+# --- run --------------------------------------------------------------------------------------------------------
+
+
+def is_stale(nb: nbformat.NotebookNode, *, code_only: bool = False) -> bool:
+    ran = nb.metadata.get("mlcomp", {}).get("ran", {})
+    return ran.get("code") != code_hash(nb) or (not code_only and ran.get("library") != library_hash())
+
+
+def run(path: Path, timeout: int = 300) -> str | None:
+    """Execute ``path`` in a fresh kernel and store its outputs; return what went wrong, if anything."""
+    nb = read(path)
+    library = library_hash()
+    nb.metadata["kernelspec"] = KERNEL
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            nb,
+            timeout=timeout,
+            kernel_name="python3",
+            record_timing=False,
+            resources={"metadata": {"path": folder}},
+            extra_arguments=["--log-level=40"],
+        )
+        try:
+            client.execute()
+        except Exception as error:
+            return f"{type(error).__name__}: {re.sub(chr(27) + r'[[][0-9;]*m', '', str(error))[-1500:]}"
+    nb.metadata.setdefault("mlcomp", {})["ran"] = {"code": code_hash(nb), "library": library}
+    write(nb, path)
+    return None
+
+
+# --- verify -----------------------------------------------------------------------------------------------------
+
+
+def output_text(output: nbformat.NotebookNode) -> str:
+    data = output.get("data", {})
+    parts = [output.get("text", ""), *(v for k, v in data.items() if k.startswith("text/") and isinstance(v, str))]
+    return "\n".join(parts)
+
+
+def is_checked(cell: nbformat.NotebookNode) -> bool:
+    return "NBVAL_CHECK_OUTPUT" in cell.source or "nbval-check-output" in cell.metadata.get("tags", [])
+
+
+def problems(nb: nbformat.NotebookNode, path: Path) -> list[str]:
+    """Return everything that is wrong with a lecture notebook as it is stored."""
+    found = []
+    code = [c for c in nb.cells if c.cell_type == "code" and c.source.strip()]
+    if not is_stamped(nb, path):
+        found.append("its first two cells are not the stamped ones (run `stamp`)")
+    if [c.execution_count for c in code] != list(range(1, len(code) + 1)):
+        found.append("its cells were not all run, in order, in a fresh kernel (run `run`)")
+    if is_stale(nb, code_only=True):
+        found.append("its code changed after its outputs were stored (run `run`)")
+    if not any(re.search(r"\bassert|\bassert_", c.source) for c in code):
+        found.append("no cell asserts a claim of the text")
+    if not any(is_checked(c) for c in code):
+        found.append("no cell is marked NBVAL_CHECK_OUTPUT")
+    for n, cell in enumerate(code, 1):
+        if is_checked(cell) and not cell.outputs:
+            found.append(f"code cell {n} is marked NBVAL_CHECK_OUTPUT and has no output")
+        for output in cell.outputs:
+            if output.output_type == "error":
+                found.append(f"code cell {n} ended in an error")
+            if output.get("name") == "stderr":
+                found.append(f"code cell {n} wrote to stderr: {output_text(output)[:120]!r}")
+            for what, pattern in NOISE.items():
+                if hit := pattern.search(output_text(output)):
+                    found.append(f"code cell {n} shows {what}: {hit.group()!r}")
+    return found
+
+
+# --- convert ----------------------------------------------------------------------------------------------------
+
+
+def from_py(path: Path) -> Path:
+    """Make or update the notebook beside a py:percent file; outputs of unchanged cells are kept until `run`."""
+    target = path.with_suffix(".ipynb")
+    nb = jupytext.reads(path.read_text(), fmt="py:percent")
+    if nb.cells and all(line.startswith("#") or not line for line in nb.cells[0].source.splitlines()):
+        nb.cells = nb.cells[nb.cells[0].cell_type == "code" :]  # a comment to authors above the first cell
+    info = {k: v for k, v in nb.metadata.get("mlcomp", {}).items() if k in HEADER_KEYS}
+    if target.exists():
+        old = read(target)
+        nb = combine_inputs_with_outputs(nb, old)
+        info["ran"] = old.metadata.get("mlcomp", {}).get("ran", {})
+    nb.metadata["mlcomp"] = nbformat.from_dict(info)
+    stamp(nb, target)
+    write(nb, target)
+    ruff("format", target)
+    write(read(target), target)
+    return target
+
+
+def to_py(path: Path) -> Path:
+    """Write a notebook as py:percent beside it, without the stamped cells."""
+    nb = read(path)
+    if is_stamped(nb, path):
+        nb.cells = nb.cells[2:]
+    nb.metadata["mlcomp"] = {k: v for k, v in nb.metadata["mlcomp"].items() if k in HEADER_KEYS}
+    keep = {"notebook_metadata_filter": "kernelspec,mlcomp,-jupytext", "cell_metadata_filter": "tags"}
+    nb.metadata["jupytext"] = keep
+    target = path.with_suffix(".py")
+    target.write_text(jupytext.writes(nb, fmt="py:percent"))
+    return target
+
+
+def ruff(command: str, path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "ruff", command, "--quiet", str(path)], check=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("stamp", "run", "verify", "from-py", "to-py"):
+        sub = commands.add_parser(name)
+        sub.add_argument("paths", nargs="+" if "py" in name else "*", type=Path)
+        if name == "run":
+            sub.add_argument("--force", action="store_true", help="run what is fresh, too")
+            sub.add_argument("--changed-code-only", action="store_true", help="ignore changes in mlcomp")
+            sub.add_argument("--timeout", type=int, default=300, help="seconds that one cell may take")
+    args = parser.parse_args(argv)
+    failed = 0
+    for path in args.paths or lecture_notebooks():
+        if args.command == "stamp":
+            nb = read(path)
+            if not is_stamped(nb, path):
+                stamp(nb, path)
+                write(nb, path)
+                print(f"stamped {path}")
+        elif args.command == "run":
+            if not args.force and not is_stale(read(path), code_only=args.changed_code_only):
+                print(f"   fresh  {path}")
+                continue
+            start = time.perf_counter()
+            error = run(path, args.timeout)
+            print(f"{time.perf_counter() - start:6.1f} s  {path}{'  FAILED' if error else ''}", flush=True)
+            if error:
+                failed += 1
+                print(error, file=sys.stderr)
+        elif args.command == "verify":
+            for problem in problems(read(path), path):
+                failed += 1
+                print(f"{path}: {problem}", file=sys.stderr)
+        else:
+            print((from_py if args.command == "from-py" else to_py)(path))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
