@@ -35,6 +35,7 @@ NOISE = {
     "an absolute path": re.compile(r"(?<![\w.:/])(/(home|Users|root|tmp|work|opt|usr|mnt)/\S|[A-Z]:\\\w)"),
     "a traceback": re.compile(r"Traceback \(most recent call last\)"),
     "a warning": re.compile(r"\b\w*Warning: "),
+    "an object's address": re.compile(r"\b0x[0-9a-f]{8,}"),
     "a progress bar": re.compile(r"\d+%\|"),
 }
 

@@ -25,7 +25,7 @@
 # %% [markdown]
 # A layer's weights are stored in 16 or 32 bits. Most of those bits carry nothing that the network needs. How many can
 # we drop by simply rounding, and what do we pay? *(The problem, in a paragraph a newcomer can follow: what is given,
-# what is wanted, what it costs. Lines run to 118 characters.)*
+# what is wanted, what it costs. Code lines of at most 88 characters need no scrolling.)*
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -34,8 +34,6 @@ import torch
 from mlcomp.data.synthetic import make_layer
 from mlcomp.notebook import glue, show_source
 from mlcomp.quant import rtn
-
-torch.manual_seed(0)
 
 # %% [markdown]
 # ## The idea in one picture
