@@ -1,0 +1,51 @@
+"""What the kernel files share: Triton, with a clear error where it is missing, and the checks before a launch.
+
+A kernel is decorated with ``@triton.jit`` and ``@no_type_check``: the second keeps the shape checker of the tests, which
+wraps every function of the package, from wrapping code that Triton compiles from its source.
+"""
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError(
+        "the kernels need Triton, which runs on Linux: pip install 'mlcomp-book[kernels]' (the references in "
+        "mlcomp.formats, mlcomp.quant and mlcomp.obs need nothing)"
+    ) from error
+
+__all__ = ["INTERPRETED", "check_devices", "check_dtype", "check_shape", "tl", "triton"]
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+def check_devices(**tensors: Tensor) -> None:
+    """Raise unless all tensors lie on one device that the kernel can run on."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"all tensors must be on one device, got {devices}")
+    kind = next(iter(tensors.values())).device.type
+    if INTERPRETED and kind != "cpu":
+        raise ValueError(f"Triton's interpreter is on, so the tensors must be on the CPU, got {devices}")
+    if not INTERPRETED and kind != "cuda":
+        raise ValueError(
+            f"the kernel runs on a GPU, got {devices}; on a machine without one call "
+            f"mlcomp.kernels.interpret_without_gpu() before anything imports Triton"
+        )
+
+
+def check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    """Raise unless the tensor's dtype is one of ``allowed``."""
+    if tensor.dtype not in allowed:
+        raise TypeError(f"{name} must be one of {', '.join(map(str, allowed))}, got {tensor.dtype}")
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise unless the tensor has exactly this shape."""
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
