@@ -1,7 +1,7 @@
 """Everything that CI runs, step by step: `make test`. With --fast, the subset for a developer: `make check`.
 
-Every step runs even after a red one, so that one run shows all that is wrong. Steps are timed, the table comes last, and
-a red step fails the run.
+Every step runs even after a red one, so that one run shows all that is wrong. Steps are timed, the table comes last,
+and a red step fails the run.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
-BUILD = ROOT / "_build" / "test"
+BUILD = ROOT / "_build" / "test"  # the book, built anew for the checks
+HTML = BUILD / "_build" / "html"
 PYTEST = [PYTHON, "-m", "pytest", "-o", "console_output_style=count"]
 # Two workers with one thread each finish small-matrix tests sooner than one worker with two threads.
 SPREAD = ["-n", "2", "--dist", "loadfile"]
@@ -71,16 +72,15 @@ def all_steps() -> list[Step]:
     if (ROOT / "mlcomp" / "grading").is_dir():
         steps.append(Step("exercises in sync", [PYTHON, "-m", "mlcomp.grading", "generate", "--check"]))
     steps.append(Step("book", [PYTHON, "tools/build_book.py", "--out", str(BUILD)]))
-    html = BUILD / "_build" / "html"
-    steps.append(Step("internal links", [PYTHON, "tools/check_links.py", str(html)]))
-    steps.append(Step("book in a browser", [*PYTEST, "-m", "browser", f"--book={html}", "tests"]))
+    steps.append(Step("internal links", [PYTHON, "tools/check_links.py", str(HTML)]))
+    steps.append(Step("book in a browser", [*PYTEST, "-m", "browser", "tests"]))
     return steps
 
 
 def run(step: Step) -> Outcome:
     """Run one step, showing its output as it comes, and read pytest's counts off it."""
     print(f"\n=== {step.name}: {' '.join(map(str, step.command))[:200]}", flush=True)
-    env = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "MLCOMP_BOOK": str(HTML)}
     if "-n" in step.command:
         env |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MLCOMP_TEST_THREADS": "1"}
     start = time.perf_counter()
@@ -118,9 +118,7 @@ def main() -> int:
         print("red: " + ", ".join(o.name for o in red))
     # Steps that are not pytest count as one test each; a red pytest step that counted no failure counts as one.
     passed = sum(o.counts.get("passed", 0) if o.counts else o.code == 0 for o in outcomes)
-    failed = sum(
-        max(1, o.counts.get("failed", 0) + o.counts.get("error", 0) + o.counts.get("errors", 0)) for o in red
-    )
+    failed = sum(max(1, sum(o.counts.get(what, 0) for what in ("failed", "error", "errors"))) for o in red)
     skipped = sum(o.counts.get("skipped", 0) for o in outcomes)
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     return 1 if red else 0

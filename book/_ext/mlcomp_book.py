@@ -15,7 +15,9 @@ def mathjax_folder() -> Path:
     for file in distribution("sphinx-mathjax-offline").files or []:
         if file.name == "tex-chtml.js":
             return Path(file.locate()).resolve().parent
-    raise FileNotFoundError("the package sphinx-mathjax-offline holds no tex-chtml.js: reinstall it, or run `make book`")
+    raise FileNotFoundError(
+        "the package sphinx-mathjax-offline holds no tex-chtml.js: reinstall it, or run `make book`"
+    )
 
 
 def serve_locally(app, config) -> None:

@@ -1,0 +1,101 @@
+"""`{method-index}` and `{kernel-results}`: tables made from the source, the notebooks and the measurements."""
+
+import csv
+import sys
+from pathlib import Path
+
+import yaml
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tools import inventory  # noqa: E402  (the folder is put on the path above)
+
+
+class Generated(SphinxDirective):
+    """A directive whose content is Markdown made at build time."""
+
+    def run(self) -> list[nodes.Node]:
+        """Parse what ``lines`` returns as if it stood on the page."""
+        text = StringList(self.lines(), source=self.get_location())
+        node = nodes.container()
+        node.document = self.state.document
+        self.state.nested_parse(text, self.content_offset, node)
+        return node.children
+
+    def watch(self, *paths: Path) -> None:
+        """Rebuild the page when one of ``paths`` changes."""
+        for path in paths:
+            self.env.note_dependency(str(path))
+
+
+class MethodIndex(Generated):
+    """One row for each method: paper, code, notebook, test and exercise, each one click away."""
+
+    def lines(self) -> list[str]:
+        """Return the tables, one for each lecture."""
+        repository = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]
+        blob = f"{repository['url']}/blob/{repository['branch']}/"
+        methods = inventory.methods()
+        lectures, exercises = inventory.notebooks("lectures"), inventory.notebooks("solutions")
+        self.watch(*(m.path for m in methods), *(n.path for n in [*lectures, *exercises]))
+        ids = sorted({i for m in methods for i in m.syllabus})
+        in_toc = (ROOT / "_toc.yml").read_text()
+        exported = {name for m in inventory.modules() if m.path.name == "__init__.py" for name in m.imports()}
+        standalone = (ROOT / "book" / "api.md").read_text()
+        lines = []
+        for lecture in sorted({i[0] for i in ids}):
+            lines += ["", f"## Lecture {lecture}", "", "| Row | Method | Paper | Code | Notebook | Test | Exercise |"]
+            lines += ["|---|---|---|---|---|---|---|"]
+            for row in (i for i in ids if i[0] == lecture):
+                for m in (m for m in methods if row in m.syllabus):
+                    documented = m.name in exported or f"automodule:: {m.name}\n" in standalone
+                    where = m.path.relative_to(ROOT).as_posix()
+                    page = f"../_modules/{m.name.replace('.', '/')}.html"
+                    code = f'<a href="{page if documented else blob + where}">{m.name.removeprefix("mlcomp.")}</a>'
+                    books = [n for n in lectures if row in n.syllabus]
+                    links = ", ".join(self.page_link(n, in_toc, blob) for n in books)
+                    test = m.test.relative_to(ROOT).as_posix()
+                    tested = f"[test]({blob}{test})" if m.test.exists() else ""
+                    practice = ", ".join(self.page_link(n, in_toc, blob) for n in exercises if row in n.syllabus)
+                    papers = ", ".join(f"[{p}](https://arxiv.org/abs/{p})" for p in m.papers)
+                    title = m.title.replace("|", "\\|")
+                    lines.append(f"| {row} | {title} | {papers} | {code} | {links} | {tested} | {practice} |")
+        return lines
+
+    @staticmethod
+    def page_link(notebook: inventory.Notebook, in_toc: str, blob: str) -> str:
+        """Link to the notebook's page in the book, or to its file if it has none."""
+        where = notebook.path.relative_to(ROOT).as_posix()
+        stem = where.removesuffix(".ipynb")
+        if stem.startswith("solutions/"):  # the student's version, without the answers
+            where = stem = where.replace("solutions/", "exercises/", 1)
+            return f"[{notebook.title}]({blob}{where})"
+        return f"[{notebook.title}](/{where})" if stem in in_toc else f"[{notebook.title}]({blob}{where})"
+
+
+class KernelResults(Generated):
+    """The committed measurements of one benchmark file, as a table."""
+
+    required_arguments = 1
+
+    def lines(self) -> list[str]:
+        """Return the table of ``benchmarks/results/<argument>.csv``."""
+        path = ROOT / "benchmarks" / "results" / f"{self.arguments[0]}.csv"
+        if not path.exists():
+            raise self.error(f"no measurements at {path.relative_to(ROOT)}")
+        self.watch(path)
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(line for line in file if not line.startswith("#"))]
+        table = [f"| {' | '.join(row)} |" for row in rows]
+        return [table[0], "|" + "---|" * len(rows[0]), *table[1:]]
+
+
+def setup(app) -> dict:
+    """Register the directives with Sphinx."""
+    app.add_directive("method-index", MethodIndex)
+    app.add_directive("kernel-results", KernelResults)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,107 @@
+"""What the repository holds, read off the source without importing it: methods, their tests, notebooks and exercises.
+
+The `Syllabus:` line of a module's docstring and the `mlcomp.syllabus` list of a notebook's metadata are the only
+places where a method's ids are stated. The method index of the book and the contract tests both read them here.
+"""
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Lectures whose every row has code, test, notebook and index entry; the contract test holds them to it.
+FINISHED_LECTURES: list[int] = []
+SYLLABUS = {2: [f"2.{n:02d}" for n in range(1, 11)]}
+ID = re.compile(r"\b[1-5]\.\d\d\b")
+ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+
+
+@dataclass(frozen=True)
+class Module:
+    """One source file of mlcomp."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        parts = self.path.relative_to(ROOT).with_suffix("").parts
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.path.read_text(encoding="utf-8"))
+
+    @property
+    def doc(self) -> str:
+        return ast.get_docstring(self.tree) or ""
+
+    @property
+    def title(self) -> str:
+        return self.doc.split("\n")[0].rstrip(".")
+
+    @property
+    def source(self) -> str:
+        """The paper: what follows `Source:`, up to the `Syllabus:` line or a blank line."""
+        found = re.search(r"Source:\s*(.*?)(?=\s*Syllabus:|\n\n|\Z)", self.doc, re.DOTALL)
+        return " ".join(found.group(1).split()) if found else ""
+
+    @property
+    def syllabus(self) -> list[str]:
+        found = re.search(r"Syllabus:([^\n]*)", self.doc)
+        return ID.findall(found.group(1)) if found else []
+
+    @property
+    def papers(self) -> list[str]:
+        return list(dict.fromkeys(ARXIV.findall(self.source)))
+
+    @property
+    def test(self) -> Path:
+        inside = self.path.relative_to(ROOT / "mlcomp")
+        return ROOT / "tests" / inside.parent / f"test_{inside.stem}.py"
+
+    @property
+    def public(self) -> list[ast.FunctionDef | ast.ClassDef]:
+        """Top-level functions and classes without a leading underscore."""
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        return [node for node in self.tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+    def imports(self, *, top_level: bool = False) -> set[str]:
+        """Names of the modules that this one imports, in functions, too, unless only the top level is asked for."""
+        names = set()
+        for node in self.tree.body if top_level else ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module)
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        return names
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook that follows the syllabus."""
+
+    path: Path
+    title: str
+    syllabus: list[str]
+
+
+def modules() -> list[Module]:
+    return [Module(p) for p in sorted((ROOT / "mlcomp").rglob("*.py"))]
+
+
+def methods() -> list[Module]:
+    return [m for m in modules() if m.syllabus]
+
+
+def notebooks(folder: str) -> list[Notebook]:
+    found = []
+    for path in sorted((ROOT / folder).glob("**/*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts:
+            continue
+        info = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("mlcomp", {})
+        found.append(Notebook(path, info.get("title", path.stem), list(info.get("syllabus", []))))
+    return found
