@@ -33,6 +33,45 @@ def layer_hessian(inputs: Float[Tensor, "inp samples"]) -> Float[Tensor, "inp in
 
 
 @dataclass(frozen=True)
+class DampedHessian:
+    """The damped Hessian, (inp, inp) float64; rows and columns of dead inputs hold the identity.
+
+    ``damping`` is the absolute number that was added to the diagonal, [units of H].
+    """
+
+    matrix: Float[Tensor, "inp inp"]
+    dead: Bool[Tensor, " inp"]
+    damping: float
+
+
+def damped_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> DampedHessian:
+    r"""Return $H + \lambda I$, $\lambda$ = ``damp`` · mean live diagonal, in float64, made exactly symmetric.
+
+    A dead input has a zero diagonal: it was never active in the calibration set. Damping is relative, so results do
+    not depend on the units of X.
+
+    Args:
+        hessian: (inp, inp), symmetric, positive semidefinite, float32 or float64; not modified.
+        damp: share of the mean diagonal over live inputs that is added to the diagonal, ≥ 0.
+    Raises:
+        ValueError: H is malformed or ``damp`` negative.
+    """
+    check_hessian(hessian, hessian.shape[0])
+    if not damp >= 0:
+        raise ValueError(f"damp must be ≥ 0, got {damp!r}")
+    h = hessian.double()
+    h = (h + h.T) / 2
+    diagonal = h.diagonal()
+    dead = diagonal == 0
+    damping = damp * float(diagonal[~dead].mean()) if not dead.all() else 0.0
+    h = h + damping * torch.eye(len(h), dtype=h.dtype, device=h.device)
+    h[dead, :] = 0
+    h[:, dead] = 0
+    h[dead, dead] = 1
+    return DampedHessian(h, dead, damping)
+
+
+@dataclass(frozen=True)
 class InverseHessian:
     """Inverse of the damped Hessian over the live inputs.
 
@@ -60,18 +99,8 @@ def inverse_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> 
         ValueError: H is malformed, ``damp`` negative, or H + λI is not positive definite (fewer samples than
             inputs, and no damping) beyond the rounding of H's own dtype: the message says which damping would do.
     """
-    check_hessian(hessian, hessian.shape[0])
-    if not damp >= 0:
-        raise ValueError(f"damp must be ≥ 0, got {damp!r}")
-    h = hessian.double()
-    h = (h + h.T) / 2
-    diagonal = h.diagonal()
-    dead = diagonal == 0
-    damping = damp * float(diagonal[~dead].mean()) if not dead.all() else 0.0
-    h = h + damping * torch.eye(len(h), dtype=h.dtype, device=h.device)
-    h[dead, :] = 0
-    h[:, dead] = 0
-    h[dead, dead] = 1
+    damped = damped_hessian(hessian, damp=damp)
+    h = damped.matrix
     factor, info = torch.linalg.cholesky_ex(h)
     # A rank-deficient H may pass Cholesky by rounding, and its "inverse" then is noise. Scaled to a unit diagonal,
     # the inverse has a trace of about 1/λ_min. The λ_min that rounding alone leaves is a few eps of the dtype in
@@ -84,4 +113,4 @@ def inverse_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> 
             f"the Hessian of {len(h)} inputs is singular (damp={damp}): use more calibration samples than inputs, "
             f"or a positive damp; 0.01 is usual, 0.1 to 1 when samples are fewer than inputs"
         )
-    return InverseHessian(inverse, dead, damping)
+    return InverseHessian(inverse, damped.dead, damped.damping)

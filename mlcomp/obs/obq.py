@@ -1,0 +1,144 @@
+r"""Optimal Brain Quantizer: round the weights of a row one by one, the others make up for each rounding error.
+
+Notation: W weight, $B = H^{-1}$ of a row over the weights not yet rounded, quant(w) the nearest grid value, s the step.
+Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 5, algorithm 3 (algorithm 2 of the lecture).
+Syllabus: 2.08
+"""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
+from mlcomp.obs.column_sweep import ORDERS, column_order, column_sweep, inverse_factor
+from mlcomp.obs.hessian import damped_hessian, inverse_hessian
+from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
+from mlcomp.quant import Grid, Quantized, fit_grid
+
+
+def obq(
+    weight: Float[Tensor, "out inp"],
+    hessian: Float[Tensor, "inp inp"],
+    *,
+    bits: int,
+    symmetric: bool = False,
+    group_size: int | None = None,
+    clip: str = "minmax",
+    order: str = "greedy",
+    outliers: bool = True,
+    damp: float = 0.0,
+    max_bytes: int = 2**28,
+) -> Quantized:
+    r"""Round in each row next the weight that costs least, and move the others of the row.
+
+    $p = \arg\min_p (\mathrm{quant}(w_p) - w_p)^2/B_{pp}$, then
+    $w \leftarrow w - \frac{w_p - \mathrm{quant}(w_p)}{B_{pp}} B_{:,p}$.
+
+    Args:
+        weight: (out, inp), any float dtype, computed in float64; not modified.
+        hessian: (inp, inp), $2XX^\top$, float32 or float64; not modified.
+        bits: bits per code, 1 to 8.
+        symmetric: zero code fixed at 2^(b−1), not stored.
+        group_size: columns that share a step; must divide ``inp``. None: the whole row. Grids are fitted once, to the
+            original weights.
+        clip: "minmax" or "mse", how a grid is fitted (see :func:`mlcomp.quant.fit_grid`).
+        order: "greedy", the method; or one order for all rows: "natural", "activation" (largest diagonal of H
+            first), "ascending" (smallest first).
+        outliers: with the greedy order, weights that updates have pushed off the grid, so that their rounding error
+            exceeds s/2, are rounded at once, the largest error first, while others are left to make up for it.
+        damp: share of the mean live diagonal of H added to its diagonal.
+        max_bytes: bound on the working memory; sets how many rows are worked on at once, not the result.
+    Returns:
+        codes (out, inp) uint8; step and zero, one per row and group.
+    Raises:
+        ValueError: malformed weight, H or option; H + λI singular; max_bytes too small for one row.
+    Guarantee: the codes do not depend on the scale of X nor on ``max_bytes``; for H ∝ I they are those of ``rtn``.
+        A dead input gets the code of 0 and does not affect any grid. Equal costs: the lowest input goes first.
+    Cost: per row about 2·inp³/3 FLOPs in matrix products; a fixed order, shared by all rows, needs 2·inp².
+    Deviations: dead inputs are zeroed before the grids are fitted; damping is relative to the live inputs only. The
+        paper fits grids by its own search (LAPQ-like); here any grid of ``fit_grid``.
+    """
+    check_weight(weight)
+    check_bits(bits)
+    out, inp = weight.shape
+    check_group_size(group_size, inp)
+    check_hessian(hessian, inp)
+    if order != "greedy" and order not in ORDERS:
+        raise ValueError(f"order must be greedy or one of {', '.join(ORDERS)}, got {order!r}")
+    if clip not in ("minmax", "mse"):
+        raise ValueError(f'clip must be "minmax" or "mse", got {clip!r}')
+
+    inverse = inverse_hessian(hessian, damp=damp)
+    live = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(inverse.dead, 0)
+    size = group_size or inp
+    grid = fit_grid(live.reshape(-1, size), bits=bits, symmetric=symmetric, clip=clip)
+    if order == "greedy":
+        diagonal = damped_hessian(hessian, damp=damp).matrix.diagonal()
+        batch = rows_per_batch(inp, out, 8, max_bytes)
+        state = RowInverses(inverse.inverse, diagonal, batch)
+        # Each weight's own grid, (out, inp), so that weights can be gathered together with their grids.
+        step, zero = (part.double().reshape(out, -1).repeat_interleave(size, 1) for part in (grid.step, grid.zero))
+        rows = zip(live.double().split(batch), step.split(batch), zero.split(batch), strict=True)
+        codes = torch.cat(
+            [_round_rows(w.clone(), s, z, 2**bits - 1, outliers, inverse.inverse, state) for w, s, z in rows]
+        )
+    else:
+        codes = _round_in_order(live, hessian, grid, size, order, damp)
+    return Quantized(codes, grid.step.reshape(out, -1), grid.zero.reshape(out, -1), bits, symmetric)
+
+
+def _round_rows(
+    w: Tensor, step: Tensor, zero: Tensor, top: int, outliers: bool, inverse: Tensor, state: RowInverses
+) -> UInt8[Tensor, "rows inp"]:
+    """Round a batch of rows, each in its own greedy order; ``w`` is used up."""
+    rows, inp = w.shape
+    state.reset(rows)
+    codes = torch.empty(rows, inp, dtype=torch.uint8, device=w.device)
+    diagonal = inverse.diagonal().repeat(rows, 1)
+    done = torch.zeros(rows, inp, dtype=torch.bool, device=w.device)
+    # Beyond half a step a weight is off the grid; the margin keeps rounding to the midpoint from counting.
+    limit = step * (0.5 + 1e-5)
+    for left in range(inp, 0, -1):
+        code = (w / step).round_().add_(zero).clamp_(0, top)
+        error = w - (code - zero) * step
+        position = (error.square() / diagonal).masked_fill_(done, torch.inf).argmin(1)
+        if outliers:
+            size = error.abs().masked_fill_(done, 0)
+            off_grid = size > limit
+            if off_grid.any():
+                largest = size.masked_fill_(~off_grid, 0).argmax(1)
+                position = torch.where(off_grid.any(1), largest, position)
+        at = position[:, None]
+        codes.scatter_(1, state.index.gather(1, at), code.gather(1, at).to(torch.uint8))
+        vector, root = state.eliminate(position)
+        w.addcmul_(vector, error.gather(1, at) / root, value=-1)
+        diagonal.addcmul_(vector, vector, value=-1).scatter_(1, at, 1)
+        done.scatter_(1, at, True)
+        if left - 1 <= SHRINK * w.shape[1] and left > 1:
+            keep = (~done).nonzero()[:, 1].view(rows, left - 1)
+            state.compact(keep)
+            w, step, zero, limit = (x.gather(1, keep) for x in (w, step, zero, limit))
+            diagonal, done = diagonal.gather(1, keep), done.gather(1, keep)
+    return codes
+
+
+def _round_in_order(
+    weight: Tensor, hessian: Tensor, grid: Grid, size: int, order: str, damp: float
+) -> UInt8[Tensor, "out inp"]:
+    """Round the columns of all rows in one order: then one factorization serves every row."""
+    out, inp = weight.shape
+    columns = column_order(hessian, order)
+    factor, _ = inverse_factor(hessian, columns, damp=damp)
+    step, zero = grid.step.reshape(out, -1), grid.zero.reshape(out, -1)
+    codes = torch.empty(out, inp, dtype=torch.uint8, device=weight.device)
+
+    def choose(i, current):
+        column = int(columns[i])
+        group = slice(column // size, column // size + 1)
+        own = Grid(step[:, group], zero[:, group], grid.bits, grid.symmetric)
+        code = own.encode(current(i, i + 1).T.to(step.dtype))
+        codes[:, column] = code[:, 0]
+        return own.decode(code)[:, 0].double()
+
+    column_sweep(weight.double().T[columns], factor, choose, block_size=128)
+    return codes

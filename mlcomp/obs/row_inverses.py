@@ -1,0 +1,106 @@
+r"""The inverse Hessians of many rows at once, from which each row eliminates columns in its own order.
+
+Notation: d inputs, R rows of a batch, $B = H^{-1}$ over the columns a row still has, v an elimination vector.
+Eliminating column p (the lecture's lemma) subtracts $v v^\top$ with $v = B_{:,p} / \sqrt{B_{pp}}$, so the vectors of a
+row are the columns of a Cholesky factor of $H^{-1}$ whose pivots come in the row's own order. Algorithm 1 as printed is
+the right-looking factorization: every step rewrites d² numbers. Here the vectors are kept, and only the one column
+that a step needs is brought up to date. Every ``block`` steps the vectors are folded into the matrices by one matrix
+product, as in the blocked factorization of LAPACK, and now and then the eliminated columns are dropped. The arithmetic
+is that of Algorithm 1 in another order.
+Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, lemma 1 and algorithm 1; blocked Cholesky: Golub and Van Loan,
+Matrix Computations, section 4.2.   Syllabus: 2.05
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Vectors kept before they are folded: enough for an efficient matrix product, few enough to stay in the cache.
+BLOCK = 32
+# Compact when the columns that are left are this share of those stored: a copy costs about 40 folds.
+SHRINK = 0.75
+
+
+def rows_per_batch(inp: int, out: int, itemsize: int, max_bytes: int) -> int:
+    """Return how many rows fit into ``max_bytes`` of working memory; never more than ``out``.
+
+    Raises:
+        ValueError: not even one row fits; the message says how much one row needs.
+    """
+    each = (
+        itemsize * inp * (2 * inp + BLOCK + 24)
+    )  # the matrix and its spare, the vectors, and about 24 rows of state
+    if max_bytes < each:
+        raise ValueError(f"max_bytes={max_bytes} is less than the {each} bytes that one row of {inp} inputs needs")
+    return min(out, max_bytes // each)
+
+
+class RowInverses:
+    """Working state of up to ``rows`` rows; all rows have eliminated the same number of columns.
+
+    Attributes:
+        index: (R, a) the original column of each of the a positions that are stored, ascending.
+    """
+
+    def __init__(self, inverse: Float[Tensor, "d d"], diagonal: Float[Tensor, " d"], rows: int):
+        """Take the inverse Hessian that all rows start from, and the diagonal of the Hessian itself."""
+        d = len(inverse)
+        self._inverse = inverse
+        # [H⁻¹ over any set of columns]_pp ≥ 1/H_pp: a floor that keeps rounding from making a pivot negative.
+        self._floor = (1 / diagonal).to(inverse.dtype)
+        self._store = inverse.new_empty(rows * d * d)
+        self._spare = inverse.new_empty(rows * d * d)
+        self._vectors = inverse.new_empty(rows * BLOCK * d)
+        self.reset(rows)
+
+    def reset(self, rows: int) -> None:
+        """Start again with ``rows`` rows that have eliminated nothing, in the memory that is there."""
+        d = len(self._inverse)
+        self.index = torch.arange(d, device=self._inverse.device).repeat(rows, 1)
+        self._shape(rows, d)
+        self._matrix.copy_(self._inverse)
+
+    def eliminate(self, position: Int[Tensor, " R"]) -> tuple[Float[Tensor, "R a"], Float[Tensor, "R 1"]]:
+        r"""Eliminate one column in each row; return $v$ (valid until the next call) and $\sqrt{B_{pp}}$.
+
+        Cost: O(a·BLOCK) per row, and once in BLOCK calls a matrix product of 2·a²·BLOCK FLOPs.
+        """
+        if self._used == BLOCK:
+            self._fold()
+        rows, width = self.index.shape
+        at = position[:, None]
+        column = self._matrix.view(rows * width, width).index_select(0, self._first + position)
+        if self._used:
+            recent = self._recent[:, : self._used]
+            share = recent.gather(2, at[:, :, None].expand(-1, self._used, -1))
+            column = torch.baddbmm(column[:, :, None], recent.mT, share, alpha=-1)[:, :, 0]
+        floor = self._floor[self.index.gather(1, at)]
+        root = torch.maximum(column.gather(1, at), floor).sqrt()
+        vector = self._recent[:, self._used]
+        torch.div(column, root, out=vector)
+        self._used += 1
+        return vector, root
+
+    def compact(self, keep: Int[Tensor, "R b"]) -> None:
+        """Store only the positions ``keep``, ascending, of each row; the others must have been eliminated."""
+        self._fold()
+        rows, width = self.index.shape
+        size = keep.shape[1]
+        kept_rows = self._spare[: rows * size * width]
+        flat = (keep + self._first[:, None]).flatten()
+        torch.index_select(self._matrix.view(rows * width, width), 0, flat, out=kept_rows.view(-1, width))
+        self.index = self.index.gather(1, keep)
+        self._shape(rows, size)
+        columns = keep[:, None, :].expand(-1, size, -1)
+        torch.gather(kept_rows.view(rows, size, width), 2, columns, out=self._matrix)
+
+    def _shape(self, rows: int, width: int) -> None:
+        self._matrix = self._store[: rows * width * width].view(rows, width, width)
+        self._recent = self._vectors[: rows * BLOCK * width].view(rows, BLOCK, width)
+        self._first = torch.arange(rows, device=self._store.device) * width
+        self._used = 0
+
+    def _fold(self) -> None:
+        recent = self._recent[:, : self._used]
+        self._matrix.baddbmm_(recent.mT, recent, alpha=-1)
+        self._used = 0

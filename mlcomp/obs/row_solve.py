@@ -1,0 +1,60 @@
+r"""One linear system per row, on the row's own subset of a shared matrix, in batches of bounded memory.
+
+Syllabus: 2.05
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def solve_on_subsets(
+    matrix: Float[Tensor, "d d"],
+    subset: Bool[Tensor, "rows d"],
+    target: Float[Tensor, "rows d"],
+    *,
+    tolerance: float,
+    max_bytes: int,
+) -> Float[Tensor, "rows d"]:
+    r"""Solve $A_{S_r S_r} x_{S_r} = b_{r,S_r}$ for each row r; x is zero outside the row's subset $S_r$.
+
+    Args:
+        matrix: A, (d, d), symmetric, float64.
+        subset: (rows, d), True on $S_r$; rows may differ in size.
+        target: b, (rows, d); only the entries on the subset matter.
+        tolerance: a pivot of the factorization below this share of its diagonal entry means that A is singular on
+            the subset: at this size a pivot is what rounding left of a zero.
+        max_bytes: bound on the working memory; at least one row is solved at a time.
+    Raises:
+        ValueError: $A_{S_r S_r}$ is not positive definite beyond ``tolerance`` for some row.
+    Cost: |S|³/3 FLOPs a row, by Cholesky; rows of similar size are solved together.
+    """
+    count = subset.sum(1)
+    solution = torch.zeros_like(target)
+    by_size = count.argsort(descending=True).tolist()
+    while by_size:
+        size = int(count[by_size[0]])
+        if size == 0:
+            break
+        # The submatrix, its index arithmetic and its factor: about four arrays of size².
+        together = max(1, max_bytes // (32 * size * size))
+        rows = torch.tensor(by_size[:together], device=matrix.device)
+        by_size = by_size[together:]
+        # Columns of the subset first; rows with fewer than `size` are filled up with equations x = 0.
+        index = (~subset[rows]).to(torch.int8).argsort(dim=1, stable=True)[:, :size]
+        filler = torch.arange(size, device=matrix.device) >= count[rows][:, None]
+        part = matrix[index[:, :, None], index[:, None, :]]
+        part.masked_fill_(filler[:, :, None] | filler[:, None, :], 0)
+        part.diagonal(dim1=1, dim2=2).masked_fill_(filler, 1)
+        factor, info = torch.linalg.cholesky_ex(part)
+        pivots = factor.diagonal(dim1=1, dim2=2).square() / part.diagonal(dim1=1, dim2=2)
+        singular = (info > 0) | ~(pivots.amin(1) > tolerance)
+        if singular.any():
+            raise ValueError(
+                f"the Hessian is singular on the inputs that row {int(rows[singular][0])} solves for: "
+                f"use more calibration samples, or a positive damp (0.01 is usual)"
+            )
+        right = target[rows].gather(1, index).masked_fill(filler, 0)
+        found = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
+        solution[rows] = torch.zeros_like(target[rows]).scatter_(1, index, found)
+    return solution
