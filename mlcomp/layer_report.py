@@ -91,12 +91,6 @@ def output_error(weight: Tensor, compressed: Tensor, hessian: Tensor) -> float:
     return max(0.0, loss / reference)  # rounding may take a zero loss below zero
 
 
-def sparse_nbytes(matrix: Tensor, itemsize: int) -> int:
-    """Return the bytes of the non-zero values and one bit a weight, or of the dense matrix where that is less."""
-    sparse = int((matrix != 0).sum()) * itemsize + -(-matrix.numel() // 8)
-    return min(sparse, matrix.numel() * itemsize)
-
-
 def skipped_row(name: str, module: nn.Module, reason: str) -> LayerRow:
     """Return the row of a layer that stays as it is."""
     weight = module.weight.detach()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mlcomp.checks import check_finite
+from mlcomp.cost import stored_nbytes
 from mlcomp.layer_inputs import (
     HessianSum,
     Valid,
@@ -27,7 +28,7 @@ from mlcomp.layer_inputs import (
     trace_layers,
 )
 from mlcomp.layer_matrix import check_names, is_layer, set_weight_matrix, weight_matrix
-from mlcomp.layer_report import CompressionReport, LayerRow, output_error, skipped_row, sparse_nbytes
+from mlcomp.layer_report import CompressionReport, LayerRow, output_error, skipped_row
 from mlcomp.resume import ResumeFolder, hash_batches, hash_model, hash_values
 
 __all__ = ["CompressionReport", "LayerRow", "collect_hessians", "compress"]
@@ -188,7 +189,7 @@ class _Run:
             held_out_error=output_error(weight, matrix, held_out.hessian) if held_out.samples else None,
             samples=calibration.samples,
             nbytes_before=weight.numel() * module.weight.element_size(),
-            nbytes_after=nbytes if nbytes is not None else sparse_nbytes(matrix, module.weight.element_size()),
+            nbytes_after=nbytes if nbytes is not None else stored_nbytes(matrix.to(module.weight.dtype)),
             sparsity=float((matrix == 0).double().mean()),
             seconds=seconds,
         )
