@@ -30,6 +30,8 @@ LECTURES = ROOT / "lectures"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 HEADER_KEYS = {"title", "lecture", "slides", "syllabus"}
 
+ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 # What a stored output must not hold: it would differ on the reader's machine, or is noise.
 NOISE = {
     "an absolute path": re.compile(r"(?<![\w.:/])(/(home|Users|root|tmp|work|opt|usr|mnt)/\S|[A-Z]:\\\w)"),
@@ -158,7 +160,8 @@ def run(path: Path, timeout: int = 300) -> str | None:
         try:
             client.execute()
         except Exception as error:
-            return f"{type(error).__name__}: {re.sub(chr(27) + r'[[][0-9;]*m', '', str(error))[-1500:]}"
+            message = ANSI_COLOUR.sub("", str(error))
+            return f"{type(error).__name__}: {message[-1500:]}"
     nb.metadata.setdefault("mlcomp", {})["ran"] = {"code": code_hash(nb), "library": library}
     write(nb, path)
     return None

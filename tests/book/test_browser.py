@@ -1,0 +1,121 @@
+"""The built book in a browser: quiet console, nothing from outside, formulas, phone width, search."""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[2]
+BOOK = Path(os.environ.get("MLCOMP_BOOK", ROOT / "_build" / "html"))
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+# Raw TeX that a reader would see if MathJax had not run. Code and hidden copies for screen readers do not count.
+RAW_TEX = r"""() => {
+  const page = document.querySelector('article').cloneNode(true);
+  page.querySelectorAll('pre, code, mjx-container, script, style').forEach(e => e.remove());
+  return (page.textContent.match(/\\(frac|mathrm|lVert|hat|sum|begin|top)\b|\\\(|\\\[/g) || []).slice(0, 5);
+}"""
+WIDE = """() => [...document.querySelectorAll('article *')]
+  .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+  .slice(0, 3).map(e => e.tagName + '.' + e.className)"""
+
+
+def missing(what: str):
+    """Skip on a reader's machine; fail in CI, where it must be there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="module")
+def site():
+    """The book on a local server; only the address is handed out."""
+    if not (BOOK / "index.html").exists():
+        missing("the book is not built: run `make book` first")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(BOOK)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One headless Chromium for all pages."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        missing(f"no browser: install one of {', '.join(names)} to run the browser tests")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=program, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def pages() -> list[str]:
+    found = sorted(p.relative_to(BOOK).as_posix() for p in BOOK.rglob("*.html")) if BOOK.exists() else []
+    return [p for p in found if not p.startswith(("_static/", "_modules/"))] or ["index.html"]
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def tab(request, browser, site):
+    """A tab in one colour scheme that notes what it should not see."""
+    context = browser.new_context(color_scheme=request.param, viewport=DESK)
+    page = context.new_page()
+    page.faults = []
+    page.on("console", lambda m: page.faults.append(f"console: {m.text}") if m.type == "error" else None)
+    page.on("pageerror", lambda e: page.faults.append(f"script: {e}"))
+    page.on("requestfailed", lambda r: page.faults.append(f"failed: {r.url}"))
+
+    def watch(request):
+        if not request.url.startswith((site, "data:", "blob:")):
+            page.faults.append(f"left the machine: {request.url}")
+
+    page.on("request", watch)
+    page.scheme = request.param
+    yield page
+    context.close()
+
+
+@pytest.mark.parametrize("name", pages())
+def test_page(tab, site, name):
+    tab.faults.clear()
+    tab.set_viewport_size(DESK)
+    tab.goto(site + name, wait_until="load")
+    if tab.locator("article .math").count():
+        tab.wait_for_function("window.MathJax?.startup?.promise !== undefined")
+        tab.evaluate("() => MathJax.startup.promise")
+        assert tab.locator("mjx-container").count() > 0
+        assert tab.locator("mjx-merror").count() == 0, tab.locator("mjx-merror").first.inner_text()
+    if tab.locator("article").count():
+        assert tab.evaluate(RAW_TEX) == []
+    assert tab.evaluate("document.documentElement.dataset.theme") in (tab.scheme, None)
+    tab.set_viewport_size(PHONE)
+    width = tab.evaluate("document.documentElement.scrollWidth")
+    assert width <= PHONE["width"], f"{width} px wide on a phone: {tab.evaluate(WIDE)}"
+    assert tab.faults == []
+
+
+def test_search_finds_the_inverse_hessian(tab, site):
+    tab.faults.clear()
+    tab.set_viewport_size(DESK)
+    tab.goto(site + "book/intro.html")
+    tab.keyboard.press("Control+k")
+    box = tab.locator("input[type=search]:visible").first
+    box.fill("inverse Hessian")
+    box.press("Enter")
+    tab.wait_for_selector("#search-results ul.search li a")
+    assert tab.locator("#search-results ul.search li").count() >= 1
+    assert tab.faults == []
