@@ -9,3 +9,24 @@ def absmax_int8():
     from mlcomp.kernels.absmax_int8 import absmax_int8
 
     absmax_int8(torch.empty(4096, 14336, dtype=BF16), -1)
+
+
+def packed_w4():
+    from mlcomp.quant.w4a16 import PackedW4
+
+    out, inp, group = 14336, 4096, 128
+    words = torch.empty(out, inp // 8, dtype=torch.int32)
+    step = torch.empty(out, inp // group, dtype=torch.float16)
+    return PackedW4(words, step, step.to(torch.uint8), inp)
+
+
+def w4a16_matvec():
+    from mlcomp.kernels.w4a16_matmul import w4a16_matmul
+
+    w4a16_matmul(torch.empty(1, 4096, dtype=BF16), packed_w4())
+
+
+def w4a16_matmul():
+    from mlcomp.kernels.w4a16_matmul import w4a16_matmul
+
+    w4a16_matmul(torch.empty(16, 4096, dtype=BF16), packed_w4())
