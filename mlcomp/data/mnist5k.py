@@ -42,7 +42,7 @@ def mnist5k(
     return rows[:, :784].reshape(-1, 1, 28, 28) / 255, rows[:, 784].long()
 
 
-def mnist_calibration(count: int = 1024, *, batch_size: int = 128) -> list[Float[Tensor, "b 1 28 28"]]:
+def mnist_calibration(count: int = 1024, *, batch_size: int = 128) -> list[Float[Tensor, "_ 1 28 28"]]:
     """Return the first ``count`` training images, without labels, as batches for layer-wise calibration."""
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 def token_batches(
     tokenizer: Any, text: str, *, length: int = 256, count: int = 16, batch_size: int = 4
-) -> list[Int64[Tensor, "b length"]]:
+) -> list[Int64[Tensor, "_ _"]]:
     """Return the first ``count`` sequences of ``length`` tokens of ``text``, as batches of ``batch_size``.
 
     The sequences follow one another without overlap; no special tokens are added.
