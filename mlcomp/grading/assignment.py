@@ -1,0 +1,177 @@
+"""An assignment: the source notebook in ``solutions/``, its questions, and how a submission lines up with it."""
+
+import ast
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+Cell = dict[str, Any]
+
+_PACKAGED = Path(__file__).parent / "solutions"  # in an installed wheel
+_CHECKOUT = Path(__file__).parents[2] / "solutions"  # in a clone
+
+# A locked cell with this tag is for the reader only, for instance because it needs data; graders leave it out.
+NOT_GRADED = "not-graded"
+
+
+class AssignmentError(ValueError):
+    """A notebook is not readable, or belongs to no assignment."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One graded cell: a check (``manual`` False) or an answer that a person grades."""
+
+    id: str
+    title: str
+    points: int
+    manual: bool
+    section: str  # where to read again, a link or empty
+    functions: tuple[str, ...]  # what the student defines for it
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A source notebook. ``folder`` is nbgrader's assignment id ("lecture2"), ``name`` the notebook's."""
+
+    folder: str
+    name: str
+    cells: tuple[Cell, ...]
+    sha256: str
+
+    @cached_property
+    def questions(self) -> tuple[Question, ...]:
+        """The graded cells in the order of the notebook."""
+        found, title, functions, values = [], "", (), ()
+        for cell in self.cells:
+            mark = marks(cell)
+            if cell["cell_type"] == "markdown":
+                headings = [line for line in source(cell).splitlines() if line.startswith("## ")]
+                title = headings[-1].removeprefix("## ").strip() if headings else title
+            elif mark.get("solution"):
+                functions, values = _defined(source(cell))
+            if mark.get("grade"):
+                section = cell["metadata"].get("mlcomp", {}).get("section", "")
+                manual = bool(mark.get("solution"))
+                names = ((), ()) if manual else (functions, values)
+                found.append(Question(mark["grade_id"], title, int(mark["points"]), manual, section, *names))
+        return tuple(found)
+
+    @cached_property
+    def by_id(self) -> dict[str, Cell]:
+        """The cells that nbgrader knows, by grade_id."""
+        return {marks(cell)["grade_id"]: cell for cell in self.cells if marks(cell).get("grade_id")}
+
+    def is_check(self, grade_id: str | None) -> bool:
+        """Whether this is a cell of checks."""
+        mark = marks(self.by_id.get(grade_id, {}))
+        return bool(mark.get("grade")) and not mark.get("solution")
+
+    def is_locked(self, grade_id: str | None) -> bool:
+        """Whether this is a cell that students are not to change, and that is not a check."""
+        mark = marks(self.by_id.get(grade_id, {}))
+        return bool(mark.get("locked")) and not mark.get("grade") and not mark.get("solution")
+
+
+def marks(cell: Cell) -> dict[str, Any]:
+    """Return nbgrader's metadata of a cell, {} if it has none or if it is not a dict."""
+    metadata = cell.get("metadata")
+    mark = metadata.get("nbgrader") if isinstance(metadata, dict) else None
+    return mark if isinstance(mark, dict) and isinstance(mark.get("grade_id"), str) else {}
+
+
+def is_left_out(cell: Cell) -> bool:
+    """Whether a source cell carries the tag that keeps it from being run by a grader."""
+    return NOT_GRADED in cell.get("metadata", {}).get("tags", [])
+
+
+def source(cell: Cell) -> str:
+    """Return a cell's text; notebooks store it as a string or as a list of lines."""
+    text = cell.get("source", "")
+    return "".join(map(str, text)) if isinstance(text, list) else str(text)
+
+
+def source_root() -> Path:
+    """Return the folder of the source notebooks: in the package, or beside it in a clone."""
+    for folder in (_PACKAGED, _CHECKOUT):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"no source notebooks: neither {_PACKAGED} nor {_CHECKOUT} exists")
+
+
+def load_assignments(root: Path | None = None) -> list[Assignment]:
+    """Return the assignments under ``root`` (default: those of this installation), by name."""
+    return [load_assignment(path) for path in sorted((root or source_root()).glob("*/*.ipynb"))]
+
+
+def load_assignment(path: Path) -> Assignment:
+    """Return the assignment of one source notebook."""
+    data = path.read_bytes()
+    return Assignment(path.parent.name, path.stem, tuple(parse(data)), hashlib.sha256(data).hexdigest())
+
+
+def parse(data: bytes) -> list[Cell]:
+    """Return the cells of a notebook file, whatever else it holds; never more than what is checked here is used."""
+    try:
+        cells = json.loads(data)["cells"]
+        ok = isinstance(cells, list) and all(isinstance(c, dict) and "cell_type" in c for c in cells)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AssignmentError(f"not a notebook: {type(error).__name__}: {error}") from error
+    if not ok:
+        raise AssignmentError("not a notebook: its cells are malformed")
+    return cells
+
+
+def match(cells: list[Cell], assignments: list[Assignment]) -> Assignment:
+    """Return the assignment that a submission belongs to: the one with which it shares the most cell names.
+
+    The file's name does not matter ("Copy of … (1).ipynb").
+    """
+    ids = {marks(cell).get("grade_id") for cell in cells}
+    best = max(assignments, key=lambda a: len(ids & set(a.by_id)), default=None)
+    if best is None or not ids & set(best.by_id):
+        names = ", ".join(f"{a.folder}/{a.name}" for a in assignments)
+        raise AssignmentError(f"this notebook belongs to no assignment that is installed here ({names})")
+    return best
+
+
+def aligned(cells: list[Cell], assignment: Assignment) -> list[Cell]:
+    """Return a submission's cells with the checks and locked cells as in the source, and missing checks at the end.
+
+    The first cell of each graded name counts; a second one is the student's own cell. Nothing is shared with the
+    arguments.
+    """
+    kept, seen = [], set()
+    for cell in cells:
+        grade_id = marks(cell).get("grade_id")
+        known = assignment.by_id.get(grade_id)
+        if known is None or grade_id in seen:
+            kept.append({"cell_type": cell["cell_type"], "source": source(cell), "metadata": {}})
+            continue
+        seen.add(grade_id)
+        text = source(cell) if marks(known).get("solution") else source(known)
+        kept.append(_as_known(known, text))
+    missing = [known for grade_id, known in assignment.by_id.items() if grade_id not in seen]
+    kept += [_as_known(known, "" if marks(known).get("solution") else source(known)) for known in missing]
+    return kept
+
+
+def _as_known(known: Cell, text: str) -> Cell:
+    cell = {"cell_type": known["cell_type"], "metadata": known["metadata"], "source": text}
+    return copy.deepcopy(cell)
+
+
+def _defined(code: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the functions and the values that a reference solution defines at its top level."""
+    functions, values = [], []
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.FunctionDef):
+            functions.append(node.name)
+        elif isinstance(node, ast.Assign):
+            values += [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return tuple(n for n in functions if not n.startswith("_")), tuple(n for n in values if not n.startswith("_"))

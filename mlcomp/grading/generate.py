@@ -1,0 +1,61 @@
+"""Make the students' notebooks from the source notebooks, with nbgrader: no answers, no hidden checks, no outputs."""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from mlcomp.grading.extra import require_nbgrader
+
+
+def generate(solutions: Path, exercises: Path) -> list[Path]:
+    """Write ``exercises/FOLDER/NAME.ipynb`` for each ``solutions/FOLDER/NAME.ipynb``; return the changed paths.
+
+    The same source gives the same bytes. Files in ``exercises`` that no source has made are removed.
+    """
+    changed = []
+    with tempfile.TemporaryDirectory(prefix="mlcomp-generate-") as scratch:
+        made = _released(solutions, Path(scratch))
+        for old in sorted(exercises.glob("*/*.ipynb")):
+            if old.relative_to(exercises) not in made:
+                old.unlink()
+                changed.append(old)
+        for relative, data in made.items():
+            target = exercises / relative
+            if not target.exists() or target.read_bytes() != data:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+                changed.append(target)
+    return changed
+
+
+def out_of_date(solutions: Path, exercises: Path) -> list[Path]:
+    """Return the students' notebooks that differ from what :func:`generate` would write, and write nothing."""
+    with tempfile.TemporaryDirectory(prefix="mlcomp-generate-") as scratch:
+        made = _released(solutions, Path(scratch))
+    there = {path.relative_to(exercises): path.read_bytes() for path in exercises.glob("*/*.ipynb")}
+    return sorted(exercises / name for name in made.keys() | there.keys() if made.get(name) != there.get(name))
+
+
+def _released(solutions: Path, scratch: Path) -> dict[Path, bytes]:
+    """Return the students' notebooks by their path below the release folder, made inside ``scratch``."""
+    require_nbgrader()
+    from nbgrader.converters import GenerateAssignment
+    from nbgrader.coursedir import CourseDirectory
+    from traitlets.config import Config
+
+    shutil.copytree(solutions, scratch / "source", ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    config = Config()
+    config.CourseDirectory.root = str(scratch)
+    config.CourseDirectory.source_directory = "source"
+    config.CourseDirectory.release_directory = "release"
+    config.CourseDirectory.course_id = "mlcomp"
+    config.GenerateAssignment.no_database = True
+    config.SaveCells.enabled = False
+    for folder in sorted(path.name for path in (scratch / "source").iterdir() if path.is_dir()):
+        config.CourseDirectory.assignment_id = folder
+        converter = GenerateAssignment(coursedir=CourseDirectory(config=config), config=config)
+        converter.log.setLevel(logging.ERROR)
+        converter.start()
+    release = scratch / "release"
+    return {path.relative_to(release): path.read_bytes() for path in sorted(release.glob("*/*.ipynb"))}

@@ -1,0 +1,128 @@
+"""Grade one submission: the student's cells in their own process, the checks here."""
+
+import hashlib
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from mlcomp.grading.assignment import Assignment, Cell, Question, aligned, is_left_out, load_assignments
+from mlcomp.grading.assignment import AssignmentError, marks, match, parse, source
+from mlcomp.grading.examiner import Examiner
+from mlcomp.grading.kernel import Kernel, KernelDied
+from mlcomp.grading.limits import Limits
+from mlcomp.grading.report import CellOutput, Report, Result
+from mlcomp.grading.sandbox import environment, sandboxed, worker_command
+
+
+def grade_file(
+    path: Path,
+    assignment: Assignment | None = None,
+    *,
+    sandbox: bool,
+    limits: Limits | None = None,
+    seed: int | None = None,
+) -> Report:
+    """Grade a notebook file; it is only read.
+
+    Args:
+        path: the submission.
+        assignment: what it answers; None: found by its cells among the installed ones.
+        sandbox: run the student's code in the sandbox.
+        limits: time and sizes.
+        seed: of the checks' random numbers; None: a new one.
+    Raises:
+        AssignmentError: too large, not a notebook, or of no known assignment.
+        SandboxMissing: ``sandbox`` is asked for and not there.
+    """
+    limits = limits or Limits()
+    if path.stat().st_size > limits.notebook:
+        raise AssignmentError(f"the file is larger than {limits.notebook >> 20} MiB: clear its outputs and save it")
+    data = path.read_bytes()
+    cells = parse(data)
+    assignment = assignment or match(cells, load_assignments())
+    seed = random.SystemRandom().randrange(2**62) if seed is None else seed
+    return _grade(cells, assignment, hashlib.sha256(data).hexdigest(), sandbox, limits, seed)
+
+
+def _grade(
+    cells: list[Cell], assignment: Assignment, sha256: str, sandbox: bool, limits: Limits, seed: int
+) -> Report:
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mlcomp-grade-") as scratch, _kernel(sandbox, limits, scratch) as kernel:
+        run = _Run(assignment, kernel, seed)
+        for cell in aligned(cells, assignment):
+            run.take(cell)
+    return Report(
+        assignment=f"{assignment.folder}/{assignment.name}",
+        source_sha256=assignment.sha256,
+        submission_sha256=sha256,
+        seed=seed,
+        sandboxed=sandbox,
+        seconds=round(time.monotonic() - start, 2),
+        problem=run.problem,
+        results=tuple(run.results[question.id] for question in assignment.questions),
+        outputs=tuple(run.outputs),
+    )
+
+
+def _kernel(sandbox: bool, limits: Limits, scratch: str) -> Kernel:
+    if sandbox:
+        return Kernel(sandboxed(limits, slot=os.getpid()), limits, env=dict(os.environ), cwd=Path("/"))
+    return Kernel(worker_command(), limits, env=environment(), cwd=Path(scratch))
+
+
+class _Run:
+    """One pass over a submission's cells."""
+
+    def __init__(self, assignment: Assignment, kernel: Kernel, seed: int) -> None:
+        self.assignment, self.kernel = assignment, kernel
+        self.questions = {question.id: question for question in assignment.questions}
+        self.results: dict[str, Result] = {}
+        self.outputs: list[CellOutput] = []
+        self.problem = ""
+        self.examiner = Examiner(assignment, kernel, seed=seed)  # while the process starts
+        try:
+            kernel.start()
+        except KernelDied as death:
+            self.problem = str(death)
+
+    def take(self, cell: Cell) -> None:
+        grade_id = marks(cell).get("grade_id")
+        question = self.questions.get(grade_id)
+        if question is not None:
+            self.results[question.id] = self._result(question, cell)
+        elif cell["cell_type"] == "code" and not is_left_out(cell):
+            self._run(cell)
+
+    def _run(self, cell: Cell) -> None:
+        printed, error = "", ""
+        if not self.problem:
+            try:
+                reply, printed = self.kernel.run(source(cell))
+                error = str(reply.get("error", ""))
+            except KernelDied as death:
+                self.problem = error = str(death)
+                printed = self.kernel.printed()
+        self.outputs.append(CellOutput(source(cell), printed, error))
+
+    def _result(self, question: Question, cell: Cell) -> Result:
+        maximum, section = question.points, question.section
+        if question.manual:
+            # An empty answer, or the one that was handed out, is worth nothing: no one need look at it.
+            empty = source(cell).strip() in ("", STUB)
+            points, message = (0, "not answered yet") if empty else (None, "")
+            return Result(question.id, question.title, points, maximum, message, section)
+        message: str | None = f"not graded: {self.problem}"
+        if not self.problem:
+            try:
+                message = self.examiner.examine(question)
+            except KernelDied as death:
+                self.problem = str(death)
+                message = f"your code ended its process: {self.problem}"
+        return Result(question.id, question.title, 0 if message else maximum, maximum, message or "", section)
+
+
+# What nbgrader puts into a written answer when it makes the student's version.
+STUB = "YOUR ANSWER HERE"

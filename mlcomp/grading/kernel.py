@@ -1,0 +1,199 @@
+"""A student's process as the grader sees it: requests out, raw values back, under limits of time and size."""
+
+import os
+import selectors
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from mlcomp.grading import wire
+from mlcomp.grading.limits import Limits
+
+_POLL = 0.25
+
+
+class KernelDied(Exception):
+    """The process is gone, or had to be ended; the message says why."""
+
+
+class Kernel:
+    """One process that runs one submission. Use as a context manager: leaving it ends everything it started."""
+
+    def __init__(self, command: list[str], limits: Limits, *, env: dict[str, str], cwd: Path) -> None:
+        """``command`` is the start of a command line; the number of the reply descriptor is appended."""
+        self.limits = limits
+        self.deadline = time.monotonic() + limits.start + limits.submission
+        self.cause: str | None = None
+        self._printed = bytearray()
+        self._total = 0
+        read, write = os.pipe()
+        self._process = subprocess.Popen(
+            [*command, str(write)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(write,),
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+        )
+        os.close(write)
+        self._in, self._out, self._reply = self._process.stdin.fileno(), self._process.stdout.fileno(), read
+        for fd in (self._in, self._out, self._reply):
+            os.set_blocking(fd, False)
+
+    def __enter__(self) -> "Kernel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Wait until the process answers."""
+        self.request({"op": "run", "code": "", "seconds": self.limits.start}, self.limits.start)
+
+    def run(self, code: str) -> tuple[dict[str, Any], str]:
+        """Run a cell; return the reply ({} or an error) and what was printed."""
+        self._printed.clear()
+        reply = self.request({"op": "run", "code": code, "seconds": self.limits.cell}, self.limits.cell)
+        return reply, self.printed()
+
+    def printed(self) -> str:
+        """Return what was printed since the last cell began, shortened."""
+        text = self._printed.decode(errors="replace")
+        return text if len(text) < self.limits.shown else text[: self.limits.shown] + "\n… (shortened)"
+
+    def request(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Send a request and return the reply.
+
+        Raises:
+            KernelDied: no reply in time, too much output or memory, or the process ended; also ever after.
+        """
+        if self.cause:
+            raise KernelDied(self.cause)
+        end = min(time.monotonic() + seconds + self.limits.grace, self.deadline)
+        try:
+            return self._exchange(wire.pack(message), end)
+        except (KernelDied, wire.WireError, OSError) as error:
+            self.cause = str(error) or type(error).__name__
+            self.close()
+            raise KernelDied(self.cause) from error
+
+    def _exchange(self, outgoing: bytes, end: float) -> dict[str, Any]:
+        incoming = bytearray()
+        next_look = time.monotonic() + _POLL
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._in, selectors.EVENT_WRITE)
+            selector.register(self._out, selectors.EVENT_READ)
+            selector.register(self._reply, selectors.EVENT_READ)
+            while True:
+                now = time.monotonic()
+                if now > end:
+                    raise KernelDied("did not stop when its time was up" if end < self.deadline else "out of time")
+                if now > next_look:
+                    next_look = now + _POLL
+                    self._watch_memory()
+                for key, _ in selector.select(min(_POLL, end - now + 0.01)):
+                    if key.fd == self._in:
+                        outgoing = outgoing[os.write(self._in, outgoing[:65536]) :]
+                        if not outgoing:
+                            selector.unregister(self._in)
+                    elif key.fd == self._out:
+                        if not self._drain():
+                            selector.unregister(self._out)
+                    else:
+                        data = os.read(self._reply, 1 << 20)
+                        if not data:
+                            raise KernelDied(f"the process ended{self._last_words()}")
+                        incoming += data
+                        message = _complete(incoming)
+                        if message is not None:
+                            self._drain()
+                            return message
+
+    def _drain(self) -> bool:
+        """Read what was printed; return whether there may be more later."""
+        while True:
+            try:
+                data = os.read(self._out, 1 << 16)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self._total += len(data)
+            if self._total > self.limits.output:
+                raise KernelDied(f"printed more than {self.limits.output >> 20} MiB")
+            if len(self._printed) < 4 * self.limits.shown:
+                self._printed += data
+
+    def _watch_memory(self) -> None:
+        used = resident(self._process.pid)
+        if used > self.limits.memory:
+            raise KernelDied(f"used more than {self.limits.memory >> 20} MiB of memory")
+
+    def _last_words(self) -> str:
+        try:
+            self._drain()
+        except KernelDied:
+            pass
+        text = self.printed().strip()
+        return f": {text.splitlines()[-1][:300]}" if text else ""
+
+    def close(self) -> None:
+        """End the process and everything it started; safe to call twice."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            try:
+                stream.close()
+            except OSError:  # unwritten bytes to a dead process
+                pass
+        if self._reply >= 0:
+            os.close(self._reply)
+            self._reply = -1
+        self.cause = self.cause or "the process was closed"
+
+
+def _complete(incoming: bytearray) -> dict[str, Any] | None:
+    """Return the message once all of it is there; raise WireError for one that is too large or more than one."""
+    if len(incoming) < wire.HEADER.size:
+        return None
+    text, binary = wire.HEADER.unpack_from(incoming)
+    if text + binary > wire.MAX_FRAME:
+        raise wire.WireError("the reply is too large")
+    size = wire.HEADER.size + text + binary
+    if len(incoming) < size:
+        return None
+    if len(incoming) > size:
+        raise wire.WireError("more than one reply to one request")
+    body = bytes(incoming[wire.HEADER.size :])
+    return wire.unpack(body[:text], body[text:])
+
+
+def resident(root: int) -> int:
+    """Return the private memory of a process and its descendants in bytes; 0 where there is no /proc.
+
+    Limits of the operating system hold for each process; this one is for all together.
+    """
+    parents, sizes = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (entry / "status").read_text()
+        except OSError:  # it ended meanwhile
+            continue
+        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        pid = int(entry.name)
+        parents[pid] = int(fields.get("PPid", "0"))
+        sizes[pid] = sum(1024 * int(fields.get(name, "0 kB").split()[0]) for name in ("RssAnon", "RssShmem"))
+    total = 0
+    for pid, size in sizes.items():
+        ancestor = pid
+        while ancestor not in (0, root):
+            ancestor = parents.get(ancestor, 0)
+        total += size if ancestor == root else 0
+    return total

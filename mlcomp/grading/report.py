@@ -1,0 +1,117 @@
+"""What grading a submission gives: points, messages, printed output; as a table, JSON and a page."""
+
+import html
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one question. ``points`` is None while a person has yet to grade it."""
+
+    id: str
+    title: str
+    points: int | None
+    maximum: int
+    message: str
+    section: str
+
+
+@dataclass(frozen=True)
+class CellOutput:
+    """What a cell of the submission printed, and the error that it raised (empty: none)."""
+
+    source: str
+    printed: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of one submission. The hashes say of which files; the seed repeats the checks."""
+
+    assignment: str
+    source_sha256: str
+    submission_sha256: str
+    seed: int
+    sandboxed: bool
+    seconds: float
+    problem: str  # why the process ended early (empty: it did not)
+    results: tuple[Result, ...]
+    outputs: tuple[CellOutput, ...]
+
+    @property
+    def points(self) -> int:
+        """Points so far; what a person grades is not in it."""
+        return sum(result.points or 0 for result in self.results)
+
+    @property
+    def maximum(self) -> int:
+        """The most that can be had automatically."""
+        return sum(result.maximum for result in self.results if result.points is not None)
+
+    def to_json(self) -> str:
+        """Return the report as JSON text."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """Return the report of :meth:`to_json`."""
+        data: dict[str, Any] = json.loads(text)
+        data["results"] = tuple(Result(**result) for result in data["results"])
+        data["outputs"] = tuple(CellOutput(**output) for output in data["outputs"])
+        return cls(**data)
+
+
+def table(report: Report) -> str:
+    """Return the report as lines of text: question, points, what to look at again."""
+    width = max([len(result.title) for result in report.results] + [8])
+    lines = [f"{'Question':<{width}}  Points  What to look at again"]
+    for result in report.results:
+        points = "by hand" if result.points is None else f"{result.points} of {result.maximum}"
+        first, *more = result.message.splitlines() or [""]
+        lines.append(f"{result.title:<{width}}  {points:<7} {first}")
+        lines += [" " * (width + 10) + line for line in more[:3]]
+        if result.points == 0 and result.section:
+            lines.append(" " * (width + 10) + f"read again: {result.section}")
+    lines.append(f"{'Total':<{width}}  {report.points} of {report.maximum} (graded automatically)")
+    if report.problem:
+        lines.append(f"The notebook's process ended early: {report.problem}")
+    return "\n".join(lines)
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; } td, th { padding: .4rem .6rem; text-align: left;
+vertical-align: top; border-bottom: 1px solid #8886; } pre { overflow-x: auto; padding: .6rem; background: #8881; }
+.full::before { content: "✓ "; } .none::before { content: "✗ "; } .wait::before { content: "… "; }
+:root { color-scheme: light dark; }
+"""
+
+
+def page(report: Report) -> str:
+    """Return the report as a self-contained HTML page; all of the student's text is escaped."""
+    rows = []
+    for r in report.results:
+        kind = "wait" if r.points is None else "full" if r.points == r.maximum else "none"
+        points = f"graded by hand, of {r.maximum}" if r.points is None else f"{r.points} of {r.maximum}"
+        again = html.escape(r.message).replace("\n", "<br>")
+        if r.points == 0 and r.section:
+            again += f'<br><a href="{html.escape(r.section, quote=True)}">Read again</a>'
+        rows.append(f'<tr><td class="{kind}">{html.escape(r.title)}</td><td>{points}</td><td>{again}</td></tr>')
+    problem = f"<p><b>The notebook's process ended early:</b> {html.escape(report.problem)}</p>"
+    cells = [
+        f"<details><summary>Cell {number}{': ' + html.escape(o.error) if o.error else ''}</summary>"
+        f"<pre>{html.escape(o.source)}</pre><pre>{html.escape(o.printed)}</pre></details>"
+        for number, o in enumerate(report.outputs, 1)
+        if o.printed or o.error
+    ]
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(report.assignment)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{html.escape(report.assignment)}</h1>"
+        f"<p>{report.points} of {report.maximum} points (graded automatically)</p>{problem if report.problem else ''}"
+        f"<table><tr><th>Question</th><th>Points</th><th>What to look at again</th></tr>{''.join(rows)}</table>"
+        f"<h2>What the cells printed</h2>{''.join(cells) or '<p>Nothing.</p>'}"
+        f"<p>Checks drawn with seed {report.seed}.</p></body></html>\n"
+    )
