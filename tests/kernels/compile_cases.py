@@ -30,3 +30,19 @@ def w4a16_matmul():
     from mlcomp.kernels.w4a16_matmul import w4a16_matmul
 
     w4a16_matmul(torch.empty(16, 4096, dtype=BF16), packed_w4())
+
+
+def int8_matvec():
+    int8(1)
+
+
+def int8_matmul():
+    int8(4096)
+
+
+def int8(tokens):
+    from mlcomp.formats.absmax_int8 import AbsmaxInt8
+    from mlcomp.kernels.int8_matmul import int8_matmul
+
+    x, w = (AbsmaxInt8(torch.empty(n, 4096, dtype=torch.int8), torch.empty(n, 1)) for n in (tokens, 14336))
+    int8_matmul(x, w, dtype=BF16)

@@ -1,0 +1,90 @@
+r"""The int8 product on tensor cores, with both scales applied before the result is written.
+
+Notation: as the reference, $y_{tn} = s_{x,t}\, s_{w,n} \sum_k q_{x,tk}\, q_{w,nk}$.
+The weight is the left operand: with few tokens its 64 rows fill the tensor core's tile, and tokens, padded to 16, are
+its narrow side. The 32-bit sums never go to memory.
+Source: Dettmers et al. 2022, arXiv:2208.07339, section 3.1.   Syllabus: 4.02
+"""
+
+from typing import no_type_check
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mlcomp.formats.absmax_int8 import AbsmaxInt8
+from mlcomp.formats.int8_matmul import check_operands
+from mlcomp.kernels.launch import check_devices, check_dtype, tl, triton
+
+REFERENCE = "mlcomp.formats.int8_matmul.int8_matmul"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def int8_matmul(
+    x: AbsmaxInt8, weight: AbsmaxInt8, *, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "tokens out"]:
+    """Return x · weightᵀ of two matrices that absmax_int8(…, dim=-1) quantized.
+
+    Args:
+        x: codes (tokens, inp), scale (tokens, 1) float32. weight: codes (out, inp), scale (out, 1) float32. Copied first
+            if not contiguous.
+        dtype: of the result: float32, float16 or bfloat16.
+    Raises:
+        ValueError: shapes do not match, or different devices. TypeError: another dtype.
+    Guarantee: equals the reference bit for bit in float32.
+    Cost: 2·tokens·out·inp int8 operations; out·inp + tokens·inp bytes read, one result written.
+    """
+    check_devices(x_codes=x.codes, x_scale=x.scale, weight_codes=weight.codes, weight_scale=weight.scale)
+    check_operands(x, weight)
+    check_dtype("x.scale", x.scale, (torch.float32,))
+    check_dtype("weight.scale", weight.scale, (torch.float32,))
+    if dtype not in DTYPES:
+        raise TypeError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+    (tokens, inp), out = x.codes.shape, len(weight.codes)
+    y = torch.empty(tokens, out, dtype=dtype, device=x.codes.device)
+    if tokens <= 64:
+        # Reading the weight is the work: narrow tiles make many programs, deep stages keep loads in flight.
+        rows, tile, inner, warps, stages = 64, max(16, triton.next_power_of_2(tokens)), 256, 4, 4
+    else:
+        rows, tile, inner, warps, stages = 128, 256, 128, 8, 3
+    grid = (triton.cdiv(out, rows) * triton.cdiv(tokens, tile),)
+    _kernel[grid](
+        x.codes.contiguous(), x.scale.contiguous(), weight.codes.contiguous(), weight.scale.contiguous(), y,
+        tokens, out, inp, ROWS=rows, TOKENS=tile, INNER=inner, WHOLE=inp % inner == 0,
+        num_warps=warps, num_stages=stages, enable_fp_fusion=False,
+    )  # fmt: skip
+    return y
+
+
+@triton.jit
+@no_type_check
+def _kernel(
+    x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, y_ptr, tokens, out, inp,
+    ROWS: tl.constexpr, TOKENS: tl.constexpr, INNER: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    # Programs of 8 weight tiles visit the same tokens one after the other, so that both stay in the cache.
+    wide = tl.cdiv(tokens, TOKENS)
+    tall = tl.cdiv(out, ROWS)
+    first = tl.program_id(0) // (8 * wide) * 8
+    height = tl.minimum(tall - first, 8)
+    row = (first + tl.program_id(0) % (8 * wide) % height) * ROWS + tl.arange(0, ROWS)
+    token = (tl.program_id(0) % (8 * wide) // height) * TOKENS + tl.arange(0, TOKENS)
+    # Past the edge the last row is read again; its products are not stored.
+    w_ptr += tl.minimum(row, out - 1).to(tl.int64)[:, None] * inp
+    x_ptr += tl.minimum(token, tokens - 1).to(tl.int64)[None, :] * inp
+    inner = tl.arange(0, INNER)
+    total = tl.zeros((ROWS, TOKENS), tl.int32)
+    for start in range(0, inp, INNER):
+        column = start + inner
+        if WHOLE:
+            w = tl.load(w_ptr + column[None, :])
+            x = tl.load(x_ptr + column[:, None])
+        else:
+            w = tl.load(w_ptr + column[None, :], mask=column[None, :] < inp, other=0)
+            x = tl.load(x_ptr + column[:, None], mask=column[:, None] < inp, other=0)
+        total = tl.dot(w, x, total, out_dtype=tl.int32)
+    x_scale = tl.load(x_scale_ptr + token, mask=token < tokens, other=0)
+    w_scale = tl.load(w_scale_ptr + row, mask=row < out, other=0)
+    y = total.to(tl.float32) * x_scale[None, :] * w_scale[:, None]
+    y_ptr += token.to(tl.int64)[None, :] * out + row[:, None]
+    tl.store(y_ptr, y.to(y_ptr.dtype.element_ty), mask=(token[None, :] < tokens) & (row[:, None] < out))
