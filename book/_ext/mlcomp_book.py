@@ -35,8 +35,17 @@ def copy_mathjax(app, exception) -> None:
             shutil.copytree(mathjax_folder(), target, ignore=shutil.ignore_patterns(*UNUSED))
 
 
+def drop_thebe(app, page, template, context, doctree) -> None:
+    """Leave out the scripts of Thebe, which Jupyter Book always loads: they name an outside host, and clash."""
+    for kind in ("script_files", "css_files"):
+        context[kind] = [
+            f for f in context[kind] if "thebe" not in f"{f.filename} {f.attributes.get('body')}".lower()
+        ]
+
+
 def setup(app) -> dict:
     """Register the extension with Sphinx."""
     app.connect("config-inited", serve_locally)
+    app.connect("html-page-context", drop_thebe, priority=999)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
