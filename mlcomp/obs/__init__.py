@@ -1,26 +1,56 @@
 """Methods that use inverse curvature: OBD, OBS, ExactOBS, OBQ, GPTQ, SparseGPT."""
 
 from mlcomp.obs.exact_obs import exact_obs, exact_obs_trace
+from mlcomp.obs.fisher_inverse import empirical_fisher_gradients, fisher_inverse
 from mlcomp.obs.global_selection import Selection, select_counts
 from mlcomp.obs.gptq import gptq
 from mlcomp.obs.group_update import group_update
 from mlcomp.obs.hessian import InverseHessian, inverse_hessian, layer_hessian
+from mlcomp.obs.l_obs import l_obs, l_obs_error_bound
+from mlcomp.obs.network_hessian import (
+    FlatNetwork,
+    flatten_network,
+    gauss_newton,
+    gauss_newton_diagonal,
+    hessian_diagonal,
+    network_hessian,
+)
+from mlcomp.obs.obd import NetworkOBD, network_obd, obd, obd_saliency
 from mlcomp.obs.obq import obq
+from mlcomp.obs.obs import NetworkOBS, ObsStep, obs, obs_prune_step
 from mlcomp.obs.refit import refit
 from mlcomp.obs.sparsegpt import sparsegpt
 from mlcomp.obs.trace import Trace
 
 __all__ = [
+    "FlatNetwork",
     "InverseHessian",
+    "NetworkOBD",
+    "NetworkOBS",
+    "ObsStep",
     "Selection",
     "Trace",
+    "empirical_fisher_gradients",
     "exact_obs",
     "exact_obs_trace",
+    "fisher_inverse",
+    "flatten_network",
+    "gauss_newton",
+    "gauss_newton_diagonal",
     "gptq",
     "group_update",
+    "hessian_diagonal",
     "inverse_hessian",
+    "l_obs",
+    "l_obs_error_bound",
     "layer_hessian",
+    "network_hessian",
+    "network_obd",
+    "obd",
+    "obd_saliency",
     "obq",
+    "obs",
+    "obs_prune_step",
     "refit",
     "select_counts",
     "sparsegpt",

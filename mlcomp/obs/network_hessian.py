@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.func import functional_call, grad, jacrev, vjp, vmap
 
 from mlcomp.checks import check_finite
 
@@ -106,8 +106,10 @@ def network_hessian(flat: FlatNetwork, theta: Float[Tensor, " n"] | None = None,
 def hessian_diagonal(flat: FlatNetwork, *, chunk: int = 64) -> Float[Tensor, " n"]:
     """Return the exact diagonal of the Hessian without storing the rest of it: n Hessian–vector products."""
 
+    _, product = vjp(grad(flat.loss), flat.theta)  # H is symmetric: a vector–Hessian product is a Hessian–vector one
+
     def entry(unit: Tensor) -> Tensor:
-        return torch.dot(jvp(grad(flat.loss), (flat.theta,), (unit,))[1], unit)
+        return torch.dot(product(unit)[0], unit)
 
     n = len(flat.theta)
     parts = []
@@ -143,8 +145,9 @@ def _jacobians(flat: FlatNetwork, theta: Tensor) -> tuple[Tensor, Tensor]:
         return flat.loss_fn(z.view_as(outputs), flat.targets)
 
     # Samples do not interact in the loss, so one product with e_c in every sample gives column c of all blocks.
-    units = torch.eye(width, dtype=z.dtype, device=z.device)[:, None].expand(width, samples, width)
-    curvature = torch.stack([jvp(grad(loss_of), (z,), (unit.contiguous(),))[1] for unit in units], dim=-1)
+    _, product = vjp(grad(loss_of), z)
+    units = torch.eye(width, dtype=z.dtype, device=z.device)
+    curvature = torch.stack([product(unit.repeat(samples, 1))[0] for unit in units], dim=-1)
 
     def one(theta: Tensor, x: Tensor) -> Tensor:
         return flat.outputs(theta, x[None]).flatten()

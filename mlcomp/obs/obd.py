@@ -103,8 +103,8 @@ def network_obd(
     Raises:
         ValueError: unknown curvature, sparsity outside [0, 1], and as ``flatten_network``.
     Guarantee: exactly removals(sparsity, prunable) weights are removed.
-    Deviations: LeCun et al. prune some parameters, train again, and repeat; call this function between trainings. They
-        pass the diagonal back through the layers and drop off-diagonal terms at each; here the diagonal is that of the
+    Deviations: LeCun et al. prune some parameters, train again, and repeat; call this between trainings. They
+        pass the diagonal back through the layers and drop off-diagonal terms at each; here it is the diagonal of the
         exact Hessian or of the exact Gauss–Newton matrix.
     """
     if curvature not in ("exact", "gauss-newton"):

@@ -58,7 +58,7 @@ def obs_prune_step(
         )
     check_finite("weight_row", weight_row)
     check_hessian(hessian, len(weight_row))
-    w = weight_row.double()
+    w = weight_row.double().clone()
     support = w.nonzero().flatten()
     if len(support) == 0:
         raise ValueError("every weight of the row is zero already: nothing is left to remove")
@@ -104,7 +104,7 @@ def obs(
     *,
     sparsity: float,
     curvature: str = "gauss-newton",
-    damp: float = 1e-4,
+    damp: float = 0.01,
     recompute: int | None = None,
 ) -> NetworkOBS:
     r"""Prune a small network weight by weight with the inverse Hessian of its own loss over all its parameters.
@@ -117,9 +117,10 @@ def obs(
         sparsity: share of the prunable weights (matrices and kernels) that become zero. Biases and norms are never
             removed, but they move with the rest.
         curvature: "exact" Hessian (autograd on autograd); "gauss-newton", which is Hassibi and Stork's choice and
-            never indefinite for a convex loss; or "fisher": outer products of the samples' loss gradients, inverted
-            by their recursion.
-        damp: share of the mean absolute diagonal added to the diagonal (their α, made relative).
+            never indefinite for a convex loss; or "fisher": outer products of the samples' loss gradients,
+            inverted by their recursion.
+        damp: share of the mean absolute diagonal added to the diagonal (their α, made relative). It also holds the other
+            weights near where the expansion is valid: with too little, OBS moves far along flat directions and loses.
         recompute: removals after which the curvature is computed again at the new weights; None: never, the lemma of
             the inverse update alone.
     Raises:
