@@ -4,6 +4,7 @@ import ast
 import copy
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,9 @@ Cell = dict[str, Any]
 
 _PACKAGED = Path(__file__).parent / "solutions"  # in an installed wheel
 _CHECKOUT = Path(__file__).parents[2] / "solutions"  # in a clone
+
+# What nbgrader puts into a written answer when it makes the student's version.
+STUB = "YOUR ANSWER HERE"
 
 # A locked cell with this tag is for the reader only, for instance because it needs data; graders leave it out.
 NOT_GRADED = "not-graded"
@@ -52,7 +56,7 @@ class Assignment:
             mark = marks(cell)
             if cell["cell_type"] == "markdown":
                 headings = [line for line in source(cell).splitlines() if line.startswith("## ")]
-                title = headings[-1].removeprefix("## ").strip() if headings else title
+                title = re.sub(r"\s*\(\d+ point.*\)$", "", headings[-1][3:]).strip() if headings else title
             elif mark.get("solution"):
                 functions, values = _defined(source(cell))
             if mark.get("grade"):
@@ -157,8 +161,14 @@ def aligned(cells: list[Cell], assignment: Assignment) -> list[Cell]:
         text = source(cell) if marks(known).get("solution") else source(known)
         kept.append(_as_known(known, text))
     missing = [known for grade_id, known in assignment.by_id.items() if grade_id not in seen]
-    kept += [_as_known(known, "" if marks(known).get("solution") else source(known)) for known in missing]
-    return kept
+    return kept + [_as_known(known, _no_answer(known)) for known in missing]
+
+
+def _no_answer(known: Cell) -> str:
+    """Return what stands for a cell that a submission lacks."""
+    if not marks(known).get("solution"):
+        return source(known)
+    return STUB if known["cell_type"] == "markdown" else ""
 
 
 def _as_known(known: Cell, text: str) -> Cell:

@@ -47,7 +47,15 @@ class Examiner:
             self._execute(source(self.assignment.by_id[question.id]), question.id)
         except (AssertionError, StudentError) as problem:
             return str(problem) or "a check failed"
-        except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, ArithmeticError) as problem:
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            IndexError,
+            KeyError,
+            AttributeError,
+            ArithmeticError,
+        ) as problem:
             # The check itself tripped over the value, for instance over a number where a tensor is due.
             line = traceback.extract_tb(problem.__traceback__)[-1].line
             return f"the checks cannot use your result: {type(problem).__name__}: {problem} ({line})"[:1000]

@@ -7,8 +7,20 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlcomp.grading.assignment import Assignment, Cell, Question, aligned, is_left_out, load_assignments
-from mlcomp.grading.assignment import AssignmentError, marks, match, parse, source
+from mlcomp.grading.assignment import (
+    STUB,
+    Assignment,
+    AssignmentError,
+    Cell,
+    Question,
+    aligned,
+    is_left_out,
+    load_assignments,
+    marks,
+    match,
+    parse,
+    source,
+)
 from mlcomp.grading.examiner import Examiner
 from mlcomp.grading.kernel import Kernel, KernelDied
 from mlcomp.grading.limits import Limits
@@ -44,6 +56,22 @@ def grade_file(
     assignment = assignment or match(cells, load_assignments())
     seed = random.SystemRandom().randrange(2**62) if seed is None else seed
     return _grade(cells, assignment, hashlib.sha256(data).hexdigest(), sandbox, limits, seed)
+
+
+def nothing_graded(path: Path, assignment: Assignment, sandbox: bool, problem: str) -> Report:
+    """Return the report of a submission that could not be run at all: no points, and why."""
+    results = tuple(
+        Result(q.id, q.title, q.manual, 0, q.points, f"not graded: {problem}", q.section)
+        for q in assignment.questions
+    )
+    name = f"{assignment.folder}/{assignment.name}"
+    return Report(name, assignment.sha256, sha256(path), 0, sandbox, 0.0, problem, results, ())
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _grade(
@@ -113,7 +141,7 @@ class _Run:
             # An empty answer, or the one that was handed out, is worth nothing: no one need look at it.
             empty = source(cell).strip() in ("", STUB)
             points, message = (0, "not answered yet") if empty else (None, "")
-            return Result(question.id, question.title, points, maximum, message, section)
+            return Result(question.id, question.title, True, points, maximum, message, section)
         message: str | None = f"not graded: {self.problem}"
         if not self.problem:
             try:
@@ -121,8 +149,4 @@ class _Run:
             except KernelDied as death:
                 self.problem = str(death)
                 message = f"your code ended its process: {self.problem}"
-        return Result(question.id, question.title, 0 if message else maximum, maximum, message or "", section)
-
-
-# What nbgrader puts into a written answer when it makes the student's version.
-STUB = "YOUR ANSWER HERE"
+        return Result(question.id, question.title, False, 0 if message else maximum, maximum, message or "", section)

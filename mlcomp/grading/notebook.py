@@ -34,6 +34,5 @@ class Points:
         so_far = sum(self.questions[name] for name in self._earned)
         points = self.questions[question]
         print(
-            f"Passed: {points} point{'s' * (points != 1)}. "
-            f"Points so far: {so_far} of {sum(self.questions.values())}."
+            f"Passed: {points} point{'s' * (points != 1)}. Points so far: {so_far} of {sum(self.questions.values())}."
         )

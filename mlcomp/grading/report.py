@@ -12,6 +12,7 @@ class Result:
 
     id: str
     title: str
+    manual: bool
     points: int | None
     maximum: int
     message: str
@@ -43,13 +44,13 @@ class Report:
 
     @property
     def points(self) -> int:
-        """Points so far; what a person grades is not in it."""
-        return sum(result.points or 0 for result in self.results)
+        """Points of the questions that are graded automatically."""
+        return sum(result.points or 0 for result in self.results if not result.manual)
 
     @property
     def maximum(self) -> int:
         """The most that can be had automatically."""
-        return sum(result.maximum for result in self.results if result.points is not None)
+        return sum(result.maximum for result in self.results if not result.manual)
 
     def to_json(self) -> str:
         """Return the report as JSON text."""

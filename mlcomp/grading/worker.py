@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Any, BinaryIO
+from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
