@@ -1,12 +1,13 @@
 r"""How many weights each row loses, when only the total is given: from the loss traces of the rows.
 
 Notation: $L_r(k)$ loss of row r after k removals, N removals in all, λ the price of one removal.
-Minimize $\sum_r L_r(k_r)$ over $\sum_r k_r = N$. Were the increments of each $L_r$ rising, taking the N smallest of all
-would be optimal (the paper's heap). They are not, and an increment can't be had without those before it. So: for a price
-λ each row takes the k with the least $L_r(k) - λk$, which is optimal for the total that results (Everett 1963); the price
-that comes nearest to N leaves a small remainder, and an exact search over the few near-optimal alternatives closes it.
-Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 4, algorithm 2; Everett 1963, Operations Research 11(3);
-Pisinger 1995, European J. of Operational Research 83(2), for the search over a core.   Syllabus: 2.05
+Minimize $\sum_r L_r(k_r)$ over $\sum_r k_r = N$. Were the increments of each $L_r$ rising, taking the N smallest of
+all would be optimal (the paper's heap). They are not, and an increment can't be had without those before it.
+So: for a price λ each row takes the k with the least $L_r(k) - λk$, which is optimal for the total that results
+(Everett). The price that comes nearest to N leaves a small remainder; an exact search over the near-optimal
+alternatives closes it.
+Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 4, algorithm 2; Everett 1963, Operations Research
+11(3); the search over a core: Pisinger 1995, European Journal of Operational Research 83(2).   Syllabus: 2.05
 """
 
 from dataclasses import dataclass
@@ -35,8 +36,8 @@ def select_counts(losses: Float[Tensor, "rows k"], total: int) -> Selection:
         losses: (rows, k), increments ≥ 0 in the order of removal, in any units.
         total: removals in all, 0 … rows·k.
     Returns:
-        Counts with exactly that total. ``bound`` equals ``loss`` where the search proved the counts optimal; otherwise
-        (many near ties) it is the Lagrangian bound, and ``loss - bound`` the most that could be gained.
+        Counts with exactly that total. ``bound`` equals ``loss`` where the search proved the counts optimal;
+        otherwise (many near ties) it is the Lagrangian bound, and ``loss - bound`` the most that could be gained.
     Raises:
         ValueError: total out of range; NaN, infinite or negative losses.
     Guarantee: bound ≤ optimum ≤ loss; loss is never above that of any threshold on single increments.
@@ -71,20 +72,19 @@ def _price(cost: Tensor, total: int) -> tuple[float, Tensor, Tensor]:
     def take(price: float) -> Tensor:
         return (cost - price * k).argmin(1)
 
-    below, above = 0.0, float(cost[:, -1].max()) + 1.0
-    low, high = torch.zeros_like(cost[:, 0], dtype=torch.int64), torch.full_like(cost[:, 0], len(k) - 1).long()
-    while True:
-        middle = (below + above) / 2
-        if not below < middle < above:  # the two prices are neighbours in float64
-            return above, low, high
-        counts = take(middle)
+    below, above = 0.0, float(cost[:, -1].max())
+    low, high = torch.zeros(len(cost), dtype=torch.int64, device=cost.device), torch.full_like(take(0.0), len(k) - 1)
+    for _ in range(64):  # halvings: beyond float64's 53 bits of the dearest row's total
+        price = (below + above) / 2
+        counts = take(price)
         taken = int(counts.sum())
-        if taken <= total:
-            below, low = middle, counts
-        if taken >= total:
-            above, high = middle, counts
         if taken == total:
-            return middle, counts, counts
+            return price, counts, counts
+        if taken < total:
+            below, low = price, counts
+        else:
+            above, high = price, counts
+    return above, low, high
 
 
 def _fill(extra: Tensor, low: Tensor, high: Tensor, total: int) -> Tensor:

@@ -1,6 +1,7 @@
 r"""Optimal Brain Quantizer: round the weights of a row one by one, the others make up for each rounding error.
 
-Notation: W weight, $B = H^{-1}$ of a row over the weights not yet rounded, quant(w) the nearest grid value, s the step.
+Notation: W weight, $B = H^{-1}$ of a row over the weights not yet rounded, quant(w) the nearest grid value, s its
+step.
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 5, algorithm 3 (algorithm 2 of the lecture).
 Syllabus: 2.08
 """
@@ -74,14 +75,14 @@ def obq(
     grid = fit_grid(live.reshape(-1, size), bits=bits, symmetric=symmetric, clip=clip)
     if order == "greedy":
         diagonal = damped_hessian(hessian, damp=damp).matrix.diagonal()
-        batch = rows_per_batch(inp, out, 8, max_bytes)
+        batch = rows_per_batch(inp, out, max_bytes)
         state = RowInverses(inverse.inverse, diagonal, batch)
         # Each weight's own grid, (out, inp), so that weights can be gathered together with their grids.
         step, zero = (part.double().reshape(out, -1).repeat_interleave(size, 1) for part in (grid.step, grid.zero))
-        rows = zip(live.double().split(batch), step.split(batch), zero.split(batch), strict=True)
-        codes = torch.cat(
-            [_round_rows(w.clone(), s, z, 2**bits - 1, outliers, inverse.inverse, state) for w, s, z in rows]
-        )
+        top = 2**bits - 1
+        batches = zip(live.double().split(batch), step.split(batch), zero.split(batch), strict=True)
+        done = [_round_rows(w.clone(), s, z, top, outliers, inverse.inverse, state) for w, s, z in batches]
+        codes = torch.cat(done)
     else:
         codes = _round_in_order(live, hessian, grid, size, order, damp)
     return Quantized(codes, grid.step.reshape(out, -1), grid.zero.reshape(out, -1), bits, symmetric)

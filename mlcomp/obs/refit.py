@@ -56,6 +56,6 @@ def refit(
 
 def check_mask(name: str, mask: Tensor, weight: Tensor) -> None:
     """Raise unless ``mask`` is a boolean tensor of the shape of ``weight``."""
-    if not isinstance(mask, Tensor) or mask.dtype.is_floating_point or mask.shape != weight.shape:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
         given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"{name} must be a boolean tensor of the weight's shape {tuple(weight.shape)}, got {given}")

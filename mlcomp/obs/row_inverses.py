@@ -1,14 +1,14 @@
 r"""The inverse Hessians of many rows at once, from which each row eliminates columns in its own order.
 
 Notation: d inputs, R rows of a batch, $B = H^{-1}$ over the columns a row still has, v an elimination vector.
-Eliminating column p (the lecture's lemma) subtracts $v v^\top$ with $v = B_{:,p} / \sqrt{B_{pp}}$, so the vectors of a
-row are the columns of a Cholesky factor of $H^{-1}$ whose pivots come in the row's own order. Algorithm 1 as printed is
-the right-looking factorization: every step rewrites d² numbers. Here the vectors are kept, and only the one column
-that a step needs is brought up to date. Every ``block`` steps the vectors are folded into the matrices by one matrix
-product, as in the blocked factorization of LAPACK, and now and then the eliminated columns are dropped. The arithmetic
-is that of Algorithm 1 in another order.
-Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, lemma 1 and algorithm 1; blocked Cholesky: Golub and Van Loan,
-Matrix Computations, section 4.2.   Syllabus: 2.05
+Eliminating column p (the lecture's lemma) subtracts $v v^\top$ with $v = B_{:,p} / \sqrt{B_{pp}}$, so the vectors
+of a row are the columns of a Cholesky factor of $H^{-1}$ whose pivots come in the row's own order. Algorithm 1 as
+printed is the right-looking factorization: every step rewrites d² numbers. Here the vectors are kept, and only the
+one column that a step needs is brought up to date. Every BLOCK steps the vectors are folded into the matrices by one
+matrix product, as in the blocked factorization of LAPACK, and now and then the eliminated columns are dropped. The
+arithmetic is that of Algorithm 1 in another order.
+Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, lemma 1 and algorithm 1; blocked Cholesky: Golub and
+Van Loan, Matrix Computations, section 4.2.   Syllabus: 2.05
 """
 
 import torch
@@ -21,15 +21,15 @@ BLOCK = 32
 SHRINK = 0.75
 
 
-def rows_per_batch(inp: int, out: int, itemsize: int, max_bytes: int) -> int:
+def rows_per_batch(inp: int, out: int, max_bytes: int, *, extra: int = 0) -> int:
     """Return how many rows fit into ``max_bytes`` of working memory; never more than ``out``.
+
+    A row needs its matrix twice, the vectors, and about 24 + ``extra`` vectors of state, in float64.
 
     Raises:
         ValueError: not even one row fits; the message says how much one row needs.
     """
-    each = (
-        itemsize * inp * (2 * inp + BLOCK + 24)
-    )  # the matrix and its spare, the vectors, and about 24 rows of state
+    each = 8 * inp * (2 * inp + BLOCK + 24 + extra)
     if max_bytes < each:
         raise ValueError(f"max_bytes={max_bytes} is less than the {each} bytes that one row of {inp} inputs needs")
     return min(out, max_bytes // each)

@@ -40,17 +40,20 @@ def algorithm_1(row, hessian, k, *, pattern=None, block_size=1):
 
 
 def algorithm_2(row, hessian, grid, *, outliers=True, order=None):
-    """Round one row on a grid of one row. Returns its codes and the order."""
+    """Round one row on its grid, or one grid for each run of consecutive weights. Returns its codes and the order."""
     w = row.double().clone()
-    step, zero, top = float(grid.step), float(grid.zero), 2**grid.bits - 1
+    size = len(w) // len(grid.step)
+    step = grid.step.double().flatten().repeat_interleave(size).tolist()
+    zero = grid.zero.double().flatten().repeat_interleave(size).tolist()
+    top = 2**grid.bits - 1
     b = torch.linalg.inv(hessian.double())
     left = list(range(len(w)))
     codes = torch.zeros(len(w), dtype=torch.uint8)
     done = []
     while left:
-        code = {p: min(max(round(float(w[p]) / step) + zero, 0), top) for p in left}
-        error = {p: float(w[p]) - (code[p] - zero) * step for p in left}
-        off = [p for p in left if abs(error[p]) > step * (0.5 + 1e-5)]
+        code = {p: min(max(round(float(w[p]) / step[p]) + zero[p], 0), top) for p in left}
+        error = {p: float(w[p]) - (code[p] - zero[p]) * step[p] for p in left}
+        off = [p for p in left if abs(error[p]) > step[p] * (0.5 + 1e-5)]
         if order is not None:
             p = order[len(done)]
         elif outliers and off:

@@ -1,0 +1,139 @@
+r"""Algorithm 1 of ExactOBS for all rows, in batches: which unit each row loses next, and what that does to the row.
+
+Notation: a unit is c consecutive inputs (c = 1: a weight); B the inverse Hessian over what a row still has;
+$s_P = w_P [B_{PP}]^{-1} w_P^\top$ the score of unit P, for single weights $w_p^2/B_{pp}$; it is twice the loss.
+Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, algorithm 1 and section 4.   Syllabus: 2.05, 2.06
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mlcomp.obs.hessian import damped_hessian, inverse_hessian
+from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
+
+
+def pattern_room(pattern: tuple[int, int], inp: int) -> list[int]:
+    """Return how many zeros each group of m inputs gets: n, and floor(n·t/m) in a short last group of t."""
+    zeros, size = pattern
+    return [zeros * min(size, inp - start) // size for start in range(0, inp, size)]
+
+
+class RowRemoval:
+    """The greedy removal of units from every row of a layer.
+
+    Attributes:
+        weight: (out, inp) float64, zero at dead inputs; what ``run`` starts from.
+        inverse: (inp, inp) float64, the damped inverse Hessian.
+        units: units in a row; a short last one counts.
+    """
+
+    def __init__(self, weight: Tensor, hessian: Tensor, *, width: int, damp: float, max_bytes: int):
+        """Check that H can be inverted and that a row fits into ``max_bytes``, and get ready."""
+        out, inp = weight.shape
+        inverse = inverse_hessian(hessian, damp=damp)
+        self.inverse = inverse.inverse
+        self.weight = weight.double().masked_fill(inverse.dead, 0)
+        self.units, self.width = -(-inp // width), width
+        # A short last unit is filled up with inputs that are independent of all others and have weight zero.
+        size = self.units * width
+        self._start = torch.eye(size, dtype=torch.float64, device=weight.device)
+        self._start[:inp, :inp] = self.inverse
+        diagonal = damped_hessian(hessian, damp=damp).matrix.diagonal()
+        diagonal = torch.cat([diagonal, diagonal.new_ones(size - inp)])
+        self._batch = rows_per_batch(size, out, max_bytes, extra=4 * width)
+        self._inverses = RowInverses(self._start, diagonal, self._batch)
+
+    def run(self, steps: int, pattern: tuple[int, int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Remove ``steps`` units from each row; with a pattern, only while the unit's group of m has room.
+
+        Returns:
+            The weight (out, inp), the order of the units (out, steps), and the loss of each step (out, steps).
+        """
+        inp = self.weight.shape[1]
+        padded = torch.nn.functional.pad(self.weight, (0, len(self._start) - inp))
+        done = [self._run_rows(rows.clone(), steps, pattern) for rows in padded.split(self._batch)]
+        result, order, losses = (torch.cat(parts) for parts in zip(*done, strict=True))
+        return result[:, :inp], order, losses
+
+    def _run_rows(self, w: Tensor, steps: int, pattern: tuple[int, int] | None) -> tuple[Tensor, Tensor, Tensor]:
+        self._begin(w, pattern)
+        order = torch.empty(len(w), steps, dtype=torch.int64, device=w.device)
+        losses = w.new_empty(len(w), steps)
+        for step in range(steps):
+            scores = block_scores(self._blocks, self._w.view(len(w), -1, self.width)).add_(self._barred)
+            at = scores.argmin(1, keepdim=True)
+            losses[:, step] = scores.gather(1, at)[:, 0] / 2
+            order[:, step] = self._inverses.index.gather(1, at * self.width)[:, 0] // self.width
+            self._remove(at)
+            left = self.units - step - 1
+            if left <= SHRINK * self._gone.shape[1] and step + 1 < steps:
+                self._drop_removed(left)
+        self._w.masked_fill_(self._gone.repeat_interleave(self.width, dim=1), 0)
+        return torch.zeros_like(w).scatter_(1, self._inverses.index, self._w), order, losses
+
+    def _begin(self, w: Tensor, pattern: tuple[int, int] | None) -> None:
+        rows, c = len(w), self.width
+        self._inverses.reset(rows)
+        self._w = w
+        # The c×c diagonal blocks of the inverse, (c, c, rows, units): all that the scores need.
+        blocks = self._start.view(self.units, c, self.units, c).diagonal(dim1=0, dim2=2)
+        self._blocks = blocks[:, :, None].repeat(1, 1, rows, 1)
+        self._eye = torch.eye(c, dtype=w.dtype, device=w.device)[:, :, None, None].expand(c, c, rows, 1)
+        self._gone = torch.zeros(rows, self.units, dtype=torch.bool, device=w.device)
+        self._barred = w.new_zeros(rows, self.units)  # infinite: may not be removed (any more)
+        self._group = None
+        if pattern is not None:
+            self._group = self._inverses.index // pattern[1]
+            self._room = torch.tensor(pattern_room(pattern, w.shape[1]), device=w.device).repeat(rows, 1)
+            self._barred.masked_fill_(self._room.gather(1, self._group) == 0, torch.inf)
+
+    def _remove(self, at: Tensor) -> None:
+        """Remove unit ``at`` (rows, 1) from each row, input by input, and update weights, blocks and room."""
+        rows, c = len(at), self.width
+        for i in range(c):
+            position = at * c + i
+            vector, root = self._inverses.eliminate(position[:, 0])
+            self._w.addcmul_(vector, self._w.gather(1, position) / root, value=-1)
+            part = vector.view(rows, -1, c).permute(2, 0, 1)
+            self._blocks.addcmul_(part[:, None], part[None], value=-1)
+        self._gone.scatter_(1, at, True)
+        self._barred.scatter_(1, at, torch.inf)
+        # A regular block in place of the removed one keeps its score a number, to which infinity is added.
+        self._blocks.scatter_(3, at.expand(c, c, rows, 1), self._eye)
+        if self._group is not None:
+            here = self._group.gather(1, at)
+            self._room.scatter_add_(1, here, -torch.ones_like(here))
+            full = self._room.gather(1, here) == 0
+            self._barred.masked_fill_((self._group == here) & full, torch.inf)
+
+    def _drop_removed(self, left: int) -> None:
+        rows, c = len(self._gone), self.width
+        keep = (~self._gone).nonzero()[:, 1].view(rows, left)
+        columns = (keep[:, :, None] * c + torch.arange(c, device=keep.device)).flatten(1)
+        self._inverses.compact(columns)
+        self._w = self._w.gather(1, columns)
+        self._blocks = self._blocks.gather(3, keep.expand(c, c, rows, left))
+        self._gone, self._barred = self._gone.gather(1, keep), self._barred.gather(1, keep)
+        if self._group is not None:
+            self._group = self._group.gather(1, keep)
+
+
+def block_scores(
+    blocks: Float[Tensor, "c c rows units"], weight: Float[Tensor, "rows units c"]
+) -> Float[Tensor, "rows units"]:
+    r"""Return $w_P [B_{PP}]^{-1} w_P^\top$ of every unit: $w_p^2/B_{pp}$ for single weights.
+
+    By elimination inside each block, all blocks at once: c steps instead of a c×c solve for every row and block.
+    """
+    c = len(blocks)
+    score = torch.zeros_like(weight[:, :, 0])
+    w = list(weight.unbind(2))
+    for j in range(c):
+        pivot = blocks[j, j]
+        score = score + w[j] * w[j] / pivot
+        if j + 1 < c:
+            ratio = blocks[:, j] / pivot
+            w = [w[i] - ratio[i] * w[j] if i > j else w[i] for i in range(c)]
+            blocks = blocks - ratio[:, None] * blocks[j]
+    return score
