@@ -46,3 +46,19 @@ def int8(tokens):
 
     x, w = (AbsmaxInt8(torch.empty(n, 4096, dtype=torch.int8), torch.empty(n, 1)) for n in (tokens, 14336))
     int8_matmul(x, w, dtype=BF16)
+
+
+def exact_obs():
+    from mlcomp.kernels.exact_obs import exact_obs
+
+    for dtype in (torch.float32, torch.float64):
+        exact_obs(torch.ones(8, 128), torch.eye(128), sparsity=0.5, dtype=dtype)
+    exact_obs(torch.ones(8, 576), torch.eye(576), pattern=(2, 4))
+
+
+def obq():
+    from mlcomp.kernels.obq import obq
+
+    for dtype in (torch.float32, torch.float64):
+        obq(torch.ones(8, 128), torch.eye(128), bits=4, dtype=dtype)
+    obq(torch.ones(8, 576), torch.eye(576), bits=4)

@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from mlcomp.kernels.exact_obs import exact_obs
+from mlcomp.obs import exact_obs as reference
+from mlcomp.obs import layer_hessian
+
+
+def layer(random, out, inp, samples=None):
+    scale = torch.exp(random(inp, 1, seed=2) / 2)  # inputs of different strength
+    mix = torch.eye(inp, device=scale.device) + 0.3 * random(inp, inp, seed=3)
+    return random(out, inp), layer_hessian((scale * (mix @ random(inp, samples or 3 * inp, seed=1))).double())
+
+
+def loss(weight, pruned, hessian):
+    delta = (pruned - weight).double()
+    return 0.5 * torch.einsum("oi,ij,oj->o", delta, hessian, delta)
+
+
+@pytest.mark.parametrize(("out", "inp", "sparsity"), [(5, 7, 0.5), (3, 37, 0.6), (2, 33, 1.0), (3, 16, 0.0)])
+def test_equals_the_reference(random, out, inp, sparsity):
+    weight, hessian = layer(random, out, inp)
+    got = exact_obs(weight.double(), hessian, sparsity=sparsity)
+    want = reference(weight.double(), hessian, sparsity=sparsity, scope="row")
+    assert torch.equal(got != 0, want != 0)
+    assert torch.allclose(got, want, rtol=0, atol=1e-9)  # float64 at a condition up to 1e8
+
+
+@pytest.mark.parametrize(("pattern", "inp"), [((2, 4), 24), ((2, 4), 23), ((1, 3), 20), ((4, 8), 17), ((0, 4), 8)])
+def test_patterns(random, pattern, inp):
+    weight, hessian = layer(random, 3, inp)
+    got, want = (f(weight.double(), hessian, pattern=pattern) for f in (exact_obs, reference))
+    assert torch.equal(got != 0, want != 0)
+    assert torch.allclose(got, want, rtol=0, atol=1e-9)
+
+
+def test_float32_costs_little(random):
+    weight, hessian = layer(random, 4, 40)
+    got = exact_obs(weight, hessian, sparsity=0.5, dtype=torch.float32)
+    want = reference(weight, hessian, sparsity=0.5, scope="row")
+    assert got.dtype == torch.float32 and ((got == 0).sum(1) == 20).all()
+    # Condition 1e8: a choice between nearly equal scores may fall the other way, for better or worse.
+    assert loss(weight, got, hessian).sum() <= 1.01 * loss(weight, want, hessian).sum()
+
+
+def test_dead_inputs_damping_and_non_contiguous(random):
+    weight, hessian = layer(random, 12, 20, samples=40)
+    hessian[3], hessian[:, 3] = 0, 0
+    rows = weight.double()[::3]
+    got = exact_obs(rows, hessian, sparsity=0.4, damp=0.05)
+    want = reference(rows, hessian, sparsity=0.4, scope="row", damp=0.05)
+    assert (got[:, 3] == 0).all() and torch.allclose(got, want, rtol=0, atol=1e-9)
+
+
+def test_memory_bound_does_not_change_the_result(random):
+    weight, hessian = layer(random, 5, 16)
+    one = exact_obs(weight, hessian, sparsity=0.5)
+    assert torch.equal(one, exact_obs(weight, hessian, sparsity=0.5, max_bytes=8 * 16 * 8))
+    with pytest.raises(ValueError, match="one row of 16 inputs"):
+        exact_obs(weight, hessian, sparsity=0.5, max_bytes=100)
+
+
+def test_equal_scores_remove_the_lowest_input(device):
+    got = exact_obs(torch.ones(1, 8, device=device), 2 * torch.eye(8, device=device), sparsity=0.5)
+    assert got.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
+
+
+def test_bad_input(random, as_user):
+    weight, hessian = layer(random, 2, 8)
+    with pytest.raises(ValueError, match='scope must be "row"'):
+        exact_obs(weight, hessian, sparsity=0.5, scope="global")
+    with pytest.raises(ValueError, match="exactly one"):
+        exact_obs(weight, hessian)
+    with pytest.raises(TypeError, match=r"float32 or torch\.float64"):
+        exact_obs(weight, hessian, sparsity=0.5, dtype=torch.float16)
+    with pytest.raises(ValueError, match="NaN"):
+        exact_obs(weight / 0, hessian, sparsity=0.5)
+    with pytest.raises(ValueError, match=r"\(8, 8\)"):
+        exact_obs(weight, hessian[:4, :4], sparsity=0.5)
