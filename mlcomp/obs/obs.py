@@ -119,14 +119,14 @@ def obs(
         curvature: "exact" Hessian (autograd on autograd); "gauss-newton", which is Hassibi and Stork's choice and
             never indefinite for a convex loss; or "fisher": outer products of the samples' loss gradients,
             inverted by their recursion.
-        damp: share of the mean absolute diagonal added to the diagonal (their α, made relative). It also holds the other
-            weights near where the expansion is valid: with too little, OBS moves far along flat directions and loses.
+        damp: share of the mean absolute diagonal added to the diagonal (their α, made relative). It also keeps the other
+            weights where the expansion is valid: with too little, OBS moves far along flat directions and loses.
         recompute: removals after which the curvature is computed again at the new weights; None: never, the lemma of
             the inverse update alone.
     Raises:
         ValueError: unknown curvature, damp ≤ 0 with "fisher", sparsity outside [0, 1], recompute < 1, a curvature
             that is not positive definite with this damping (an "exact" Hessian away from a minimum).
-    Guarantee: exactly removals(sparsity, prunable) weights are removed, and they are zero. Where the loss is quadratic
+    Guarantee: exactly removals(sparsity, prunable) weights are removed, and are zero. Where the loss is quadratic
         in the parameters and the network at its minimum, curvature="exact" and no damping make the sum of
         ``loss_increases`` the true increase of the loss.
     Cost: n² numbers, n³ per computation of the curvature, n² per removal, for n parameters.
