@@ -23,7 +23,10 @@ def build(root: Path, out: Path, *, keep: bool = False) -> int:
         shutil.rmtree(folder)
     green.unlink(missing_ok=True)
     command = [Path(sys.executable).with_name("jupyter-book"), "build", "-W", "-n", "--keep-going", "-q", str(root)]
-    code = subprocess.run([*command, "--path-output", str(out)], cwd=root).returncode
+    done = subprocess.run([*command, "--path-output", str(out)], cwd=root, stdout=subprocess.PIPE, text=True)
+    code = done.returncode  # warnings went to stderr as they came; the rest is of interest after a failure only
+    if code:
+        print(done.stdout)
     if code == 0:
         green.touch()
     return code
