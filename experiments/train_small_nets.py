@@ -3,8 +3,8 @@
     python experiments/train_small_nets.py             # both; a few minutes on two cores
     python experiments/train_small_nets.py convnet     # one of them
 
-Weights go to ``mlcomp/models/weights/``, numbers to ``experiments/results/small_nets.json`` (the model card and a
-test read them). Interrupted, it goes on from the last epoch (checkpoints in the cache).
+Weights go to ``mlcomp/models/weights/``, numbers to ``experiments/results/small_nets.json`` and from there to the
+table in ``book/models.md`` (a test compares them). Interrupted, it goes on from the last epoch (checkpoints in the cache).
 """
 
 import json
@@ -24,6 +24,8 @@ from mlcomp.models.pretrained import WEIGHTS
 from mlcomp.train import train
 
 RESULTS = Path(__file__).parent / "results" / "small_nets.json"
+CARD = Path(__file__).parents[1] / "book" / "models.md"
+MARKS = ("<!-- small_nets.json: begin -->\n", "<!-- small_nets.json: end -->\n")
 NETWORKS = {"mlp": mlp, "convnet": convnet}
 RECIPES = {
     "mlp": {"epochs": 60, "lr": 2e-3, "batch_size": 64, "seed": 0, "weight_decay": 1e-2},
@@ -57,6 +59,24 @@ def run(name: str) -> dict:
     }
 
 
+def table(results: dict) -> str:
+    """Return the model card's table."""
+    lines = ["| network | parameters | file | held-out accuracy | training accuracy | epochs | training took |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, r in sorted(results.items()):
+        lines.append(
+            f"| `{name}` | {r['parameters']:,} | {r['file_bytes'] / 1e6:.2f} MB | **{r['accuracy_held_out']:.1%}** "
+            f"| {r['accuracy_train']:.2%} | {r['recipe']['epochs']} | {r['seconds']:.0f} s |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_card(results: dict) -> None:
+    """Put the table between its marks in the model card."""
+    before, rest = CARD.read_text().split(MARKS[0])
+    CARD.write_text(before + MARKS[0] + table(results) + MARKS[1] + rest.split(MARKS[1])[1])
+
+
 def main(names: list[str]) -> None:
     """Train the named networks, or both, and update the results file."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -65,6 +85,7 @@ def main(names: list[str]) -> None:
         print(name, json.dumps(results[name], indent=1))
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    write_card(results)
 
 
 if __name__ == "__main__":
