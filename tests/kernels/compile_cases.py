@@ -62,3 +62,11 @@ def obq():
     for dtype in (torch.float32, torch.float64):
         obq(torch.ones(8, 128), torch.eye(128), bits=4, dtype=dtype)
     obq(torch.ones(8, 576), torch.eye(576), bits=4)
+
+
+def hadamard_transform():
+    from mlcomp.kernels.hadamard_transform import hadamard_transform
+
+    hadamard_transform(torch.empty(8192, 4096, dtype=BF16))
+    hadamard_transform(torch.empty(8192, 4096))
+    hadamard_transform(torch.empty(4096, 14336, dtype=BF16))
