@@ -39,7 +39,7 @@ def algorithm_1(row, hessian, k, *, pattern=None, block_size=1):
     return w, order, scores
 
 
-def algorithm_2(row, hessian, grid, *, outliers=True, order=None):
+def algorithm_2(row, hessian, grid, *, outliers=True, order=None, saving=False):
     """Round one row on its grid, or one grid for each run of consecutive weights. Returns its codes and the order."""
     w = row.double().clone()
     size = len(w) // len(grid.step)
@@ -59,7 +59,8 @@ def algorithm_2(row, hessian, grid, *, outliers=True, order=None):
         elif outliers and off:
             p = max(off, key=lambda j: abs(error[j]))
         else:
-            p = min(left, key=lambda j: error[j] ** 2 / float(b[j, j]))
+            worst = {j: step[j] ** 2 / 4 if saving else 0.0 for j in left}
+            p = min(left, key=lambda j: (error[j] ** 2 - worst[j]) / float(b[j, j]))
         codes[p] = int(code[p])
         w = w - error[p] / b[p, p] * b[:, p]
         b = b - torch.outer(b[:, p], b[p]) / b[p, p]

@@ -25,16 +25,18 @@ def test_matches_the_authors_code(bits, calibration, held_out):
     assert relative_error(weight, rounded, x_new) < held_out + 0.0001
 
 
+@pytest.mark.parametrize("order", ["greedy", "saving"])
 @pytest.mark.parametrize("outliers", [True, False])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits, clip", [(2, "minmax"), (3, "mse"), (4, "minmax")])
-def test_codes_are_those_of_algorithm_2(bits, clip, symmetric, outliers):
+def test_codes_are_those_of_algorithm_2(bits, clip, symmetric, outliers, order):
     # 44 inputs: folds (every 32 steps) and compactions happen on the way.
     weight, _, hessian = small(3, 44, 120)
-    result = obq(weight, hessian, bits=bits, symmetric=symmetric, clip=clip, outliers=outliers)
+    result = obq(weight, hessian, bits=bits, symmetric=symmetric, clip=clip, outliers=outliers, order=order)
     for i, row in enumerate(weight):
         grid = fit_grid(row[None], bits=bits, symmetric=symmetric, clip=clip)
-        assert torch.equal(result.codes[i], algorithm_2(row, hessian, grid, outliers=outliers)[0])
+        expected, _ = algorithm_2(row, hessian, grid, outliers=outliers, saving=order == "saving")
+        assert torch.equal(result.codes[i], expected)
 
 
 @pytest.mark.parametrize("order", ["natural", "activation", "ascending"])
@@ -66,6 +68,18 @@ def test_groups_have_their_own_grids(order):
     if order == "activation":
         static = gptq(weight, hessian, bits=3, group_size=8, order=order, static_groups=True, damp=0.0)
         assert torch.equal(result.codes, static.codes)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 1.0])
+def test_which_order_is_best_depends_on_the_channels_but_saving_always_wins(sigma):
+    error = {"greedy": 0.0, "activation": 0.0, "saving": 0.0}
+    for seed in range(4):
+        weight, x, _ = make_layer(24, 48, 500, seed=seed, channel_sigma=sigma)
+        for order in error:
+            rounded = obq(weight, layer_hessian(x), bits=4, order=order).dequantize()
+            error[order] += relative_error(weight, rounded, x)
+    assert (error["greedy"] < error["activation"]) == (sigma == 0.0)
+    assert error["saving"] < min(error["greedy"], error["activation"])
 
 
 @settings(max_examples=20, deadline=None)
@@ -110,7 +124,7 @@ def test_batches_do_not_change_the_codes():
     assert torch.equal(obq(weight, hessian, bits=3, max_bytes=3 * one_row).codes, whole)
 
 
-@pytest.mark.parametrize("order", ["greedy", "natural", "activation"])
+@pytest.mark.parametrize("order", ["greedy", "saving", "natural", "activation"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_dead_inputs_get_code_zero_and_touch_no_grid(order, symmetric):
     weight, x, _ = small(4, 12, 60)
