@@ -119,8 +119,8 @@ def obs(
         curvature: "exact" Hessian (autograd on autograd); "gauss-newton", which is Hassibi and Stork's choice and
             never indefinite for a convex loss; or "fisher": outer products of the samples' loss gradients,
             inverted by their recursion.
-        damp: share of the mean absolute diagonal added to the diagonal (their α, made relative). It also keeps the other
-            weights where the expansion is valid: with too little, OBS moves far along flat directions and loses.
+        damp: share of the mean absolute diagonal added to the diagonal (their α, made relative). It also keeps the
+            other weights where the expansion is valid: with too little, OBS moves far along flat directions and loses.
         recompute: removals after which the curvature is computed again at the new weights; None: never, the lemma of
             the inverse update alone.
     Raises:
