@@ -70,3 +70,28 @@ def hadamard_transform():
     hadamard_transform(torch.empty(8192, 4096, dtype=BF16))
     hadamard_transform(torch.empty(8192, 4096))
     hadamard_transform(torch.empty(4096, 14336, dtype=BF16))
+
+
+def kmeans_assign():
+    from mlcomp.kernels.kmeans_assign import kmeans_assign
+
+    kmeans_assign(torch.empty(100_000, 8, dtype=BF16), torch.empty(256, 8))
+
+
+def additive():
+    from mlcomp.formats.additive_codebook import AdditiveCodes
+
+    codes = torch.empty(14336, 512, 2, dtype=torch.uint8)
+    return AdditiveCodes(codes, torch.zeros(2, 256, 8, dtype=BF16), torch.empty(14336))
+
+
+def additive_decode():
+    from mlcomp.kernels.additive_decode import additive_decode
+
+    additive_decode(additive())
+
+
+def additive_matvec():
+    from mlcomp.kernels.additive_matvec import additive_matvec
+
+    additive_matvec(torch.zeros(4096, dtype=BF16), additive())

@@ -1,0 +1,83 @@
+r"""Weights as sums of codebook entries: the storage format of AQLM, decoded and multiplied.
+
+Notation: d consecutive inputs of a row are a group j; $W_{n,\,jd:(j+1)d} = s_n \sum_{c=1}^{C} C_c[b_{njc}]$ with M
+codebooks $C_c$ of at most 256 vectors of length d, codes b of 8 bits, and a scale $s_n$ for each row.
+Source: Egiazarian et al. 2024, arXiv:2401.06118, section 3.   Syllabus: 1.13
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AdditiveCodes:
+    """A weight (out, groups·dim) as codes into additive codebooks.
+
+    Attributes:
+        codes: (out, groups, books) uint8.
+        codebooks: (books, entries, dim), entries ≤ 256.
+        scale: (out,) [weight units of the codebooks].
+    """
+
+    codes: UInt8[Tensor, "out groups books"]
+    codebooks: Float[Tensor, "books entries dim"]
+    scale: Float[Tensor, " out"]
+
+    def __post_init__(self):
+        """Raise ValueError or TypeError unless the parts fit each other."""
+        if self.codes.dtype != torch.uint8 or self.codes.ndim != 3 or self.codes.numel() == 0:
+            raise TypeError(
+                f"codes must be uint8 (out, groups, books), got {self.codes.dtype} {tuple(self.codes.shape)}"
+            )
+        if self.codebooks.ndim != 3 or len(self.codebooks) != self.codes.shape[2] or self.codebooks.shape[1] > 256:
+            books = self.codes.shape[2]
+            raise ValueError(f"codebooks must be ({books}, ≤256, dim), got {tuple(self.codebooks.shape)}")
+        if self.scale.shape != (len(self.codes),):
+            raise ValueError(f"scale must be ({len(self.codes)},), one a row, got {tuple(self.scale.shape)}")
+
+    @property
+    def inp(self) -> int:
+        """Inputs: groups times the length of an entry."""
+        return self.codes.shape[1] * self.codebooks.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as stored: a byte a code, codebooks and scales in their dtypes."""
+        parts = (self.codes, self.codebooks, self.scale)
+        return sum(part.numel() * part.element_size() for part in parts)
+
+
+def additive_decode(weight: AdditiveCodes) -> Float[Tensor, "out inp"]:
+    """Return the weight (out, inp) in the dtype of the codebooks, summed in float32 (float64 stays).
+
+    Raises:
+        IndexError: a code outside its codebook.
+    """
+    books = weight.codebooks if weight.codebooks.dtype == torch.float64 else weight.codebooks.float()
+    total = sum(books[c][weight.codes[:, :, c].long()] for c in range(len(books)))
+    return (total.flatten(1) * weight.scale.to(total)[:, None]).to(weight.codebooks.dtype)
+
+
+def additive_matvec(x: Float[Tensor, " inp"], weight: AdditiveCodes) -> Float[Tensor, " out"]:
+    """Return W x without decoding W: all products of entries with pieces of x once, then a sum of look-ups.
+
+    Args:
+        x: (inp,), any float dtype; not modified.
+        weight: codes, codebooks and scales.
+    Returns:
+        (out,) in the dtype of x, summed in float32 (float64 stays).
+    Raises:
+        ValueError: x does not fit. IndexError: a code outside its codebook.
+    Cost: inp·entries·books multiplications for the table, then out·groups·books look-ups and additions.
+    """
+    if x.shape != (weight.inp,):
+        raise ValueError(f"x must be ({weight.inp},), got {tuple(x.shape)}")
+    dtype = torch.float64 if torch.float64 in (x.dtype, weight.codebooks.dtype) else torch.float32
+    out, groups, books = weight.codes.shape
+    table = torch.einsum("ced,gd->gce", weight.codebooks.to(dtype), x.to(dtype).reshape(groups, -1))
+    flat = table.reshape(groups * books, -1)
+    rows = torch.arange(groups * books, device=x.device)
+    return (flat[rows, weight.codes.reshape(out, -1).long()].sum(1) * weight.scale.to(dtype)).to(x.dtype)
