@@ -65,8 +65,7 @@ def obq(
         strongly driven inputs come last, when nothing is left to make up for them. "saving" compares with the worst
         that can happen to the weight, a rounding error of s/2: it keeps the small errors of the greedy rule and the
         early strong inputs of "activation", and was better than both on every kind of layer tried.
-        Dead inputs are zeroed before the grids are fitted; damping is relative to the live inputs only. The paper
-        takes grids from a search of its own; here any grid of ``fit_grid``.
+        Dead inputs are zeroed before the grids are fitted; damping is relative to the live inputs only.
     """
     check_weight(weight)
     check_bits(bits)

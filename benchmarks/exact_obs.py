@@ -1,0 +1,218 @@
+"""ExactOBS and OBQ for all rows at once, against Algorithms 1 and 2 as printed; cheap masks with a refit.
+
+Run: python -m benchmarks.exact_obs [--size 576] [--rows 8] [--threads N] [--no-record]
+
+Three versions do the same arithmetic in float64: "literal", one row at a time, rewriting its d×d inverse Hessian at
+every step; "batched literal", the same for a few rows at a time, what one would write first; and the library's. The
+first two are run on the first ROWS rows only, as the table says, and compared by seconds per row.
+"""
+
+import argparse
+import csv
+import datetime
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from mlcomp.data import make_layer
+from mlcomp.metrics import relative_error
+from mlcomp.obs import exact_obs, layer_hessian, obq, refit, sparsegpt
+from mlcomp.prune import magnitude, wanda
+from mlcomp.quant import fit_grid
+
+RESULTS = Path(__file__).parent / "results" / "exact_obs.csv"
+BATCH = 4  # rows at a time of the batched literal version: larger batches leave the cache and are slower on a CPU
+
+
+def literal_prune(weight, hessian, steps, *, room_of=1, room=None, batch=1):
+    """Algorithm 1 as printed, ``batch`` rows at a time; ``room`` zeros in every ``room_of`` inputs, if given."""
+    inverse = torch.linalg.inv(hessian.double())
+    result = []
+    for w in weight.double().split(batch):
+        w, rows = w.clone(), torch.arange(len(w))
+        b = inverse.expand(len(w), -1, -1).clone()
+        barred = torch.zeros_like(w)
+        gone = torch.zeros_like(w, dtype=torch.bool)
+        left = torch.full((len(w), w.shape[1] // room_of), room or 1)
+        for _ in range(steps):
+            p = (w.square() / b.diagonal(dim1=1, dim2=2) + barred).argmin(1)
+            column, pivot = b[rows, p], b[rows, p, p]
+            w -= (w[rows, p] / pivot)[:, None] * column
+            b -= column[:, :, None] * column[:, None, :] / pivot[:, None, None]
+            gone[rows, p] = True
+            b[rows, p, p] = 1
+            barred[rows, p] = torch.inf
+            if room is not None:
+                left[rows, p // room_of] -= 1
+                barred[(left == 0).repeat_interleave(room_of, 1)] = torch.inf
+        result.append(w.masked_fill_(gone, 0))
+    return torch.cat(result)
+
+
+def literal_obq(weight, hessian, bits, *, batch=1):
+    """Algorithm 2 as printed with the outlier rule, ``batch`` rows at a time."""
+    inverse = torch.linalg.inv(hessian.double())
+    grid = fit_grid(weight, bits=bits)
+    result = []
+    parts = (weight.double(), grid.step.double(), grid.zero.double())
+    for w, step, zero in zip(*(part.split(batch) for part in parts), strict=True):
+        w, rows = w.clone(), torch.arange(len(w))
+        b = inverse.expand(len(w), -1, -1).clone()
+        done = torch.zeros_like(w, dtype=torch.bool)
+        for _ in range(w.shape[1]):
+            q = (((w / step).round() + zero).clamp(0, 2**bits - 1) - zero) * step
+            size = (w - q).abs().masked_fill(done, 0)
+            p = (size.square() / b.diagonal(dim1=1, dim2=2)).masked_fill(done, torch.inf).argmin(1)
+            off_grid = size > step * (0.5 + 1e-5)
+            p = torch.where(off_grid.any(1), size.masked_fill(~off_grid, 0).argmax(1), p)
+            column, pivot = b[rows, p], b[rows, p, p]
+            value = q[rows, p]
+            w -= ((w[rows, p] - value) / pivot)[:, None] * column
+            b -= column[:, :, None] * column[:, None, :] / pivot[:, None, None]
+            w[rows, p] = value
+            b[rows, p, p] = 1
+            done[rows, p] = True
+        result.append(w)
+    return torch.cat(result)
+
+
+def timed(function):
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def origin():
+    def ask(*command):
+        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+
+    models = [x.split(":")[1].strip() for x in ask("cat", "/proc/cpuinfo").splitlines() if x.startswith("model name")]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": ask("git", "rev-parse", "--short", "HEAD"),
+        "machine": f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def compare(size, rows):
+    """Yield one record for each method and version."""
+    weight, x, _ = make_layer(size, size, max(2048, 2 * size), seed=0)
+    hessian = layer_hessian(x)
+    half, part = size // 2, weight[:rows]
+    cases = {
+        "50 % per row": (
+            lambda w: exact_obs(w, hessian, sparsity=0.5, scope="row"),
+            lambda batch: literal_prune(part, hessian, half, batch=batch),
+        ),
+        "50 % global": (
+            lambda w: exact_obs(w, hessian, sparsity=0.5),
+            # The traces of all rows to their ends; the selection on top is not timed.
+            lambda batch: literal_prune(part, hessian, size, batch=batch),
+        ),
+        "2:4": (
+            lambda w: exact_obs(w, hessian, pattern=(2, 4)),
+            lambda batch: literal_prune(part, hessian, half, room=2, room_of=4, batch=batch),
+        ),
+        "OBQ 4 bit": (
+            lambda w: obq(w, hessian, bits=4).dequantize(),
+            lambda batch: literal_obq(part, hessian, 4, batch=batch),
+        ),
+    }
+    for case, (ours, literal) in cases.items():
+        compressed, wall, cpu = timed(lambda ours=ours: ours(weight))
+        per_row = wall / size
+        yield record(case, "mlcomp", size, wall, cpu, 1.0, relative_error(weight, compressed, x))
+        mine = None if case == "50 % global" else relative_error(part, compressed[:rows], x)
+        for version, batch in (("literal", 1), ("batched literal", BATCH)):
+            found, wall, cpu = timed(lambda literal=literal, batch=batch: literal(batch))
+            error = None
+            if mine is not None:
+                error = relative_error(part, found, x)
+                # Codes and masks of the same rows: the same arithmetic, so the same error up to rare ties.
+                assert mine <= error * 1.001, f"{case}: {mine} on the rows where {version} has {error}"
+            yield record(case, version, rows, wall, cpu, wall / rows / per_row, error)
+
+
+def refits(size):
+    """Yield one record for each cheap mask, without and with the least-squares refit."""
+    weight, x, held_out = make_layer(size, size, max(2048, 2 * size), seed=0)
+    hessian, norm = layer_hessian(x), x.norm(dim=1)
+    for target in ({"sparsity": 0.5}, {"pattern": (2, 4)}):
+        name = "50 % per row" if "sparsity" in target else "2:4"
+        exact = dict(target, scope="row") if "sparsity" in target else target
+        methods = {
+            "magnitude": lambda target=target: magnitude(weight, **target),
+            "Wanda": lambda target=target: wanda(weight, norm, **target),
+            "SparseGPT": lambda target=target: sparsegpt(weight, hessian, **target),
+            "ExactOBS": lambda exact=exact: exact_obs(weight, hessian, **exact),
+        }
+        for method, prune in methods.items():
+            pruned, wall, cpu = timed(prune)
+            yield record(
+                name,
+                method,
+                size,
+                wall,
+                cpu,
+                None,
+                relative_error(weight, pruned, x),
+                relative_error(weight, pruned, held_out),
+            )
+            if method == "ExactOBS":
+                continue
+            fitted, more, more_cpu = timed(lambda pruned=pruned: refit(weight, pruned != 0, hessian))
+            error, new = relative_error(weight, fitted, x), relative_error(weight, fitted, held_out)
+            yield record(name, f"{method} + refit", size, wall + more, cpu + more_cpu, None, error, new)
+
+
+def record(case, version, rows, wall, cpu, ratio, error, held_out=None):
+    return {
+        "case": case,
+        "version": version,
+        "rows": rows,
+        "wall_s": round(wall, 3),
+        "cpu_s": round(cpu, 3),
+        "per_row_ratio": None if ratio is None else round(ratio, 1),
+        "error": None if error is None else round(error, 5),
+        "held_out_error": None if held_out is None else round(held_out, 5),
+    }
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=576, help="inputs and outputs of the layer, a multiple of 4")
+    parser.add_argument("--rows", type=int, default=8, help="rows that the literal versions are run on")
+    parser.add_argument("--threads", type=int, help="torch's threads; default: as torch finds")
+    parser.add_argument("--no-record", action="store_true", help=f"print only, do not append to {RESULTS.name}")
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    source = origin() | {"layer": f"{options.size}x{options.size}"}
+    print(source)
+    print(
+        f"{'case':14}{'version':22}{'rows':>6}{'wall s':>9}{'CPU s':>9}{'per row ×':>11}{'error':>10}{'held-out':>10}"
+    )
+    rows = []
+    for part in (compare(options.size, min(options.rows, options.size)), refits(options.size)):
+        for row in part:
+            values = ["" if v is None else v for v in row.values()]
+            print("{:14}{:22}{:>6}{:>9}{:>9}{:>11}{:>10}{:>10}".format(*values), flush=True)
+            rows.append(source | row)
+    if not options.no_record:
+        new = not RESULTS.exists()
+        with RESULTS.open("a", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
