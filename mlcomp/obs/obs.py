@@ -120,7 +120,7 @@ def obs(
             never indefinite for a convex loss; or "fisher": outer products of the samples' loss gradients,
             inverted by their recursion.
         damp: share of the mean absolute diagonal added to the diagonal (their α, made relative). It also keeps the
-            other weights where the expansion is valid: with too little, OBS moves far along flat directions and loses.
+            other weights where the expansion is valid: with too little, OBS goes far along flat directions and loses.
         recompute: removals after which the curvature is computed again at the new weights; None: never, the lemma of
             the inverse update alone.
     Raises:
