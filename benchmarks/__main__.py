@@ -32,9 +32,7 @@ def main() -> None:
     about, ceiling = machine(timer.device), limits(timer)
     rates = ", ".join(f"{unit} {rate / 1e12:.3g} T/s" for unit, rate in ceiling.rate.items())
     print(f"{about['device']}, torch {about['torch']}: copy {ceiling.bandwidth / 1e9:.0f} GB/s, {rates}")
-    print(
-        f"{'operation':<20} {'shape':<26} {'version':<14} {'mode':<7} {'µs':>10} {'20–80 %':>20} {'T*':>9} share ratio"
-    )
+    print("operation, shape, version, mode: median µs, 20 – 80 % quantiles, limit T*, share of it, ratio to the first")
     for name in options.operations or names:
         for case in importlib.import_module(f"benchmarks.kernels.{name}").cases(timer.device):
             case.check()

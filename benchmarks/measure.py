@@ -92,8 +92,8 @@ class Timer:
         count = int(min(200, max(10, self.seconds / (time.perf_counter() - begin + 2e-4))))
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
         for start, end in events:
-            # Reading fills the cache with other data and leaves nothing to be written back; it also gives the CPU time
-            # to prepare the launch.
+            # Reading fills the cache with other data and leaves nothing to be written back; it also gives the CPU
+            # time to prepare the launch.
             self._flush.sum()
             start.record()
             function()

@@ -31,5 +31,6 @@ def cases(device):
     # A look-up and an addition for each code.
     yield Case(
         "additive_matvec", f"{out}×{inp}, 2×8 bits", "bf16" if on_gpu else "fp32", versions, check,
-        weight.nbytes + x.nbytes + x.element_size() * out, 2 * weight.codes.numel(), "fp32", ("kernel", "cuBLAS bf16"),
+        weight.nbytes + x.nbytes + x.element_size() * out, 2 * weight.codes.numel(), "fp32",
+        ("kernel", "cuBLAS bf16"),
     )  # fmt: skip

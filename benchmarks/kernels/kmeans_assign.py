@@ -25,7 +25,7 @@ def cases(device):
         versions["cdist + argmin"] = cdist
         from sklearn.cluster import KMeans
 
-        scikit = KMeans(entries, init=codebook.numpy(), n_init=1, max_iter=1).fit(points[:1000].numpy())
+        scikit = KMeans(entries, init=codebook.numpy(), n_init=1, max_iter=1).fit(points[:10_000].numpy())
         scikit.cluster_centers_ = codebook.numpy().astype(scikit.cluster_centers_.dtype)
         versions["scikit-learn"] = lambda: scikit.predict(points.numpy())
 
@@ -37,8 +37,8 @@ def cases(device):
             assert (score.gather(1, at[:, None])[:, 0] - score.amin(1) <= 1e-4).all()
 
     size = points.nbytes + 4 * n + codebook.nbytes
-    # Comparing: two operations for each of the N·K scores on the ordinary units, which bounds (the products, 2·d times
-    # that, have the matrix units).
+    # Comparing: two operations for each of the N·K scores on the ordinary units, which bounds (the products, 2·d
+    # times that, have the matrix units).
     yield Case(
         "kmeans_assign", f"{n}×{dim}, {entries} entries", "bf16" if on_gpu else "fp32", versions, check, size,
         2 * n * entries, "fp32", ("kernel", "cdist + argmin", "reference"),
