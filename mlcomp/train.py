@@ -105,7 +105,7 @@ def _epoch(state, inputs, labels, starts, batch_size, seeds, augment, loss) -> f
     order = torch.randperm(len(inputs), generator=generator)
     device = next(state.model.parameters()).device
     total, seen = 0.0, 0
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # for dropout and its like
         for start in starts:
             chosen = order[start : start + batch_size]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mlcomp import assets
-from mlcomp.assets import Asset, AssetError, Member, cache_dir, derived, fetch
+from mlcomp.asset_list import Asset, Member
+from mlcomp.assets import AssetError, cache_dir, derived, fetch
 
 CONTENT = b"one real file\n" * 1000
 CLOSED = "http://127.0.0.1:9/simple"  # the discard port: nothing listens there
@@ -119,7 +120,8 @@ def test_broken_cache_heals(index, monkeypatch, damage):
 
 
 def test_damage_within_a_process_is_found(index):
-    path = fetch("tiny") / "data.bin"
+    fetch("tiny")
+    path = fetch("tiny") / "data.bin"  # from now on hashed and known to be good
     path.write_bytes(b"X" + CONTENT[1:])
     os.utime(path, ns=(0, 0))
     assert (fetch("tiny") / "data.bin").read_bytes() == CONTENT
@@ -230,7 +232,7 @@ def test_concurrent_processes_download_once(real_index, tmp_path):
     code = f"""
 import sys
 from mlcomp import assets
-from mlcomp.assets import Asset, Member
+from mlcomp.asset_list import Asset, Member
 assets.ASSETS["tiny"] = {assets.ASSETS["tiny"]!r}
 download = assets._pip_download
 def counted(*args):

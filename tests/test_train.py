@@ -67,6 +67,20 @@ def test_same_seed_same_weights_another_seed_others():
     assert states_equal(models[0], models[1]) and not states_equal(models[0], models[2])
 
 
+def test_each_epoch_sees_every_sample_once_in_another_order():
+    x, y = torch.arange(40.0)[:, None], torch.zeros(40, dtype=torch.int64)
+    seen = []
+
+    def record(batch, generator):
+        seen.extend(batch[:, 0].int().tolist())
+        return batch
+
+    train(nn.Linear(1, 2), x, y, **OPTIONS | {"augment": record, "epochs": 3})
+    epochs = [seen[k : k + 40] for k in (0, 40, 80)]
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs} | {tuple(range(40))}) == 4
+
+
 def test_global_random_state_and_mode_are_kept():
     x, y = problem()
     model = network().eval()

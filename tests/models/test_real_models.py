@@ -119,9 +119,8 @@ def test_mobilenet_v2_logits(no_network):
     with torch.no_grad():
         logits = mobilenet_v2()(x)[0]
     assert int(logits.argmax()) == 877
-    torch.testing.assert_close(
-        logits[:4], torch.tensor([-0.1764, 0.0834, 0.1687, 0.453]), atol=1e-3, rtol=1e-3
-    )  # 53 layers in float32
+    expected = torch.tensor([-0.1764, 0.0834, 0.1687, 0.453])
+    torch.testing.assert_close(logits[:4], expected, atol=1e-3, rtol=1e-3)  # 53 layers in float32
 
 
 def test_missing_extra_says_what_to_install(monkeypatch):
