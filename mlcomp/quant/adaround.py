@@ -118,17 +118,33 @@ def round_for_output(
     # subnormal after some 800 steps, and arithmetic with subnormal numbers is tens of times slower.
     v = inverse_rectified_sigmoid((position - low).double())
     optimizer = torch.optim.Adam([v], lr=learning_rate)
+    # The error of code low + h(V) is base + step·h(V) where a code can move, and constant elsewhere.
+    reach = relative_step * movable
+    base = relative_step * (torch.where(movable, low, nearest) - position)
     for i in range(steps):
-        sigmoid = torch.sigmoid(v)
-        up = sigmoid * (ZETA - GAMMA) + GAMMA
-        slope = (ZETA - GAMMA) * sigmoid * (1 - sigmoid) * ((up > 0) & (up < 1) & movable)
-        up = up.clamp(0, 1)
-        error = relative_step * (torch.where(movable, low + up, nearest) - position)
-        gradient = 2 * relative_step * (error.to(h.dtype) @ h)
-        beta = annealed_beta(i / steps)
-        if beta is not None:
-            away = 2 * up - 1
-            gradient -= penalty * 2 * beta * away.abs() ** (beta - 1) * away.sign()
-        v.grad = gradient * slope
+        v.grad = objective_gradient(v, base, reach, h, penalty, annealed_beta(i / steps))
         optimizer.step()
     return torch.where(movable, low + (v > 0), nearest)
+
+
+def objective_gradient(
+    v: Float[Tensor, "out inp"],
+    base: Float[Tensor, "out inp"],
+    reach: Float[Tensor, "out inp"],
+    h: Float[Tensor, "inp inp"],
+    penalty: float,
+    beta: float | None,
+) -> Float[Tensor, "out inp"]:
+    r"""Return the gradient in V of $\sum_{rows} e h e^\top + \lambda \sum_{reach > 0} (1 - |2h(V) - 1|^\beta)$.
+
+    $e = base + reach \odot h(V)$. By hand, because autograd would keep and reread every intermediate matrix.
+    """
+    sigmoid = torch.sigmoid(v)
+    up = sigmoid * (ZETA - GAMMA) + GAMMA
+    slope = (ZETA - GAMMA) * sigmoid * (1 - sigmoid) * ((up > 0) & (up < 1) & (reach > 0))
+    up = up.clamp(0, 1)
+    gradient = 2 * reach * ((base + reach * up).to(h.dtype) @ h)
+    if beta is not None:
+        away = 2 * up - 1
+        gradient = gradient - penalty * 2 * beta * away.abs() ** (beta - 1) * away.sign()
+    return gradient * slope
