@@ -34,7 +34,7 @@ class Question:
     title: str
     points: int
     manual: bool
-    section: str  # where to read again, a link or empty
+    section: str  # where to read again, the path of a lecture notebook without its ending, or empty
     functions: tuple[str, ...]  # what the student defines for it
     values: tuple[str, ...]
 

@@ -9,8 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-from mlcomp.grading.assignment import Assignment, AssignmentError
-from mlcomp.grading.grade import grade_file, nothing_graded, sha256
+from mlcomp.grading.assignment import Assignment
+from mlcomp.grading.grade import grade_anything, nothing_graded, sha256
 from mlcomp.grading.gradebook import Course, record, register
 from mlcomp.grading.limits import Limits
 from mlcomp.grading.report import Report
@@ -94,7 +94,7 @@ def _graded(
     left = dict(todo)
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         tasks: dict[Future[Report], str] = {
-            pool.submit(_one, path, assignment, sandbox, limits): student for student, path in todo.items()
+            pool.submit(grade_anything, path, assignment, sandbox, limits): student for student, path in todo.items()
         }
         try:
             for task in as_completed(tasks):
@@ -106,16 +106,9 @@ def _graded(
     for student, path in left.items():  # one of them killed its grader: each alone, to find out which
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             try:
-                yield student, pool.submit(_one, path, assignment, sandbox, limits).result()
+                yield student, pool.submit(grade_anything, path, assignment, sandbox, limits).result()
             except BrokenProcessPool:
                 yield student, nothing_graded(path, assignment, sandbox, "the grader's own process died")
-
-
-def _one(path: Path, assignment: Assignment, sandbox: bool, limits: Limits) -> Report:
-    try:
-        return grade_file(path, assignment, sandbox=sandbox, limits=limits)
-    except AssignmentError as error:
-        return nothing_graded(path, assignment, sandbox, str(error))
 
 
 def _present(course: Course, assignment: Assignment, student: str, path: Path) -> Report | None:

@@ -1,11 +1,15 @@
 """Make the students' notebooks from the source notebooks, with nbgrader: no answers, no hidden checks, no outputs."""
 
 import logging
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from mlcomp.grading.extra import require_nbgrader
+
+# A link from a source notebook, which is a page of the book, to another page.
+_PAGE = re.compile(rb"\.\./\.\./lectures/([\w/]+)\.html")
 
 
 def generate(solutions: Path, exercises: Path) -> list[Path]:
@@ -58,4 +62,16 @@ def _released(solutions: Path, scratch: Path) -> dict[Path, bytes]:
         converter.log.setLevel(logging.ERROR)
         converter.start()
     release = scratch / "release"
-    return {path.relative_to(release): path.read_bytes() for path in sorted(release.glob("*/*.ipynb"))}
+    link = _notebook_link(solutions.parent / "_config.yml")
+    return {
+        path.relative_to(release): _PAGE.sub(link, path.read_bytes()) for path in sorted(release.glob("*/*.ipynb"))
+    }
+
+
+def _notebook_link(config: Path) -> bytes:
+    """Return what replaces a link to a page of the book: the notebook in the repository, good in Colab as well."""
+    text = config.read_text(encoding="utf-8")
+    url, branch = (
+        re.search(rf"^repository:.*?^  {key}: (\S+)", text, re.S | re.M).group(1) for key in ("url", "branch")
+    )
+    return rf"{url}/blob/{branch}/lectures/\1.ipynb".encode()

@@ -58,6 +58,14 @@ def grade_file(
     return _grade(cells, assignment, hashlib.sha256(data).hexdigest(), sandbox, limits, seed)
 
 
+def grade_anything(path: Path, assignment: Assignment, sandbox: bool, limits: Limits) -> Report:
+    """Grade a notebook file like :func:`grade_file`; one that cannot be read gets a report that says so."""
+    try:
+        return grade_file(path, assignment, sandbox=sandbox, limits=limits)
+    except AssignmentError as error:
+        return nothing_graded(path, assignment, sandbox, str(error))
+
+
 def nothing_graded(path: Path, assignment: Assignment, sandbox: bool, problem: str) -> Report:
     """Return the report of a submission that could not be run at all: no points, and why."""
     results = tuple(

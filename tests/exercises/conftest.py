@@ -50,18 +50,3 @@ def pytest_runtest_setup(item):
     if os.environ.get("CI") == "true":  # there it is installed, so its absence is a mistake
         pytest.fail(f"no sandbox: {sandbox.why_not()}")
     pytest.skip(f"no sandbox here: {sandbox.why_not()}")
-
-
-def pytest_terminal_summary(terminalreporter):
-    tables = {}
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.stats.get(outcome, []):
-            for name, value in getattr(report, "user_properties", []):
-                if name == "table" and report.when == "call":
-                    table, *columns = json.loads(value)
-                    tables.setdefault(table, []).append(columns)
-    for table, rows in tables.items():
-        terminalreporter.section(table)
-        widths = [min(60, max(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
-        for row in rows:
-            terminalreporter.write_line("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

@@ -80,7 +80,7 @@ def test_without_nbgrader_the_class_is_a_clear_error(tmp_path, capsys, monkeypat
 
 
 def test_the_package_does_not_import_the_grader():
-    code = "import mlcomp, sys; assert not [m for m in sys.modules if 'grading' in m or 'nbgrader' in m or 'IPython' in m]"
+    code = "import mlcomp, sys; assert not {'mlcomp.grading', 'nbgrader', 'IPython'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -98,6 +98,16 @@ def test_exercises_are_what_the_solutions_give(tmp_path):
     assert generate.out_of_date(ROOT / "solutions", tmp_path / "exercises") == sorted([released, stray])
     assert sorted(generate.generate(ROOT / "solutions", tmp_path / "exercises")) == sorted([released, stray])
     assert released.read_bytes() == good and not stray.exists()
+
+
+def test_addresses_are_those_of_the_repository(empty):
+    text, config = json.dumps(empty), (ROOT / "_config.yml").read_text()
+    url = config.split("url: ")[1].split()[0]
+    assert f"mlcomp-book @ git+{url}" in text
+    assert (
+        text.count(f"{url}/blob/main/lectures/2_optimal_brain_compression/") == 8 + 8
+    )  # hints, and where to read again
+    assert "../../lectures" not in text
 
 
 def test_a_students_notebook_holds_no_answers(empty, reference):

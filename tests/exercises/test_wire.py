@@ -9,7 +9,7 @@ from mlcomp.grading import wire
 
 def through(value):
     frame = wire.pack({"value": value})
-    text, binary = wire.HEADER.unpack_from(frame)
+    text, _ = wire.HEADER.unpack_from(frame)
     body = frame[wire.HEADER.size :]
     return wire.unpack(body[:text], body[text:])["value"]
 
