@@ -257,8 +257,9 @@ def test_ill_conditioned_hessian(condition):
             target = (row @ x)[:, None]
             solution = torch.linalg.lstsq(x[kept].T, target).solution[:, 0]
             best = float((target[:, 0] - solution @ x[kept]).square().sum())
-            # Forming H squares the condition of X; 1e10 · 2e-16 leaves about 1e-6 of the weights' energy.
-            assert loss(row, found, hessian) <= best * (1 + 1e-5) + 1e-12
+            # About 1e-12 was seen: the update is a Cholesky factorization, and an error in the weights of first order
+            # changes a minimum in second order only.
+            assert loss(row, found, hessian) <= best * (1 + 1e-9)
 
 
 def test_float32_hessian_and_low_precision_weights():
