@@ -85,6 +85,23 @@ def test_shared_module_sees_the_inputs_of_all_calls():
     assert trace_layers(model, [x], ["0"]).calls == {"0": 2}
 
 
+class CalledAgain(nn.Module):
+    """Both layers read x, but ``a`` also reads what ``b`` made of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.a(self.b(x) + self.a(x))
+
+
+def test_a_layer_that_is_called_again_shares_its_stage_with_no_other():
+    with torch.no_grad():
+        trace = trace_layers(CalledAgain(), [torch.randn(2, 3)], ["a", "b"])
+    assert trace.stages == (("b",), ("a",)) and trace.calls == {"a": 2, "b": 1}
+
+
 def test_model_keeps_its_modes_statistics_and_hooks():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(18, 2))
     model.train()

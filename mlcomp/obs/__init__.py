@@ -1,5 +1,8 @@
 """Methods that use inverse curvature: OBD, OBS, ExactOBS, OBQ, GPTQ, SparseGPT."""
 
+from mlcomp.obs.budget import Choice, choose_levels
+from mlcomp.obs.build_database import build_database
+from mlcomp.obs.database import Database, Entry, Level, density_levels, load_database
 from mlcomp.obs.exact_obs import exact_obs, exact_obs_trace
 from mlcomp.obs.fisher_inverse import empirical_fisher_gradients, fisher_inverse
 from mlcomp.obs.global_selection import Selection, select_counts
@@ -19,17 +22,26 @@ from mlcomp.obs.obd import NetworkOBD, network_obd, obd, obd_saliency
 from mlcomp.obs.obq import obq
 from mlcomp.obs.obs import NetworkOBS, ObsStep, obs, obs_prune_step
 from mlcomp.obs.refit import refit
+from mlcomp.obs.replay import replay
 from mlcomp.obs.sparsegpt import sparsegpt
+from mlcomp.obs.stitch import level_losses, stitch
 from mlcomp.obs.trace import Trace
 
 __all__ = [
+    "Choice",
+    "Database",
+    "Entry",
     "FlatNetwork",
     "InverseHessian",
+    "Level",
     "NetworkOBD",
     "NetworkOBS",
     "ObsStep",
     "Selection",
     "Trace",
+    "build_database",
+    "choose_levels",
+    "density_levels",
     "empirical_fisher_gradients",
     "exact_obs",
     "exact_obs_trace",
@@ -44,6 +56,8 @@ __all__ = [
     "l_obs",
     "l_obs_error_bound",
     "layer_hessian",
+    "level_losses",
+    "load_database",
     "network_hessian",
     "network_obd",
     "obd",
@@ -52,6 +66,8 @@ __all__ = [
     "obs",
     "obs_prune_step",
     "refit",
+    "replay",
     "select_counts",
     "sparsegpt",
+    "stitch",
 ]
