@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.formats.absmax_int8 import AbsmaxInt8
-from mlcomp.kernels.launch import check_devices, check_dtype, tl, triton
+from mlcomp.kernels.launch import INTERPRETED, check_devices, check_dtype, tl, triton
 
 REFERENCE = "mlcomp.formats.absmax_int8.absmax_int8"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -48,22 +48,27 @@ def absmax_int8(x: Float[Tensor, "..."], dim: int) -> AbsmaxInt8:
     block = min(triton.next_power_of_2(n), LONGEST)
     # 16 values a thread at the most while that leaves whole warps: enough loads in flight, few idle threads.
     warps = min(16, max(1, block // 1024))
-    # Contraction of multiply and add would change the rounding, hence the codes.
+    # Contraction of multiply and add would change the rounding, hence the codes. The interpreter has no fused
+    # multiply-add (before Triton 3.9), so there it divides.
     _kernel[(len(rows),)](
-        rows, codes, scale, n, BLOCK=block, FITS=n <= block, num_warps=warps, enable_fp_fusion=False
-    )
+        rows, codes, scale, n, BLOCK=block, FITS=n <= block, DIVIDE=INTERPRETED, num_warps=warps,
+        enable_fp_fusion=False,
+    )  # fmt: skip
     return AbsmaxInt8(codes.reshape(x.shape), scale.reshape(*x.shape[:-1], 1))
 
 
 @triton.jit
 @no_type_check
-def _round(x, scale, inverse, lift):
-    # The correctly rounded quotient x/scale from one reciprocal a row: two corrections by the exact remainder
-    # (Markstein 1990, theorem 8.1). A division for each value would take three times as long as the memory.
+def _round(x, scale, inverse, lift, DIVIDE: tl.constexpr):
     x = tl.where(inverse > 0, x * lift, 0.0)
-    quotient = x * inverse
-    quotient = tl.fma(tl.fma(-quotient, scale, x), inverse, quotient)
-    quotient = tl.fma(tl.fma(-quotient, scale, x), inverse, quotient)
+    if DIVIDE:
+        quotient = tl.div_rn(x, scale)
+    else:
+        # The same correctly rounded quotient from one reciprocal a row: two corrections by the exact remainder
+        # (Markstein 1990, theorem 8.1). A division for each value would take longer than the memory.
+        quotient = x * inverse
+        quotient = tl.fma(tl.fma(quotient, -scale, x), inverse, quotient)
+        quotient = tl.fma(tl.fma(quotient, -scale, x), inverse, quotient)
     # 1.5·2²³ pushes the fraction out of the mantissa: the addition itself rounds, ties to even, and leaves the whole
     # number in the low bits, where int8 is its low byte.
     return (quotient + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
@@ -78,7 +83,7 @@ def _magnitude(x):
 
 @triton.jit
 @no_type_check
-def _kernel(x_ptr, codes_ptr, scale_ptr, n, BLOCK: tl.constexpr, FITS: tl.constexpr):
+def _kernel(x_ptr, codes_ptr, scale_ptr, n, BLOCK: tl.constexpr, FITS: tl.constexpr, DIVIDE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * n
     codes_ptr += row * n
@@ -91,16 +96,17 @@ def _kernel(x_ptr, codes_ptr, scale_ptr, n, BLOCK: tl.constexpr, FITS: tl.conste
             x = tl.load(x_ptr + rest, mask=rest < n, other=0).to(tl.float32)
             largest = tl.maximum(largest, _magnitude(x))
     absmax = tl.minimum(tl.max(largest, 0), 0x7F800000).to(tl.float32, bitcast=True)  # NaN becomes infinity
-    # The reference's scale: 1 for a row of zeros, never below the smallest float32 (1.4e-45).
-    scale = tl.where(absmax > 0, tl.maximum(tl.div_rn(absmax, 127.0), 1.401298464324817e-45), 1.0)
+    # The reference's scale: 1 for a row of zeros, never below the smallest float32, whose bits are the integer 1.
+    scale = tl.maximum(tl.div_rn(absmax, 127.0).to(tl.int32, bitcast=True), 1).to(tl.float32, bitcast=True)
+    scale = tl.where(absmax > 0, scale, 1.0)
     tl.store(scale_ptr + row, scale)
     # Rows of tiny values are lifted by a power of two (exact) so that no remainder underflows.
     lift = tl.where(absmax < 8.673617379884035e-19, 1.2676506002282294e30, 1.0)  # 2⁻⁶⁰, 2¹⁰⁰
     scale *= lift
     inverse = tl.div_rn(1.0, scale)
-    tl.store(codes_ptr + column, _round(first.to(tl.float32), scale, inverse, lift), mask=column < n)
+    tl.store(codes_ptr + column, _round(first.to(tl.float32), scale, inverse, lift, DIVIDE), mask=column < n)
     if not FITS:
         for start in range(BLOCK, n, BLOCK):
             rest = start + column
             x = tl.load(x_ptr + rest, mask=rest < n, other=0).to(tl.float32)
-            tl.store(codes_ptr + rest, _round(x, scale, inverse, lift), mask=rest < n)
+            tl.store(codes_ptr + rest, _round(x, scale, inverse, lift, DIVIDE), mask=rest < n)

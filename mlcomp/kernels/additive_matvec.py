@@ -19,7 +19,7 @@ from mlcomp.kernels.launch import check_devices, check_dtype, tl, triton
 
 REFERENCE = "mlcomp.formats.additive_codebook.additive_matvec"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-SLICE = 64  # columns of the table in one program: 64 KB
+SLICE = 32  # columns of the table in one program: 32 KB
 
 
 def additive_matvec(x: Float[Tensor, " inp"], weight: AdditiveCodes) -> Float[Tensor, " out"]:
@@ -46,7 +46,7 @@ def additive_matvec(x: Float[Tensor, " inp"], weight: AdditiveCodes) -> Float[Te
     table = pieces @ weight.codebooks.float().reshape(books * 256, -1).T
     slices = triton.cdiv(columns, SLICE)
     part = torch.empty(slices, out, dtype=torch.float32, device=x.device)
-    rows, block = 128, 1024
+    rows, block = 256, 512
     _kernel[(slices, triton.cdiv(out, block))](
         table, weight.codes.contiguous(), part, out, columns,
         COLUMNS=SLICE, ROWS=rows, BLOCK=block, num_warps=8, enable_fp_fusion=False,

@@ -69,19 +69,21 @@ def _kernel(
     height = tl.minimum(tall - first, 8)
     row = (first + tl.program_id(0) % (8 * wide) % height) * ROWS + tl.arange(0, ROWS)
     token = (tl.program_id(0) % (8 * wide) // height) * TOKENS + tl.arange(0, TOKENS)
-    # Past the edge the last row is read again; its products are not stored.
+    # Past the edge the last row is read again; its products are not stored. Tokens are masked instead: with few of
+    # them, reading one again and again would cost as much as the weight.
     w_ptr += tl.minimum(row, out - 1).to(tl.int64)[:, None] * inp
-    x_ptr += tl.minimum(token, tokens - 1).to(tl.int64)[None, :] * inp
+    x_ptr += token.to(tl.int64)[None, :] * inp
+    live = token[None, :] < tokens
     inner = tl.arange(0, INNER)
     total = tl.zeros((ROWS, TOKENS), tl.int32)
     for start in range(0, inp, INNER):
         column = start + inner
         if WHOLE:
             w = tl.load(w_ptr + column[None, :])
-            x = tl.load(x_ptr + column[:, None])
+            x = tl.load(x_ptr + column[:, None], mask=live, other=0)
         else:
             w = tl.load(w_ptr + column[None, :], mask=column[None, :] < inp, other=0)
-            x = tl.load(x_ptr + column[:, None], mask=column[:, None] < inp, other=0)
+            x = tl.load(x_ptr + column[:, None], mask=live & (column[:, None] < inp), other=0)
         total = tl.dot(w, x, total, out_dtype=tl.int32)
     x_scale = tl.load(x_scale_ptr + token, mask=token < tokens, other=0)
     w_scale = tl.load(w_scale_ptr + row, mask=row < out, other=0)

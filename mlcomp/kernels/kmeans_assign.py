@@ -41,11 +41,12 @@ def kmeans_assign(
     points, codebook = points.contiguous(), codebook.float().contiguous()
     index = torch.empty(n, dtype=torch.int32, device=points.device)
     dim = max(16, triton.next_power_of_2(d + 1))
-    block = 64
-    _kernel[(triton.cdiv(n, block),)](
-        points, codebook, codebook.square().sum(1) / 2, index, n, len(codebook), d,
-        POINTS=block, ENTRIES=min(128, max(16, triton.next_power_of_2(len(codebook)))), DIM=dim, num_warps=4,
-        enable_fp_fusion=True,
+    block = min(256, max(16, triton.next_power_of_2(len(codebook))), 16384 // dim)
+    tiles = 8 if n > 2**20 else 1  # tiles of points that share the work of loading the codebook
+    _kernel[(triton.cdiv(n, 64 * tiles),)](
+        points, codebook, codebook.square().sum(1) / 2, index, n, len(codebook), d, tiles,
+        POINTS=64, ENTRIES=block, ONE=len(codebook) <= block, DIM=dim, HALF=points.dtype != torch.float32,
+        num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return index
 
@@ -59,33 +60,57 @@ def _high(x):
 
 @triton.jit
 @no_type_check
-def _kernel(
-    points_ptr, codebook_ptr, half_ptr, index_ptr, n, entries, d,
-    POINTS: tl.constexpr, ENTRIES: tl.constexpr, DIM: tl.constexpr,
-):  # fmt: skip
-    point = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
-    dim = tl.arange(0, DIM)
-    live = (point[:, None] < n) & (dim[None, :] < d)
-    x = tl.load(points_ptr + point[:, None] * d + dim[None, :], mask=live, other=0).to(tl.float32)
-    # One more coordinate, 1 in x and -|c|²/2 in c, makes the product the whole score.
-    x = tl.where(dim[None, :] == d, 1.0, x)
+def _entries(codebook_ptr, half_ptr, start, entries, d, dim, ENTRIES: tl.constexpr):
+    """Return entries as columns, with -|c|²/2 as one more coordinate, which x has 1 for: the product is the score."""
+    entry = start + tl.arange(0, ENTRIES)
+    inside = (entry[None, :] < entries) & (dim[:, None] < d)
+    c = tl.load(codebook_ptr + entry[None, :] * d + dim[:, None], mask=inside, other=0)
+    # Missing entries: far below any real score, and finite, since infinity minus itself would be NaN.
+    half = tl.load(half_ptr + entry, mask=entry < entries, other=1e38)
+    return tl.where(dim[:, None] == d, -half[None, :], c)
+
+
+@triton.jit
+@no_type_check
+def _best(x, c_high, c_low, ENTRIES: tl.constexpr, HALF: tl.constexpr):
+    """Return the highest score of each point, and the first entry that has it."""
     x_high = _high(x)
-    best = tl.full((POINTS,), float("-inf"), tl.float32)
-    index = tl.zeros((POINTS,), tl.int32)
-    for start in range(0, entries, ENTRIES):
-        entry = start + tl.arange(0, ENTRIES)
-        inside = (entry[None, :] < entries) & (dim[:, None] < d)
-        c = tl.load(codebook_ptr + entry[None, :] * d + dim[:, None], mask=inside, other=0)
-        # Far below any real score, and finite: infinity minus itself would be NaN.
-        half = tl.load(half_ptr + entry, mask=entry < entries, other=1e38)
-        c = tl.where(dim[:, None] == d, -half[None, :], c)
-        c_high = _high(c)
+    if HALF:  # 16-bit points are exact in tf32
+        score = tl.dot(x_high, c_low, input_precision="tf32")
+    else:
         score = tl.dot(x - x_high, c_high, input_precision="tf32")
-        score = tl.dot(x_high, c - c_high, score, input_precision="tf32")
-        score = tl.dot(x_high, c_high, score, input_precision="tf32")
-        # Two plain reductions take fewer instructions than one that carries the index along.
-        highest = tl.max(score, 1)
-        at = tl.min(tl.where(score == highest[:, None], entry[None, :], 2147483647), 1)
-        index = tl.where(highest > best, at, index)
-        best = tl.maximum(highest, best)
-    tl.store(index_ptr + point, index, mask=point < n)
+        score = tl.dot(x_high, c_low, score, input_precision="tf32")
+    score = tl.dot(x_high, c_high, score, input_precision="tf32")
+    highest = tl.max(score, 1)
+    # Where the score is the highest, the rank below is ENTRIES minus the entry; elsewhere it is negative (or overflows
+    # to -inf), because two floats differ by more than 2⁻²⁵ of the larger. An addition and a multiplication instead of a
+    # comparison and a selection: there are twice as many units for them.
+    steep = 68719476736.0 / tl.maximum(tl.abs(highest), 1e-20)  # 2³⁶
+    rank = (score - highest[:, None]) * steep[:, None] + (ENTRIES - tl.arange(0, ENTRIES)).to(tl.float32)[None, :]
+    return highest, ENTRIES - tl.max(rank, 1).to(tl.int32)
+
+
+@triton.jit
+@no_type_check
+def _kernel(
+    points_ptr, codebook_ptr, half_ptr, index_ptr, n, entries, d, tiles, POINTS: tl.constexpr,
+    ENTRIES: tl.constexpr, ONE: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    dim = tl.arange(0, DIM)
+    c = _entries(codebook_ptr, half_ptr, 0, entries, d, dim, ENTRIES)
+    first_high = _high(c)
+    first_low = c - first_high
+    for tile in range(tl.program_id(0) * tiles, (tl.program_id(0) + 1) * tiles):
+        point = (tl.zeros((), tl.int64) + tile) * POINTS + tl.arange(0, POINTS)
+        live = (point[:, None] < n) & (dim[None, :] < d)
+        x = tl.load(points_ptr + point[:, None] * d + dim[None, :], mask=live, other=0).to(tl.float32)
+        x = tl.where(dim[None, :] == d, 1.0, x)
+        best, index = _best(x, first_high, first_low, ENTRIES, HALF)
+        if not ONE:
+            for start in range(ENTRIES, entries, ENTRIES):
+                c = _entries(codebook_ptr, half_ptr, start, entries, d, dim, ENTRIES)
+                high = _high(c)
+                score, at = _best(x, high, c - high, ENTRIES, HALF)
+                index = tl.where(score > best, start + at, index)
+                best = tl.maximum(score, best)
+        tl.store(index_ptr + point, index, mask=point < n)

@@ -2,9 +2,10 @@ r"""Products of 16-bit activations with packed 4-bit weights: the storage, and t
 
 Notation: W weight (out, inp) as codes q with step s and zero code z for each group of columns; x activations.
 $y = x\,W^\top$ with $W_{nk} = s_{n,g(k)}\,(q_{nk} - z_{n,g(k)})$.
-Layout: 128 columns of a row are 16 words of 32 bits. Word i holds columns $i, 16+i, \dots, 112+i$, the first in its
-lowest 4 bits, so one shift and one mask of 16 neighbouring words give 16 neighbouring columns: a kernel multiplies
-without moving a nibble to another thread. The last 128 columns are padded with zero codes.
+Layout: P neighbouring columns are a plane, P = 64, 32 or 16; eight planes of a row are P words of 32 bits. Word i holds
+column i of each plane, the first plane in its lowest 4 bits. So one shift and one mask of P neighbouring words give P
+neighbouring columns: a kernel multiplies a plane without moving any code to another thread. The last columns are padded
+with zero codes. Step and zero code of a group share one 32-bit word.
 Source: the format of weight-only kernels (Frantar et al. 2024, arXiv:2408.11743, section 3); layout ours.
 Syllabus: 1.03
 """
@@ -12,13 +13,12 @@ Syllabus: 1.03
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float16, Int32, UInt8
+from jaxtyping import Float, Int32
 from torch import Tensor
 
 from mlcomp.quant.quantized import Quantized
 
-BLOCK = 128  # columns in a block
-WORDS = 16  # 32-bit words that hold them
+PLANES = 8  # 4-bit codes in a word
 
 
 @dataclass(frozen=True)
@@ -26,35 +26,45 @@ class PackedW4:
     """A 4-bit weight ready for multiplication.
 
     Attributes:
-        words: (out, 16·blocks) int32, eight codes a word.
-        step: (out, groups) float16 [weight units].
-        zero: (out, groups), the code of the value 0.
+        words: (out, blocks·plane) int32, eight codes a word.
+        grid: (groups, out) int32: the bits of the float16 step [weight units] below, the zero code above.
         inp: columns of the weight, which the last block may exceed.
+        plane: columns in a plane.
     """
 
     words: Int32[Tensor, "out words"]
-    step: Float16[Tensor, "out groups"]
-    zero: UInt8[Tensor, "out groups"]
+    grid: Int32[Tensor, "groups out"]
     inp: int
+    plane: int
 
     @property
     def group_size(self) -> int:
         """Columns that share a step."""
-        return self.inp // self.step.shape[1]
+        return self.inp // len(self.grid)
+
+    @property
+    def step(self) -> Float[Tensor, "out groups"]:
+        """The steps, [weight units], as float32."""
+        return (self.grid.T & 0xFFFF).to(torch.int16).view(torch.float16).float()
+
+    @property
+    def zero(self) -> Float[Tensor, "out groups"]:
+        """The codes of the value 0, as float32."""
+        return (self.grid.T >> 16).float()
 
     @property
     def nbytes(self) -> int:
-        """Bytes as stored: words, float16 steps, a byte for each zero code."""
-        return self.words.numel() * 4 + self.step.numel() * 2 + self.zero.numel()
+        """Bytes as stored: eight codes a word and a word for each group."""
+        return (self.words.numel() + self.grid.numel()) * 4
 
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp) in float32."""
         out = len(self.words)
-        words = self.words.reshape(out, -1, 1, WORDS)
-        shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32).reshape(8, 1)
+        words = self.words.reshape(out, -1, 1, self.plane)
+        shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32).reshape(PLANES, 1)
         codes = ((words >> shifts) & 15).reshape(out, -1)[:, : self.inp]
         group = torch.arange(self.inp, device=words.device) // self.group_size
-        return (codes - self.zero[:, group].float()) * self.step[:, group].float()
+        return (codes - self.zero[:, group]) * self.step[:, group]
 
 
 def pack_w4(quantized: Quantized) -> PackedW4:
@@ -71,19 +81,23 @@ def pack_w4(quantized: Quantized) -> PackedW4:
         where = "consecutive" if quantized.group is None else "scattered"
         raise ValueError(f"the packed product takes 4 bits and consecutive groups, got {quantized.bits} bits, {where}")
     groups = quantized.step.shape[1]
-    if groups > 1 and (inp // groups) % WORDS:
-        raise ValueError(f"groups must hold a multiple of {WORDS} columns (or all of them), got {inp // groups}")
+    if groups > 1 and (inp // groups) % 16:
+        raise ValueError(f"groups must hold a multiple of 16 columns (or all of them), got {inp // groups}")
     step = quantized.step.to(torch.float16)
     if not torch.isfinite(step).all() or (step < torch.finfo(torch.float16).smallest_normal).any():
         low, high = float(quantized.step.min()), float(quantized.step.max())
         raise ValueError(f"float16 holds steps from 6.1e-5 to 65504, got {low:.3g} … {high:.3g}: rescale the weight")
-    codes = torch.nn.functional.pad(quantized.codes.long(), (0, -inp % BLOCK)).reshape(out, -1, 8, WORDS)
-    words = torch.zeros(out, codes.shape[1], WORDS, dtype=torch.int64, device=codes.device)
-    for plane in range(8):
-        words |= codes[:, :, plane] << (4 * plane)
+    # The plane that pads least, the widest of those; a group must be whole planes.
+    fitting = [p for p in (64, 32, 16) if groups == 1 or (inp // groups) % p == 0]
+    plane = min(fitting, key=lambda p: -inp % (PLANES * p))
+    codes = torch.nn.functional.pad(quantized.codes.long(), (0, -inp % (PLANES * plane)))
+    codes = codes.reshape(out, -1, PLANES, plane)
+    words = torch.zeros(out, codes.shape[1], plane, dtype=torch.int64, device=codes.device)
+    for index in range(PLANES):
+        words |= codes[:, :, index] << (4 * index)
     words = torch.where(words < 2**31, words, words - 2**32).to(torch.int32)
-    zero = quantized.zero.expand(out, groups).to(torch.uint8)
-    return PackedW4(words.reshape(out, -1), step.expand(out, groups).contiguous(), zero.contiguous(), inp)
+    grid = (step.contiguous().view(torch.int16).int() & 0xFFFF) | (quantized.zero.int() << 16)
+    return PackedW4(words.reshape(out, -1), grid.expand(out, groups).T.contiguous(), inp, plane)
 
 
 def w4a16_matmul(x: Float[Tensor, "tokens inp"], weight: PackedW4) -> Float[Tensor, "tokens out"]:

@@ -16,8 +16,7 @@ def packed_w4():
 
     out, inp, group = 14336, 4096, 128
     words = torch.empty(out, inp // 8, dtype=torch.int32)
-    step = torch.empty(out, inp // group, dtype=torch.float16)
-    return PackedW4(words, step, step.to(torch.uint8), inp)
+    return PackedW4(words, torch.empty(inp // group, out, dtype=torch.int32), inp, 64)
 
 
 def w4a16_matvec():
@@ -75,7 +74,7 @@ def hadamard_transform():
 def kmeans_assign():
     from mlcomp.kernels.kmeans_assign import kmeans_assign
 
-    kmeans_assign(torch.empty(100_000, 8, dtype=BF16), torch.empty(256, 8))
+    kmeans_assign(torch.empty(2_000_000, 8, dtype=BF16), torch.zeros(256, 8))
 
 
 def additive():

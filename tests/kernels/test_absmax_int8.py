@@ -26,6 +26,24 @@ def test_quotients_at_the_ties(device):
         equal(torch.cat([ties, down, up, torch.tensor([top])]).to(device))
 
 
+def test_two_corrections_of_a_reciprocal_give_the_quotient():
+    """What the GPU computes, with the fused multiply-add made of float64, against the division."""
+
+    def fma(a, b, c):
+        return (a.double() * b.double() + c.double()).float()  # the product is exact in float64
+
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.rand(2000, 1, generator=generator) + 0.01
+    ties = (torch.arange(-127, 127) + 0.5) * scale
+    x = torch.cat([torch.nextafter(ties, ties - 1), ties, torch.nextafter(ties, ties + 1)], 1)
+    x = torch.cat([x, x.bfloat16().float()], 1)
+    inverse = 1 / scale
+    quotient = x * inverse
+    for _ in range(2):
+        quotient = fma(fma(quotient, -scale, x), inverse, quotient)
+    assert torch.equal(quotient, x / scale)
+
+
 def test_non_contiguous_rows(random):
     equal(random(33, 17).T)
     equal(random(8, 30)[::2, ::3])

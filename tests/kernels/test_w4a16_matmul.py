@@ -24,7 +24,8 @@ def check(x, weight):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [1, 2, 17])
 @pytest.mark.parametrize(
-    ("out", "inp", "group_size"), [(67, 384, 128), (5, 192, 64), (19, 160, 16), (33, 401, None), (7, 96, 48)]
+    ("out", "inp", "group_size"),
+    [(67, 1024, 128), (5, 192, 64), (70, 512, 32), (19, 160, 16), (33, 401, None), (7, 96, 48)],
 )
 def test_equals_the_reference(random, tokens, out, inp, group_size, dtype):
     weight = pack_w4(rtn(random(out, inp), bits=4, group_size=group_size))
@@ -38,12 +39,12 @@ def test_symmetric_per_tensor_and_long_rows(random):
 
 def test_whole_numbers_are_exact(device):
     # Steps 1 and small whole activations: every product and sum is exact, so nothing may be off.
-    codes = torch.arange(40 * 256, device=device).reshape(40, 256) * 7 % 16 - 5.0
+    codes = torch.arange(40 * 512, device=device).reshape(40, 512) * 7 % 16 - 5.0
     codes[:, ::128], codes[:, 1::128] = -5, 10
     weight = pack_w4(rtn(codes, bits=4, group_size=128))
     assert (weight.step == 1).all() and torch.equal(weight.dequantize(), codes)
     for tokens in (1, 5):
-        x = (torch.arange(tokens * 256, device=device).reshape(tokens, 256) % 3 - 1).half()
+        x = (torch.arange(tokens * 512, device=device).reshape(tokens, 512) % 3 - 1).half()
         assert torch.equal(w4a16_matmul(x, weight).float(), x.float() @ codes.T)
 
 

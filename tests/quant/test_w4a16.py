@@ -18,20 +18,23 @@ def test_packing_keeps_the_weight(inp, options):
     packed = pack_w4(quantized)
     # Codes exactly; steps rounded to float16, relative 2⁻¹¹.
     assert torch.allclose(packed.dequantize(), quantized.dequantize(), rtol=2**-11, atol=0)
-    assert packed.words.shape == (7, 16 * -(-inp // 128))
+    assert packed.words.shape[1] * 8 == inp + -inp % (8 * packed.plane)
 
 
-def test_layout_word_by_word():
-    quantized = rtn(weight(3, 256), bits=4)
-    words = pack_w4(quantized).words.long() & 0xFFFFFFFF
-    for block, i, plane in [(0, 0, 0), (0, 15, 7), (1, 4, 3), (1, 0, 7)]:
-        got = (words[:, block * 16 + i] >> (4 * plane)) & 15
-        assert torch.equal(got, quantized.codes[:, block * 128 + plane * 16 + i].long())
+@pytest.mark.parametrize(("inp", "plane"), [(1024, 64), (256, 32), (640, 16), (14336, 64), (576, 16)])
+def test_layout_word_by_word(inp, plane):
+    quantized = rtn(weight(3, inp), bits=4)
+    packed = pack_w4(quantized)
+    assert packed.plane == plane  # the widest that pads least
+    words = packed.words.long() & 0xFFFFFFFF
+    for block, i, place in [(0, 0, 0), (0, plane - 1, 7), (packed.words.shape[1] // plane - 1, 4, 3)]:
+        got = (words[:, block * plane + i] >> (4 * place)) & 15
+        assert torch.equal(got, quantized.codes[:, (block * 8 + place) * plane + i].long())
 
 
 def test_size_is_what_is_stored():
     packed = pack_w4(rtn(weight(8, 256), bits=4, group_size=64))
-    assert packed.nbytes == 8 * 256 // 2 + 8 * 4 * (2 + 1)
+    assert packed.nbytes == 8 * 256 // 2 + 8 * 4 * 4
 
 
 def test_product():
