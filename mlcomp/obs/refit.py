@@ -44,14 +44,13 @@ def refit(
     check_hessian(hessian, weight.shape[1])
     check_mask("mask", mask, weight)
     damped = damped_hessian(hessian, damp=damp)
-    kept = mask & ~damped.dead
-    w = weight.double().masked_fill(damped.dead, 0)
-    lost = w.masked_fill(kept, 0)
+    w = weight.double().masked_fill(damped.dead, 0)  # and nothing moves it: H knows no other input of a dead one
+    lost = w.masked_fill(mask, 0)
     # What rounding leaves of a zero pivot: a few eps of the dtype in which X·Xᵀ was summed, see inverse_hessian.
     tolerance = max(10 * torch.finfo(hessian.dtype).eps, w.shape[1] * torch.finfo(torch.float64).eps)
-    subset = kept & lost.any(1, keepdim=True)  # a row that loses nothing stays as it is
+    subset = mask & lost.any(1, keepdim=True)  # a row that loses nothing stays as it is
     delta = solve_on_subsets(damped.matrix, subset, lost @ damped.matrix, tolerance=tolerance, max_bytes=max_bytes)
-    return (w + delta).masked_fill(~kept, 0).to(weight.dtype)
+    return (w + delta).masked_fill(~mask, 0).to(weight.dtype)
 
 
 def check_mask(name: str, mask: Tensor, weight: Tensor) -> None:

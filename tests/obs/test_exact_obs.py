@@ -102,6 +102,13 @@ def test_global_scope_is_the_best_share_over_the_rows_of_the_trace():
         torch.testing.assert_close(float(row_losses(weight, pruned, hessian).sum()), best, rtol=1e-9, atol=1e-12)
 
 
+def test_global_scope_counts_blocks():
+    weight, _, hessian = small(3, 18)
+    pruned = exact_obs(weight, hessian, sparsity=0.5, block_size=4)  # 5 blocks a row, the last of 2 inputs
+    whole = sum(int((part == 0).all(1).sum()) for part in pruned.split(4, dim=1))
+    assert whole == removals(0.5, 15)
+
+
 def test_global_scope_with_a_cap_keeps_every_row_under_it():
     weight, _, hessian = small(6, 20)
     weight[0] *= 0.01  # so that without a cap it would be pruned away
