@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     commands = {"class": _class, "csv": _csv, "feedback": _feedback, "generate": _generate}
     command = commands.get(argv[0])
     try:
+        if sys.platform == "win32":
+            raise RuntimeError("grading needs Linux or macOS; on Windows, use WSL")
         if importlib.util.find_spec("IPython") is None:
             raise ImportError('grading needs IPython; it comes with: pip install "mlcomp-book[grading]"')
         return command(argv[1:]) if command else _own(argv)

@@ -104,9 +104,7 @@ def test_addresses_are_those_of_the_repository(empty):
     text, config = json.dumps(empty), (ROOT / "_config.yml").read_text()
     url = config.split("url: ")[1].split()[0]
     assert f"mlcomp-book @ git+{url}" in text
-    assert (
-        text.count(f"{url}/blob/main/lectures/2_optimal_brain_compression/") == 8 + 8
-    )  # hints, and where to read again
+    assert text.count(f"{url}/blob/main/lectures/2_optimal_brain_compression/") == 8  # one in each question's hints
     assert "../../lectures" not in text
 
 
