@@ -203,7 +203,8 @@ def main(argv=None):
     source = origin() | {"layer": f"{options.size}x{options.size}"}
     print(source)
     print(
-        f"{'case':14}{'version':22}{'rows':>6}{'wall s':>9}{'CPU s':>9}{'per row ×':>11}{'error':>10}{'held-out':>10}"
+        f"{'case':14}{'version':22}{'rows':>6}{'wall s':>9}{'CPU s':>9}"
+        f"{'per row ×':>11}{'error':>10}{'held-out':>10}{'same rows':>11}"
     )
     rows = []
     for part in (compare(options.size, min(options.rows, options.size)), refits(options.size)):
