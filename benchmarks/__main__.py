@@ -32,7 +32,7 @@ def main() -> None:
     about, ceiling = machine(timer.device), limits(timer)
     rates = ", ".join(f"{unit} {rate / 1e12:.3g} T/s" for unit, rate in ceiling.rate.items())
     print(f"{about['device']}, torch {about['torch']}: copy {ceiling.bandwidth / 1e9:.0f} GB/s, {rates}")
-    print("operation, shape, version, mode: median µs, 20 – 80 % quantiles, limit T*, share of it, ratio to the first")
+    print("operation, shape, version, mode: median µs, 20–80 % quantiles, limit T*, share of it, ratio to the first")
     for name in options.operations or names:
         for case in importlib.import_module(f"benchmarks.kernels.{name}").cases(timer.device):
             case.check()

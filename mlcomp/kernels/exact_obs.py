@@ -43,8 +43,8 @@ def exact_obs(
         pattern: (n, m), n zeros in every m consecutive inputs, instead of ``sparsity``.
         scope: "row", the same count in each row. (The reference can share a total over the rows, too.)
         damp: share of the mean live diagonal of H added to its diagonal.
-        dtype: that a row is worked on in. float64 as the reference; float32 takes half the memory and drifts when H is
-            ill-conditioned (0.5 % of the loss at a condition of 1e8).
+        dtype: that a row is worked on in. float64 as the reference; float32 takes half the memory and drifts when H
+            is ill-conditioned (0.5 % of the loss at a condition of 1e8).
         max_bytes: bound on the working memory: it limits how many rows run at once, not the result.
     Returns:
         (out, inp) in the dtype of ``weight``; removed weights are exact zeros.

@@ -1,9 +1,9 @@
 r"""The Walsh-Hadamard transform on tensor cores: a row is a small box, and each side of the box one matrix product.
 
-Notation: $n = m\,a\,b$ and $H_n = H_m \otimes H_a \otimes H_b$. A row reshaped to (m, a, b) is multiplied by $H_b$ along
-its last side, then by $H_a$ and $H_m$ along the others, without leaving the multiprocessor: x is read once and the
-result written once. Entries ±1 are exact in 16 bits; a float32 operand goes in as a sum of 16-bit terms, two where
-the result has 16 bits (error 2⁻¹⁷), three for float32 (2⁻²⁴).
+Notation: $n = m\,a\,b$ and $H_n = H_m \otimes H_a \otimes H_b$. A row reshaped to (m, a, b) is multiplied by $H_b$
+along its last side, then by $H_a$ and $H_m$ along the others, without leaving the multiprocessor: x is read once and
+the result written once. Entries ±1 are exact in 16 bits; a float32 operand goes in as a sum of 16-bit terms, two
+where the result has 16 bits (error 2⁻¹⁷), three for float32 (2⁻²⁴).
 Source: Tseng et al. 2024, arXiv:2402.04396, section 3; as matrix products: Dao 2024, fast-hadamard-transform, and
 Agarwal et al. 2024, arXiv:2412.08832.   Syllabus: 1.14
 """

@@ -26,8 +26,8 @@ def int8_matmul(
     """Return x · weightᵀ of two matrices that absmax_int8(…, dim=-1) quantized.
 
     Args:
-        x: codes (tokens, inp), scale (tokens, 1) float32. weight: codes (out, inp), scale (out, 1) float32. Copied first
-            if not contiguous.
+        x: codes (tokens, inp), scale (tokens, 1) float32. weight: codes (out, inp), scale (out, 1) float32. Copied
+            first if not contiguous.
         dtype: of the result: float32, float16 or bfloat16.
     Raises:
         ValueError: shapes do not match, or different devices. TypeError: another dtype.

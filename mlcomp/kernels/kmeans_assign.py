@@ -23,11 +23,12 @@ def kmeans_assign(
     """Return the index of each point's nearest codebook entry, the lowest where several are equally near.
 
     Args:
-        points: (N, d), float16, bfloat16 or float32, d ≤ 128; codebook: (K, d), likewise. Not modified; copied first if
-            not contiguous.
+        points: (N, d), float16, bfloat16 or float32, d ≤ 128; codebook: (K, d), likewise. Not modified; copied first
+            if not contiguous.
     Raises:
         ValueError: malformed points or codebook, wrong device. TypeError: another dtype.
-    Guarantee: the entry returned is as near as the nearest, up to 1e-5·(|x||c| + |c|²). NaN in a point gives any index.
+    Guarantee: the entry returned is as near as the nearest, up to 1e-5·(|x||c| + |c|²). NaN in a point gives any
+        index.
     Cost: N·d values read, 4·N bytes written, 2·N·K·d FLOPs (three times on the tensor cores).
     """
     check_devices(points=points, codebook=codebook)
@@ -82,9 +83,9 @@ def _best(x, c_high, c_low, ENTRIES: tl.constexpr, HALF: tl.constexpr):
         score = tl.dot(x_high, c_low, score, input_precision="tf32")
     score = tl.dot(x_high, c_high, score, input_precision="tf32")
     highest = tl.max(score, 1)
-    # Where the score is the highest, the rank below is ENTRIES minus the entry; elsewhere it is negative (or overflows
-    # to -inf), because two floats differ by more than 2⁻²⁵ of the larger. An addition and a multiplication instead of a
-    # comparison and a selection: there are twice as many units for them.
+    # Where the score is the highest, the rank below is ENTRIES minus the entry; elsewhere it is negative (or
+    # overflows to -inf), because two floats differ by more than 2⁻²⁵ of the larger. An addition and a multiplication
+    # instead of a comparison and a selection: there are twice as many units for them.
     steep = 68719476736.0 / tl.maximum(tl.abs(highest), 1e-20)  # 2³⁶
     rank = (score - highest[:, None]) * steep[:, None] + (ENTRIES - tl.arange(0, ENTRIES)).to(tl.float32)[None, :]
     return highest, ENTRIES - tl.max(rank, 1).to(tl.int32)

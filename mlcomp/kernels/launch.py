@@ -1,7 +1,7 @@
 """What the kernel files share: Triton, with a clear error where it is missing, and the checks before a launch.
 
-A kernel is decorated with ``@triton.jit`` and ``@no_type_check``: the second keeps the shape checker of the tests, which
-wraps every function of the package, from wrapping code that Triton compiles from its source.
+A kernel is decorated with ``@triton.jit`` and ``@no_type_check``: the second keeps the shape checker of the tests,
+which wraps every function of the package, from wrapping code that Triton compiles from its source.
 """
 
 import torch

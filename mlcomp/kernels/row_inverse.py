@@ -1,8 +1,9 @@
 r"""One column of a row's own inverse Hessian, brought up to date when it is needed.
 
 Notation: $B^{(t)}$ the inverse Hessian of a row that has eliminated t columns, $v_s$ its elimination vectors:
-$B^{(t)}_{:,p} = B^{(0)}_{:,p} - \sum_{s<t} v_{s,p}\, v_s$. The first term is shared by all rows and stays in the cache;
-the vectors of a row lie in memory that belongs to its program. Algorithm 1 rewrites d² numbers a step, this reads t·d.
+$B^{(t)}_{:,p} = B^{(0)}_{:,p} - \sum_{s<t} v_{s,p}\, v_s$. The first term is shared by all rows and stays in the
+cache; the vectors of a row lie in memory that belongs to its program. Algorithm 1 rewrites d² numbers a step, this
+reads t·d.
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, lemma 1; in the order of the left-looking Cholesky
 factorization (Golub and Van Loan, Matrix Computations, section 4.2).   Syllabus: 2.05
 """

@@ -1,8 +1,8 @@
 r"""Products of 16-bit activations with packed 4-bit weights; the weight is read once, at 4 bits.
 
 Notation: as the reference: $y = x\,W^\top$, $W_{nk} = s_{n,g(k)}(q_{nk} - z_{n,g(k)})$, 8 codes in a 32-bit word.
-The weight is the left operand of the tensor cores, which comes from registers, so that codes become numbers where they
-are. That takes no conversion: with the bits of 1024 (float16) or 128 (bfloat16) above it, a code q is the number
+The weight is the left operand of the tensor cores, which comes from registers, so that codes become numbers where
+they are. That takes no conversion: with the bits of 1024 (float16) or 128 (bfloat16) above it, a code q is the number
 1024 + q or 128 + q, and subtracting 1024 + z or 128 + z leaves $q - z$, all exact in 16 bits. The step scales the
 float32 sum of a group.
 Source: Frantar et al. 2024, arXiv:2408.11743; the bias trick: Kim et al. 2022, arXiv:2211.10017.   Syllabus: 1.03

@@ -1,10 +1,12 @@
 r"""Hadamard matrices and the fast Walsh-Hadamard transform, for sizes m·2^k.
 
-Notation: $H_n$ has entries ±1 and $H_n H_n^\top = n I$. $H_{2n} = \begin{pmatrix} H_n & H_n \\ H_n & -H_n \end{pmatrix}$
+Notation: $H_n$ has entries ±1 and $H_n H_n^\top = n I$.
+$H_{2n} = \begin{pmatrix} H_n & H_n \\ H_n & -H_n \end{pmatrix}$
 (Sylvester). For a prime q and the Legendre symbol χ, $Q_{ij} = \chi(i - j)$ modulo q gives (Paley 1933):
 I, q ≡ 3 (mod 4), order q + 1: $I + S$ with $S = \begin{pmatrix} 0 & 1^\top \\ -1 & Q \end{pmatrix}$;
-II, q ≡ 1 (mod 4), order 2(q + 1): in the symmetric $C = \begin{pmatrix} 0 & 1^\top \\ 1 & Q \end{pmatrix}$ every 0 becomes
-$\begin{pmatrix} 1 & -1 \\ -1 & -1 \end{pmatrix}$ and every ±1 becomes $\pm\begin{pmatrix} 1 & 1 \\ 1 & -1 \end{pmatrix}$.
+II, q ≡ 1 (mod 4), order 2(q + 1): in the symmetric $C = \begin{pmatrix} 0 & 1^\top \\ 1 & Q \end{pmatrix}$ every 0
+becomes $\begin{pmatrix} 1 & -1 \\ -1 & -1 \end{pmatrix}$ and every ±1 becomes
+$\pm\begin{pmatrix} 1 & 1 \\ 1 & -1 \end{pmatrix}$.
 Source: Paley 1933, On orthogonal matrices; use in quantization: Tseng et al. 2024, arXiv:2402.04396, section 3.
 Syllabus: 1.14
 """
@@ -48,8 +50,10 @@ def paley_order(n: int) -> int:
         if m % 4 == 0 and (_is_prime(m - 1) or (_is_prime(m // 2 - 1) and m // 2 % 4 == 2)):
             return m
         m *= 2
-    raise ValueError(f"no Hadamard matrix of order {n} here: n = m·2^k with m = q + 1 (prime q ≡ 3 mod 4) or 2(q + 1) "
-                     f"(prime q ≡ 1 mod 4)")  # fmt: skip
+    raise ValueError(
+        f"no Hadamard matrix of order {n} here: n = m·2^k with m = q + 1 (prime q ≡ 3 mod 4) or 2(q + 1) "
+        f"(prime q ≡ 1 mod 4)"
+    )
 
 
 def hadamard_transform(x: Float[Tensor, "... n"], *, transpose: bool = False) -> Float[Tensor, "... n"]:

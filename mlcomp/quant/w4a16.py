@@ -2,10 +2,10 @@ r"""Products of 16-bit activations with packed 4-bit weights: the storage, and t
 
 Notation: W weight (out, inp) as codes q with step s and zero code z for each group of columns; x activations.
 $y = x\,W^\top$ with $W_{nk} = s_{n,g(k)}\,(q_{nk} - z_{n,g(k)})$.
-Layout: P neighbouring columns are a plane, P = 64, 32 or 16; eight planes of a row are P words of 32 bits. Word i holds
-column i of each plane, the first plane in its lowest 4 bits. So one shift and one mask of P neighbouring words give P
-neighbouring columns: a kernel multiplies a plane without moving any code to another thread. The last columns are padded
-with zero codes. Step and zero code of a group share one 32-bit word.
+Layout: P neighbouring columns are a plane, P = 64, 32 or 16; eight planes of a row are P words of 32 bits. Word i
+holds column i of each plane, the first plane in its lowest 4 bits. So one shift and one mask of P neighbouring words
+give P neighbouring columns: a kernel multiplies a plane without moving any code to another thread. The last columns
+are padded with zero codes. Step and zero code of a group share one 32-bit word.
 Source: the format of weight-only kernels (Frantar et al. 2024, arXiv:2408.11743, section 3); layout ours.
 Syllabus: 1.03
 """
@@ -79,7 +79,9 @@ def pack_w4(quantized: Quantized) -> PackedW4:
     out, inp = quantized.codes.shape
     if quantized.bits != 4 or quantized.group is not None:
         where = "consecutive" if quantized.group is None else "scattered"
-        raise ValueError(f"the packed product takes 4 bits and consecutive groups, got {quantized.bits} bits, {where}")
+        raise ValueError(
+            f"the packed product takes 4 bits and consecutive groups, got {quantized.bits} bits, {where}"
+        )
     groups = quantized.step.shape[1]
     if groups > 1 and (inp // groups) % 16:
         raise ValueError(f"groups must hold a multiple of 16 columns (or all of them), got {inp // groups}")

@@ -87,9 +87,9 @@ for _ in range(10):
 time.sleep(1e6)
 """,
     "fills the disk": """
-import errno, shutil
+import os, tempfile
 try:
-    with open("/tmp/big", "wb") as file:
+    with open(os.path.join(tempfile.gettempdir(), "big"), "wb") as file:
         for _ in range(2000):
             file.write(bytes(2**20))
     print("LEAKED")

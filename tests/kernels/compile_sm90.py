@@ -1,7 +1,8 @@
 """Compile for sm_90, without a GPU, exactly what the public functions launch; print facts about the machine code.
 
-Run in a process of its own, without TRITON_INTERPRET: a driver that names sm_90 and launches nothing takes the place of
-the GPU's, and CPU tensors of the real shapes (never written, so they take no memory) go through the real functions.
+Run in a process of its own, without TRITON_INTERPRET: a driver that names sm_90 and launches nothing takes the place
+of the GPU's, and CPU tensors of the real shapes (never written, so they take no memory) go through the real
+functions.
 """
 
 import json

@@ -3,7 +3,7 @@ import torch
 
 from mlcomp.kernels import interpret_without_gpu
 
-# Here, because Triton must not be imported before this is decided: test modules import kernels when they are collected.
+# Here, because Triton must not be imported before this is decided: test modules import kernels when collected.
 INTERPRETED = interpret_without_gpu()
 
 

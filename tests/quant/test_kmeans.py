@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from sklearn.cluster import KMeans as ScikitKMeans
@@ -31,7 +33,7 @@ def test_result_is_a_fixed_point():
 def test_distortion_never_rises():
     x = points(400, 2)
     course = [fit(x, 16, max_steps=steps, tolerance=0.0).distortion for steps in range(12)]
-    assert all(b <= a * (1 + 1e-6) for a, b in zip(course, course[1:], strict=False))
+    assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(course))
 
 
 def test_as_good_as_scikit_learn():
