@@ -46,8 +46,8 @@ def absmax_int8(x: Float[Tensor, "..."], dim: int) -> AbsmaxInt8:
     codes = torch.empty(rows.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(len(rows), dtype=torch.float32, device=x.device)
     block = min(triton.next_power_of_2(n), LONGEST)
-    # 16 values a thread at the most while that leaves whole warps: enough loads in flight, few idle threads.
-    warps = min(16, max(1, block // 1024))
+    # 64 values a thread: enough loads in flight, and several rows at once on a multiprocessor.
+    warps = min(16, max(1, block // 2048))
     # Contraction of multiply and add would change the rounding, hence the codes. The interpreter has no fused
     # multiply-add (before Triton 3.9), so there it divides.
     _kernel[(len(rows),)](

@@ -43,10 +43,10 @@ def int8_matmul(
     (tokens, inp), out = x.codes.shape, len(weight.codes)
     y = torch.empty(tokens, out, dtype=dtype, device=x.codes.device)
     if tokens <= 64:
-        # Reading the weight is the work: narrow tiles make many programs, deep stages keep loads in flight.
-        rows, tile, inner, warps, stages = 64, max(16, triton.next_power_of_2(tokens)), 256, 4, 4
+        # Reading the weight is the work: narrow tiles make many programs, long ones keep many bytes in flight.
+        rows, tile, inner, warps, stages = 64, max(16, triton.next_power_of_2(tokens)), 256, 4, 3
     else:
-        rows, tile, inner, warps, stages = 128, 256, 128, 8, 3
+        rows, tile, inner, warps, stages = 128, 128, 128, 8, 3
     grid = (triton.cdiv(out, rows) * triton.cdiv(tokens, tile),)
     _kernel[grid](
         x.codes.contiguous(), x.scale.contiguous(), weight.codes.contiguous(), weight.scale.contiguous(), y,

@@ -43,7 +43,7 @@ def kmeans_assign(
     index = torch.empty(n, dtype=torch.int32, device=points.device)
     dim = max(16, triton.next_power_of_2(d + 1))
     block = min(256, max(16, triton.next_power_of_2(len(codebook))), 16384 // dim)
-    tiles = 8 if n > 2**20 else 1  # tiles of points that share the work of loading the codebook
+    tiles = 16 if n > 2**20 else 1  # tiles of points that share the work of loading the codebook
     _kernel[(triton.cdiv(n, 64 * tiles),)](
         points, codebook, codebook.square().sum(1) / 2, index, n, len(codebook), d, tiles,
         POINTS=64, ENTRIES=block, ONE=len(codebook) <= block, DIM=dim, HALF=points.dtype != torch.float32,

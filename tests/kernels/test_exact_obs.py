@@ -36,10 +36,10 @@ def test_patterns(random, pattern, inp):
 
 def test_float32_costs_little(random):
     weight, hessian = layer(random, 4, 40)
-    got = exact_obs(weight, hessian, sparsity=0.5, dtype=torch.float32)
-    want = reference(weight, hessian, sparsity=0.5, scope="row")
+    got = exact_obs(weight, hessian, sparsity=0.5, damp=0.01, dtype=torch.float32)
+    want = reference(weight, hessian, sparsity=0.5, damp=0.01, scope="row")
     assert got.dtype == torch.float32 and ((got == 0).sum(1) == 20).all()
-    # Condition 1e8: a choice between nearly equal scores may fall the other way, for better or worse.
+    # Condition 1e4: a choice between nearly equal scores may fall the other way, for better or worse.
     assert loss(weight, got, hessian).sum() <= 1.01 * loss(weight, want, hessian).sum()
 
 
