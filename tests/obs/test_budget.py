@@ -45,7 +45,7 @@ def check_against_brute_force(layers, share):
     assert found.error == pytest.approx(float(error), rel=1e-12, abs=1e-12 * scale)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(problems(st.integers(0, 20), st.integers(0, 20)))
 def test_integers_match_brute_force(problem):
     """Small ranges give many ties and zero costs."""
@@ -58,13 +58,13 @@ def test_integers_match_brute_force(problem):
     assert (found.error, found.cost) == brute_force(errors, costs, budget)  # ties go to the cheaper
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(problems(st.floats(0, 1e6), st.floats(-1e3, 1e3)))
 def test_floats_match_brute_force(problem):
     check_against_brute_force(*problem)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(problems(st.integers(0, 10**30), st.floats(0, 1e-9)))
 def test_huge_costs_and_tiny_errors_match_brute_force(problem):
     check_against_brute_force(*problem)

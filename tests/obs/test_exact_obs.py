@@ -143,7 +143,7 @@ def test_is_optimal_on_its_own_mask():
             torch.testing.assert_close(found[kept], solution, rtol=1e-8, atol=1e-11)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     inp=st.integers(1, 30),

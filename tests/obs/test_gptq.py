@@ -92,7 +92,7 @@ def test_order_by_activation_beats_natural_beats_ascending_and_all_beat_rounding
     assert errors[2] == pytest.approx(0.0071, rel=0.02)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     bits=st.integers(1, 6),
@@ -145,7 +145,7 @@ def test_identity_hessian_gives_round_to_nearest(dtype, group_size):
     assert q.step.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), power=st.integers(-20, 20), order=st.sampled_from(["natural", "activation"]))
 def test_scale_of_the_inputs_does_not_matter(seed, power, order):
     weight, x, hessian = small(seed=seed)

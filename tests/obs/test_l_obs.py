@@ -29,7 +29,7 @@ def literal_l_obs(weight, hessian, sparsity, damp):
     return w
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), sparsity=st.floats(0, 1), damp=st.sampled_from([0.0, 0.01, 1.0]))
 def test_equals_the_published_loop(seed, sparsity, damp):
     weight, x, _ = make_layer(5, 12, 40, seed=seed)
@@ -72,7 +72,7 @@ def test_edges():
     assert l_obs(weight.bfloat16(), hessian, sparsity=0.5).dtype == torch.bfloat16
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), sparsity=st.floats(0.1, 0.9))
 def test_network_error_stays_under_the_bound(seed, sparsity):
     generator = torch.Generator().manual_seed(seed)

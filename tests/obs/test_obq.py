@@ -82,7 +82,7 @@ def test_which_order_is_best_depends_on_the_channels_but_saving_always_wins(sigm
     assert error["saving"] < min(error["greedy"], error["activation"])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 10**6),
     inp=st.integers(1, 24),

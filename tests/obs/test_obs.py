@@ -17,7 +17,7 @@ def row_and_hessian(inp=8, seed=0, samples=40):
     return weight[0].double(), x.double(), layer_hessian(x.double())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), already=st.integers(0, 4))
 def test_step_is_the_best_of_all_constrained_least_squares(seed, already):
     w, x, hessian = row_and_hessian(seed=seed)

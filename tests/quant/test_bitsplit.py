@@ -21,7 +21,7 @@ def test_planes_are_ternary_and_stitch_back(bits, seed):
     assert torch.equal(sum(2**m * p for m, p in enumerate(planes)), level)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 5), st.integers(0, 2**31), st.integers(2, 8), st.integers(1, 12))
 def test_no_row_gets_worse_with_more_sweeps(bits, seed, inp, samples):
     g = torch.Generator().manual_seed(seed)
