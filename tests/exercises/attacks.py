@@ -76,11 +76,11 @@ try:
 except MemoryError:
     print("CONTAINED")
 """,
-    "allocates 10 GB in ten processes": """
+    "allocates 10 GB in forty processes": """
 import os, time
-for _ in range(10):
+for _ in range(40):
     if os.fork() == 0:
-        block = bytearray(2**30)
+        block = bytearray(2**28)
         for i in range(0, len(block), 4096):
             block[i] = 1
         time.sleep(1e6)

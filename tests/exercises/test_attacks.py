@@ -82,6 +82,8 @@ def test_an_attack_is_contained(name, empty, outside, quick, tmp_path, note):
     assert "LEAKED" not in printed, printed
     assert "CONTAINED" in printed or report.problem or errors, "the attack left no trace: did it run?"
     assert report.points == 0
+    if "forty" in name:  # no process takes too much; only the watch over all of them can end it
+        assert "of memory" in report.problem
     assert seconds < 60
     assert not (outside["tmp"] / "written").exists() and not (outside["course"] / "written").exists()
     assert scores(outside) == [(1,)]
@@ -101,12 +103,11 @@ def test_a_forgery_gets_no_points(name, empty, quick, tmp_path, note):
     assert report.points == 0
 
 
-def test_a_patched_torch_still_gets_points_for_right_values(reference, quick, tmp_path):
+@pytest.mark.parametrize("cell", ["torch.equal = lambda *a: True", "import os\nos.fork()", "%matplotlib inline"])
+def test_odd_cells_do_not_cost_points_for_right_values(cell, reference, quick, tmp_path):
     book = copy.deepcopy(reference)
-    book["cells"].insert(
-        3, {"cell_type": "code", "metadata": {}, "source": "torch.equal = lambda *a: True", "outputs": []}
-    )
-    path = tmp_path / "patched.ipynb"
+    book["cells"].insert(3, {"cell_type": "code", "metadata": {}, "source": cell, "outputs": []})
+    path = tmp_path / "odd.ipynb"
     path.write_text(json.dumps(book))
     assert grade_file(path, sandbox=True, limits=quick).points == 22
 
