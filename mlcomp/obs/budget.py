@@ -61,7 +61,7 @@ def choose_levels(errors: Sequence[Sequence[Number]], costs: Sequence[Sequence[N
     total = max(1, sum(max(row) for row in whole))
     limit = min(limit, total)
     share = [[c / total for c in row] for row in whole]  # costs as floats in 0 … 1, for the bound alone
-    bound, price = _lagrangian(errors, share, limit / total)
+    bound, price = _lagrangian(errors, whole, share, limit, limit / total)
     kind = np.int64 if total < 2**62 else object
     cost, error, steps = np.zeros(1, kind), np.zeros(1), []
     for i, (row_errors, row_costs) in enumerate(zip(errors, whole, strict=True)):
@@ -94,7 +94,9 @@ def _priced(errors: Sequence[Number], costs: Sequence[Number], price: float) -> 
     return [e + price * c for e, c in zip(errors, costs, strict=True)]
 
 
-def _lagrangian(errors: Sequence, share: list[list[float]], limit: float) -> tuple[float, float]:
+def _lagrangian(
+    errors: Sequence, whole: list[list[int]], share: list[list[float]], limit: int, limit_share: float
+) -> tuple[float, float]:
     """Return an error that some choice within the limit reaches (with slack for rounding), and the price of cost.
 
     At a price p each layer takes the level of least e + p·c on its own. The price is narrowed down between one that
@@ -103,14 +105,14 @@ def _lagrangian(errors: Sequence, share: list[list[float]], limit: float) -> tup
 
     def respond(price: float) -> tuple[float, bool]:
         picks = []
-        for e, c in zip(errors, share, strict=True):
+        for e, c, exact in zip(errors, share, whole, strict=True):
             priced = _priced(e, c, price)
-            picks.append(min(range(len(e)), key=lambda l, c=c, priced=priced: (priced[l], c[l])))
-        used = math.fsum(c[l] for c, l in zip(share, picks, strict=True))
-        # Within the limit beyond rounding, so that the choice is one that the exact costs allow, too.
-        return math.fsum(e[l] for e, l in zip(errors, picks, strict=True)), used <= limit * (1 - 1e-12)
+            picks.append(min(range(len(e)), key=lambda l, exact=exact, priced=priced: (priced[l], exact[l])))
+        # The exact costs decide: as a share of the total, a small cost may round to nothing.
+        used = sum(exact[l] for exact, l in zip(whole, picks, strict=True))
+        return math.fsum(e[l] for e, l in zip(errors, picks, strict=True)), used <= limit
 
-    best = math.fsum(min(zip(c, e, strict=True))[1] for e, c in zip(errors, share, strict=True))
+    best = math.fsum(min(zip(c, e, strict=True))[1] for e, c in zip(errors, whole, strict=True))
     scale = sum(max(abs(v) for v in e) for e in errors)
     low, high = 0.0, max(scale, 1e-290)
     while high < 1e280 and not respond(high)[1]:
@@ -125,7 +127,7 @@ def _lagrangian(errors: Sequence, share: list[list[float]], limit: float) -> tup
             best, high = min(best, error), middle
         else:
             low = middle
-    return best + BOUND_SLACK * (scale + high * limit), high
+    return best + BOUND_SLACK * (scale + high * limit_share), high
 
 
 def _as_integers(costs: Sequence[Sequence[Number]], budget: Number) -> tuple[list[list[int]], int, int]:
