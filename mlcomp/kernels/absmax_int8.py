@@ -102,8 +102,9 @@ def _kernel(x_ptr, codes_ptr, scale_ptr, n, BLOCK: tl.constexpr, FITS: tl.conste
     tl.store(scale_ptr + row, scale)
     # Rows of tiny values are lifted by a power of two (exact) so that no remainder underflows.
     lift = tl.where(absmax < 8.673617379884035e-19, 1.2676506002282294e30, 1.0)  # 2⁻⁶⁰, 2¹⁰⁰
-    scale *= lift
-    inverse = tl.div_rn(1.0, scale)
+    finite = absmax < float("inf")
+    scale = tl.where(finite, scale * lift, 1.0)
+    inverse = tl.where(finite, tl.div_rn(1.0, scale), 0.0)
     tl.store(codes_ptr + column, _round(first.to(tl.float32), scale, inverse, lift, DIVIDE), mask=column < n)
     if not FITS:
         for start in range(BLOCK, n, BLOCK):

@@ -18,7 +18,7 @@ from mlcomp.kernels.launch import INTERPRETED, check_devices, check_dtype, tl, t
 from mlcomp.quant.w4a16 import PLANES, PackedW4
 
 REFERENCE = "mlcomp.quant.w4a16.w4a16_matmul"
-ROWS = 64  # of the weight in a program: what a tensor core's instruction takes
+ROWS = 64  # of the weight in a program
 # The interpreter gets bfloat16 arithmetic wrong without a word.
 DTYPES = (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16)
 
@@ -46,31 +46,13 @@ def w4a16_matmul(x: Float[Tensor, "tokens inp"], weight: PackedW4) -> Float[Tens
     same = PLANES if len(weight.grid) == 1 else weight.group_size // weight.plane
     span = PLANES if same % PLANES == 0 else same if PLANES % same == 0 else 1
     tile = min(128, max(16, triton.next_power_of_2(tokens)))
-    blocks = words // weight.plane
-    # With few tokens there are too few programs to keep all loads in flight: they share the columns.
-    splits = min(4, blocks) if tokens <= 32 else 1
-    grid = (triton.cdiv(out, ROWS), triton.cdiv(tokens, tile), splits)
-    part = y if splits == 1 else torch.empty(splits, tokens, out, dtype=torch.float32, device=x.device)
-    _kernel[grid](
-        x.contiguous(), weight.words, weight.grid, part, tokens, out, inp, blocks, len(weight.grid),
+    _kernel[(triton.cdiv(out, ROWS), triton.cdiv(tokens, tile))](
+        x.contiguous(), weight.words, weight.grid, y, tokens, out, inp, words // weight.plane, len(weight.grid),
         GROUP=weight.group_size, SPAN=span, PLANE=weight.plane, WHOLE=inp % (PLANES * weight.plane) == 0, ROWS=ROWS,
-        TOKENS=tile, BIAS=0x6400 if x.dtype == torch.float16 else 0x4300, num_warps=4, num_stages=3,
-        enable_fp_fusion=True,
+        TOKENS=tile, BIAS=0x6400 if x.dtype == torch.float16 else 0x4300, num_warps=2 if tile == 16 else 4,
+        num_stages=3, enable_fp_fusion=True,
     )  # fmt: skip
-    if splits > 1:
-        _add[(triton.cdiv(y.numel(), 1024),)](part, y, y.numel(), SPLITS=splits, BLOCK=1024, enable_fp_fusion=True)
     return y
-
-
-@triton.jit
-@no_type_check
-def _add(part_ptr, y_ptr, size, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Add the parts in a fixed order, so that the result is the same every time."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for split in tl.static_range(SPLITS):
-        total += tl.load(part_ptr + split * size + at, mask=at < size, other=0)
-    tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=at < size)
 
 
 @triton.jit
@@ -88,8 +70,7 @@ def _kernel(
     words_ptr += near.to(tl.int64)[:, None] * blocks * PLANE + lane[None, :]
     x_ptr += token[None, :] * inp + lane[:, None]
     total = tl.zeros((ROWS, TOKENS), tl.float32)
-    split, splits = tl.program_id(2), tl.num_programs(2)
-    for block in range(split * blocks // splits, (split + 1) * blocks // splits):
+    for block in range(0, blocks):
         words = tl.load(words_ptr + block * PLANE)
         part = tl.zeros((ROWS, TOKENS), tl.float32)
         for plane in tl.static_range(8):
@@ -107,5 +88,5 @@ def _kernel(
             part = tl.dot(code, x, part)
             if plane % SPAN == SPAN - 1:
                 total += part * step[:, None]
-    y = y_ptr + (token[None, :] + split.to(tl.int64) * tokens) * out + row[:, None]
-    tl.store(y, total.to(y_ptr.dtype.element_ty), mask=(token[None, :] < tokens) & (row[:, None] < out))
+    y = y_ptr + token[None, :].to(tl.int64) * out + row[:, None]
+    tl.store(y, total.to(dtype), mask=(token[None, :] < tokens) & (row[:, None] < out))

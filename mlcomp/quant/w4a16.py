@@ -2,7 +2,7 @@ r"""Products of 16-bit activations with packed 4-bit weights: the storage, and t
 
 Notation: W weight (out, inp) as codes q with step s and zero code z for each group of columns; x activations.
 $y = x\,W^\top$ with $W_{nk} = s_{n,g(k)}\,(q_{nk} - z_{n,g(k)})$.
-Layout: P neighbouring columns are a plane, P = 64, 32 or 16; eight planes of a row are P words of 32 bits. Word i
+Layout: P neighbouring columns are a plane, P = 32 or 16; eight planes of a row are P words of 32 bits. Word i
 holds column i of each plane, the first plane in its lowest 4 bits. So one shift and one mask of P neighbouring words
 give P neighbouring columns: a kernel multiplies a plane without moving any code to another thread. The last columns
 are padded with zero codes. Step and zero code of a group share one 32-bit word.
@@ -90,7 +90,7 @@ def pack_w4(quantized: Quantized) -> PackedW4:
         low, high = float(quantized.step.min()), float(quantized.step.max())
         raise ValueError(f"float16 holds steps from 6.1e-5 to 65504, got {low:.3g} … {high:.3g}: rescale the weight")
     # The plane that pads least, the widest of those; a group must be whole planes.
-    fitting = [p for p in (64, 32, 16) if groups == 1 or (inp // groups) % p == 0]
+    fitting = [p for p in (32, 16) if groups == 1 or (inp // groups) % p == 0]
     plane = min(fitting, key=lambda p: -inp % (PLANES * p))
     codes = torch.nn.functional.pad(quantized.codes.long(), (0, -inp % (PLANES * plane)))
     codes = codes.reshape(out, -1, PLANES, plane)

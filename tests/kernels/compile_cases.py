@@ -16,7 +16,7 @@ def packed_w4():
 
     out, inp, group = 14336, 4096, 128
     words = torch.empty(out, inp // 8, dtype=torch.int32)
-    return PackedW4(words, torch.empty(inp // group, out, dtype=torch.int32), inp, 64)
+    return PackedW4(words, torch.empty(inp // group, out, dtype=torch.int32), inp, 32)
 
 
 def w4a16_matvec():

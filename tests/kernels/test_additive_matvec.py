@@ -23,8 +23,8 @@ def test_16_bits(random, device, dtype):
     weight = example(random, device, 40, 30, 2, 8, dtype)
     x = random(weight.inp, dtype=dtype, seed=3)
     got, want = additive_matvec(x, weight), reference(x.double(), weight)
-    # One rounding of the result.
-    assert got.dtype == dtype and (got.double() - want).norm() <= torch.finfo(dtype).eps / 2 * want.norm()
+    # One rounding of the result; the interpreter cuts where a GPU rounds.
+    assert got.dtype == dtype and (got.double() - want).norm() <= torch.finfo(dtype).eps * want.norm()
 
 
 def test_same_every_time_and_non_contiguous(random, device):
