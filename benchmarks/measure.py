@@ -89,7 +89,7 @@ class Timer:
         begin = time.perf_counter()
         function()
         torch.cuda.synchronize()
-        count = int(min(200, max(10, self.seconds / (time.perf_counter() - begin + 2e-4))))
+        count = int(min(200, max(5, self.seconds / (time.perf_counter() - begin + 2e-4))))
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
         for start, end in events:
             # Reading fills the cache with other data and leaves nothing to be written back; it also gives the CPU

@@ -1,9 +1,9 @@
 r"""The product of a vector with a weight of additive codebooks, by look-ups.
 
-Notation: as the reference. The table $T_{jc}[b] = C_c[b] \cdot x_j$ holds the products of all entries with all pieces of
-x; then $y_n = s_n \sum_{jc} T_{jc}[b_{njc}]$. A program makes the part of the table for GROUPS pieces by one small matrix
-product, keeps it in shared memory, and looks up the codes of many rows; the parts' sums are added in a fixed order, so
-that the result is the same every time.
+Notation: as the reference. The table $T_{jc}[b] = C_c[b] \cdot x_j$ holds the products of all entries with all pieces
+of x, made by one small matrix product; then $y_n = s_n \sum_{jc} T_{jc}[b_{njc}]$. A program looks up SLICE columns
+(j, c) of many rows, so that its part of the table, one kilobyte a column, stays in the first-level cache; the slices'
+sums are added in a fixed order, so that the result is the same every time.
 Source: Egiazarian et al. 2024, arXiv:2401.06118, section 4.   Syllabus: 1.13
 """
 
@@ -19,7 +19,8 @@ from mlcomp.kernels.launch import INTERPRETED, check_devices, check_dtype, tl, t
 
 REFERENCE = "mlcomp.formats.additive_codebook.additive_matvec"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-GROUPS = 16  # pieces of x in one program: what a tensor core takes
+GROUPS = 16  # pieces of x in a product: what a tensor core takes
+SLICE = 32  # columns of the table in a program: 32 KB
 
 
 def additive_matvec(x: Float[Tensor, " inp"], weight: AdditiveCodes) -> Float[Tensor, " out"]:
@@ -41,17 +42,22 @@ def additive_matvec(x: Float[Tensor, " inp"], weight: AdditiveCodes) -> Float[Te
     if x.shape != (weight.inp,):
         raise ValueError(f"x must be ({weight.inp},), got {tuple(x.shape)}")
     out, groups, books = weight.codes.shape
-    parts = triton.cdiv(groups, GROUPS)
-    part = torch.empty(parts, out, dtype=torch.float32, device=x.device)
-    y = torch.empty(out, dtype=x.dtype, device=x.device)
+    columns = groups * books
+    table = torch.empty(columns, 256, dtype=torch.float32, device=x.device)
     # 16-bit operands that agree are multiplied as they are, exactly; others in float32.
     same = x.dtype == weight.codebooks.dtype != torch.float32 and not INTERPRETED
-    dim, rows = weight.codebooks.shape[2], 2048
-    _kernel[(parts, triton.cdiv(out, rows))](
-        x.contiguous(), weight.codebooks.contiguous(), weight.codes.contiguous(), part, out, groups, BOOKS=books,
-        PADDED=triton.next_power_of_2(books), SIZE=dim, DIM=max(16, triton.next_power_of_2(dim)), GROUPS=GROUPS,
-        SAME=same, ROWS=rows, CHUNK=256, num_warps=8, enable_fp_fusion=False,
+    dim = weight.codebooks.shape[2]
+    _table[(triton.cdiv(groups, GROUPS), books)](
+        x.contiguous(), weight.codebooks.contiguous(), table, groups, BOOKS=books, SIZE=dim,
+        DIM=max(16, triton.next_power_of_2(dim)), GROUPS=GROUPS, SAME=same, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
+    parts = triton.cdiv(columns, SLICE)
+    part = torch.empty(parts, out, dtype=torch.float32, device=x.device)
+    _look_up[(parts, triton.cdiv(out, 512))](
+        table, weight.codes.contiguous(), part, out, columns, COLUMNS=SLICE, ROWS=256, BLOCK=512, num_warps=8,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    y = torch.empty(out, dtype=x.dtype, device=x.device)
     _add[(triton.cdiv(out, 256),)](
         part, weight.scale.float().contiguous(), y, out, parts, PARTS=triton.next_power_of_2(parts), BLOCK=256,
         num_warps=8, enable_fp_fusion=False,
@@ -61,33 +67,34 @@ def additive_matvec(x: Float[Tensor, " inp"], weight: AdditiveCodes) -> Float[Te
 
 @triton.jit
 @no_type_check
-def _kernel(
-    x_ptr, books_ptr, codes_ptr, part_ptr, out, groups, BOOKS: tl.constexpr, PADDED: tl.constexpr,
-    SIZE: tl.constexpr, DIM: tl.constexpr, GROUPS: tl.constexpr, SAME: tl.constexpr, ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
+def _table(
+    x_ptr, books_ptr, table_ptr, groups, BOOKS: tl.constexpr, SIZE: tl.constexpr, DIM: tl.constexpr,
+    GROUPS: tl.constexpr, SAME: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
     dim = tl.arange(0, DIM)
     live = (group[:, None] < groups) & (dim[None, :] < SIZE)
     x = tl.load(x_ptr + group[:, None] * SIZE + dim[None, :], mask=live, other=0)
-    entry = tl.arange(0, PADDED * 256)
-    live = (entry[None, :] < BOOKS * 256) & (dim[:, None] < SIZE)
-    c = tl.load(books_ptr + entry[None, :] * SIZE + dim[:, None], mask=live, other=0)
+    entry = tl.program_id(1) * 256 + tl.arange(0, 256)
+    c = tl.load(books_ptr + entry[None, :] * SIZE + dim[:, None], mask=dim[:, None] < SIZE, other=0)
     if not SAME:
         x, c = x.to(tl.float32), c.to(tl.float32)
-    # One line of 256 products for each piece and codebook.
-    table = tl.reshape(tl.dot(x, c, input_precision="ieee"), (GROUPS * PADDED, 256))
-    line = tl.arange(0, GROUPS * PADDED)
-    piece, book = tl.program_id(0) * GROUPS + line // PADDED, line % PADDED
-    codes_ptr += piece * BOOKS + book
-    used = (piece < groups) & (book < BOOKS)
-    for start in range(0, ROWS, CHUNK):
-        row = tl.program_id(1) * ROWS + start + tl.arange(0, CHUNK)
-        at = codes_ptr[:, None] + row.to(tl.int64)[None, :] * (groups * BOOKS)
-        code = tl.load(at, mask=used[:, None] & (row[None, :] < out), other=0).to(tl.int32)
-        # Lines without a code hold zeros, since x or the codebook was masked.
-        total = tl.sum(tl.gather(table, code, 1), 0)
-        tl.store(part_ptr + tl.program_id(0) * out + row, total, mask=row < out)
+    line = table_ptr + group[:, None] * (BOOKS * 256) + entry[None, :]
+    tl.store(line, tl.dot(x, c, input_precision="ieee"), mask=group[:, None] < groups)
+
+
+@triton.jit
+@no_type_check
+def _look_up(
+    table_ptr, codes_ptr, part_ptr, out, columns, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    for start in range(0, BLOCK, ROWS):
+        row = tl.program_id(1) * BLOCK + start + tl.arange(0, ROWS)
+        live = (row[:, None] < out) & (column[None, :] < columns)
+        code = tl.load(codes_ptr + row.to(tl.int64)[:, None] * columns + column[None, :], mask=live, other=0)
+        value = tl.load(table_ptr + column[None, :] * 256 + code.to(tl.int32), mask=live, other=0)
+        tl.store(part_ptr + tl.program_id(0) * out + row, tl.sum(value, 1), mask=row < out)
 
 
 @triton.jit

@@ -35,7 +35,7 @@ def launch_sizes(inp: int, dtype: torch.dtype) -> dict[str, int]:
     block = max(32, triton.next_power_of_2(inp))
     # One warp up to 128 inputs: its sums and minima need no barrier.
     warps = min(8, max(1, block // 128))
-    # What is read at a time takes 128 registers of each thread in float32, and 64 in float64, which needs more others.
+    # What is read at a time takes 128 registers of each thread in float32; 64 in float64, where the rest takes more.
     registers = 128 if dtype == torch.float32 else 64
     chunk = registers * 4 * 32 * warps // (block * dtype.itemsize)
     return {"BLOCK": block, "CHUNK": max(1, min(32, chunk)), "num_warps": warps}
