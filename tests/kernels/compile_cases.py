@@ -1,4 +1,4 @@
-"""What test_compile.py compiles: each function launches the kernels of one operation at one real shape."""
+"""What test_compile.py compiles: each public function launches one operation's kernels at one real shape."""
 
 import torch
 
@@ -11,7 +11,7 @@ def absmax_int8():
     absmax_int8(torch.empty(4096, 14336, dtype=BF16), -1)
 
 
-def packed_w4():
+def _packed_w4():
     from mlcomp.quant.w4a16 import PackedW4
 
     out, inp, group = 14336, 4096, 128
@@ -22,24 +22,24 @@ def packed_w4():
 def w4a16_matvec():
     from mlcomp.kernels.w4a16_matmul import w4a16_matmul
 
-    w4a16_matmul(torch.empty(1, 4096, dtype=BF16), packed_w4())
+    w4a16_matmul(torch.empty(1, 4096, dtype=BF16), _packed_w4())
 
 
 def w4a16_matmul():
     from mlcomp.kernels.w4a16_matmul import w4a16_matmul
 
-    w4a16_matmul(torch.empty(16, 4096, dtype=BF16), packed_w4())
+    w4a16_matmul(torch.empty(16, 4096, dtype=BF16), _packed_w4())
 
 
 def int8_matvec():
-    int8(1)
+    _int8(1)
 
 
 def int8_matmul():
-    int8(4096)
+    _int8(4096)
 
 
-def int8(tokens):
+def _int8(tokens):
     from mlcomp.formats.absmax_int8 import AbsmaxInt8
     from mlcomp.kernels.int8_matmul import int8_matmul
 
@@ -77,7 +77,7 @@ def kmeans_assign():
     kmeans_assign(torch.empty(2_000_000, 8, dtype=BF16), torch.zeros(256, 8))
 
 
-def additive():
+def _additive():
     from mlcomp.formats.additive_codebook import AdditiveCodes
 
     codes = torch.empty(14336, 512, 2, dtype=torch.uint8)
@@ -87,10 +87,10 @@ def additive():
 def additive_decode():
     from mlcomp.kernels.additive_decode import additive_decode
 
-    additive_decode(additive())
+    additive_decode(_additive())
 
 
 def additive_matvec():
     from mlcomp.kernels.additive_matvec import additive_matvec
 
-    additive_matvec(torch.zeros(4096, dtype=BF16), additive())
+    additive_matvec(torch.zeros(4096, dtype=BF16), _additive())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CASES = [
-    line.split("(")[0][4:] for line in (HERE / "compile_cases.py").read_text().splitlines() if line[:4] == "def "
-]
+CASES = re.findall(r"^def ([a-z]\w*)\(\):", (HERE / "compile_cases.py").read_text(), flags=re.MULTILINE)
 
 pytestmark = pytest.mark.slow
 
