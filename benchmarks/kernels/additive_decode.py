@@ -23,5 +23,5 @@ def cases(device):
     size = weight.nbytes + weight.codebooks.element_size() * out * weight.inp
     yield Case(
         "additive_decode", f"{out}×{weight.inp}, 2×8 bits", "bf16" if on_gpu else "fp32", versions, check, size,
-        3 * out * weight.inp, "fp32", ("kernel", "reference"),
+        3 * out * weight.inp, "fp32", ("kernel",),
     )  # fmt: skip

@@ -41,5 +41,5 @@ def cases(device):
     # rate of multiply-adds, so they count as eight operations. (The products have the matrix units.)
     yield Case(
         "kmeans_assign", f"{n}×{dim}, {entries} entries", "bf16" if on_gpu else "fp32", versions, check, size,
-        8 * n * entries, "fp32", ("kernel", "cdist + argmin", "reference"),
+        8 * n * entries, "fp32", ("kernel", "cdist + argmin"),
     )  # fmt: skip
