@@ -36,7 +36,7 @@ def cases(device):
 
         def check(x=x, weight=weight, versions=versions):
             if "kernel" in versions:
-                # One rounding to bf16, 2e-3; and where torch's scale on a GPU is an ulp off, a tie goes the other way.
+                # Rounding to bf16, 2e-3; and a tie goes the other way where torch's scale on a GPU is an ulp off.
                 close(versions["kernel"](), reference(quantize(x, -1), weight), 5e-3)
 
         size = out * inp + x.nbytes + (2 if on_gpu else 4) * tokens * out
