@@ -1,4 +1,4 @@
-"""`{gpu-results}`: the measurements of the kernels, newest first, beside their limits; and what was never measured."""
+"""`{gpu-results}`: the newest measurements of the kernels beside their limits, and what was never measured."""
 
 import csv
 import sys
