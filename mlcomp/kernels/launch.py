@@ -16,7 +16,7 @@ except ImportError as error:
         "mlcomp.formats, mlcomp.quant and mlcomp.obs need nothing)"
     ) from error
 
-__all__ = ["INTERPRETED", "check_devices", "check_dtype", "check_shape", "tl", "triton"]
+__all__ = ["INTERPRETED", "check_devices", "check_dtype", "tl", "triton"]
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -43,9 +43,3 @@ def check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> 
     """Raise unless the tensor's dtype is one of ``allowed``."""
     if tensor.dtype not in allowed:
         raise TypeError(f"{name} must be one of {', '.join(map(str, allowed))}, got {tensor.dtype}")
-
-
-def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise unless the tensor has exactly this shape."""
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")

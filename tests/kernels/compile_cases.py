@@ -19,12 +19,6 @@ def _packed_w4():
     return PackedW4(words, torch.empty(inp // group, out, dtype=torch.int32), inp, 32)
 
 
-def w4a16_matvec():
-    from mlcomp.kernels.w4a16_matmul import w4a16_matmul
-
-    w4a16_matmul(torch.empty(1, 4096, dtype=BF16), _packed_w4())
-
-
 def w4a16_matmul():
     from mlcomp.kernels.w4a16_matmul import w4a16_matmul
 

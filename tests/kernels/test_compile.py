@@ -36,16 +36,63 @@ def count(kernel, prefix):
 def test_compiles_without_spills(facts, case):
     assert facts[case], "no kernel was launched"
     for name, kernel in facts[case].items():
-        # Local memory is where spilled registers and indexed arrays go.
-        assert kernel["stack"] == kernel["local"] == 0, name
-        assert count(kernel, "LDL") == count(kernel, "STL") == 0, name
+        # Local memory is where spilled registers and indexed arrays go. A few registers may be put aside while the
+        # subroutine of the float64 division or root runs.
+        calls = count(kernel, "MUFU.RCP64H") + count(kernel, "MUFU.RSQ64H")
+        assert kernel["local"] == 0 and kernel["stack"] <= (32 if calls else 0), name
+        assert count(kernel, "LDL") + count(kernel, "STL") <= (16 if calls else 0), name
         # A multiprocessor has 65536 registers and 227 KB of shared memory.
         assert kernel["registers"] * kernel["warps"] * 32 <= 65536 and kernel["shared"] <= 227 * 1024, name
 
 
 def test_absmax_int8_moves_16_bytes_at_a_time_and_never_divides_by_value(facts):
     (kernel,) = facts["absmax_int8"].values()
-    assert count(kernel, "LDG.E.128") == 4 and count(kernel, "STG.E.128") == 2  # 32 values of each thread
+    assert count(kernel, "LDG.E.128") == 8 and count(kernel, "STG.E.128") == 4  # 64 values of each thread
     assert count(kernel, "MUFU.RCP") <= 4  # one reciprocal a row, and its slow path
-    # Two blocks of 16 warps on a multiprocessor, so that one loads while the other computes.
-    assert kernel["registers"] <= 64
+
+
+def test_w4a16_matmul_unpacks_in_registers_for_the_tensor_cores(facts):
+    (kernel,) = facts["w4a16_matmul"].values()
+    assert count(kernel, "HMMA.16816.F32.BF16") + count(kernel, "HGMMA") >= 16
+    assert count(kernel, "LDGSTS.E.BYPASS.128") > 0  # words go to shared memory 16 bytes at a time, asynchronously
+    assert count(kernel, "HADD2.BF16_V2") > 0  # two codes lose their bias in one instruction
+    # No code is converted as an integer: that would be one instruction on slow units for each weight.
+    assert count(kernel, "I2F") == 0
+
+
+@pytest.mark.parametrize("case", ["int8_matvec", "int8_matmul"])
+def test_int8_matmul_uses_int8_tensor_cores(facts, case):
+    (kernel,) = facts[case].values()
+    assert count(kernel, "IGMMA") >= 4
+    assert count(kernel, "LDGSTS.E.BYPASS.128") > 0 and count(kernel, "STG.E.128") > 0
+
+
+def test_hadamard_transform_multiplies_on_tensor_cores(facts):
+    for kernel in facts["hadamard_transform"].values():
+        assert count(kernel, "HGMMA") + count(kernel, "HMMA") > 0
+        assert count(kernel, "LDGSTS.E.BYPASS.128") > 0 and count(kernel, "STG.E.128") > 0
+
+
+def test_kmeans_assign_compares_twice_for_each_score(facts):
+    (kernel,) = facts["kmeans_assign"].values()
+    assert count(kernel, "HGMMA") + count(kernel, "HMMA") > 0
+    scores = 64 * 256 // (32 * kernel["warps"])
+    assert count(kernel, "FMNMX") <= 2.5 * scores  # the maximum and its rank, and the end of the reduction
+    assert count(kernel, "FSETP") <= 0.5 * scores
+
+
+def test_additive_codebooks_read_entries_whole(facts):
+    (decode,) = facts["additive_decode"].values()
+    assert count(decode, "LDG.E.128") == 8 and count(decode, "STG.E.128") == 4  # an entry is 8 bf16, 16 bytes
+    table, look_up, add = facts["additive_matvec"].values()
+    assert count(table, "HMMA") > 0
+    assert count(look_up, "LDG.E.128") > 0  # 16 codes at a time
+    assert count(add, "LDG.E.128") > 0
+
+
+@pytest.mark.parametrize("case", ["exact_obs", "obq"])
+def test_a_row_of_128_inputs_is_one_warp_without_a_barrier_of_several(facts, case):
+    single = list(facts[case].values())[:2]
+    assert [kernel["warps"] for kernel in single] == [1, 1]
+    for kernel in facts[case].values():
+        assert count(kernel, "LDG.E.128") > 0  # elimination vectors, 16 bytes a thread
