@@ -68,7 +68,7 @@ def all_steps() -> list[Step]:
     # The sandboxed graders share the machine's processes and time limits: one after the other.
     steps.append(Step("sandbox tests", [*PYTEST, "-m", "sandbox", "tests"]))
     if run := notebooks("lectures", "solutions"):
-        steps.append(Step("notebooks run", [*PYTEST, *SPREAD, *NBVAL, "--nbval-cell-timeout", "120", *run]))
+        steps.append(Step("notebooks run", [*PYTEST, *SPREAD, *NBVAL, "--nbval-cell-timeout", "300", *run]))
     if (ROOT / "mlcomp" / "grading").is_dir():
         steps.append(Step("exercises in sync", [PYTHON, "-m", "mlcomp.grading", "generate", "--check"]))
     steps.append(Step("book", [PYTHON, "tools/build_book.py", "--out", str(BUILD)]))
