@@ -34,7 +34,8 @@ def test_whole_numbers_and_ties(device):
     grid = torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0)).to(device)
     points = torch.cartesian_prod(torch.arange(9.0), torch.arange(9.0)).to(device) / 2
     assert torch.equal(kmeans_assign(points, grid), reference(points, grid))
-    assert kmeans_assign(points, torch.ones(40, 2, device=device)).tolist() == [0] * 81
+    for entries in (40, 600):  # one block of entries, and several
+        assert kmeans_assign(points, torch.ones(entries, 2, device=device)).tolist() == [0] * 81
 
 
 def test_non_contiguous(random):
