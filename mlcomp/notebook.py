@@ -1,9 +1,23 @@
 """What the book's notebooks share: numbers of a run quoted in the text, and the library's source on the page."""
 
 import inspect
+import re
 from collections.abc import Callable
 
-from IPython.display import Code, display
+from IPython.display import HTML, Code, display
+
+# What matplotlib's player takes from an icon font on a content delivery network, as characters that every font has.
+_ICONS = {
+    "fa-minus": "−",
+    "fa-fast-backward": "⏮",
+    "fa-step-backward": "⟨",
+    "fa-play fa-flip-horizontal": "◀",
+    "fa-pause": "⏸",
+    "fa-play": "▶",
+    "fa-step-forward": "⟩",
+    "fa-fast-forward": "⏭",
+    "fa-plus": "+",
+}
 
 
 def glue(name: str, value: object) -> None:
@@ -22,3 +36,16 @@ def glue(name: str, value: object) -> None:
 def show_source(*objects: Callable) -> None:
     """Display the source of functions or classes as it is in the library, highlighted."""
     display(Code("\n\n".join(inspect.getsource(thing).rstrip() for thing in objects), language="python"))
+
+
+def show_animation(animation: object, *, fps: float) -> None:
+    """Display a matplotlib animation as a player that works in the static page, without a kernel and offline.
+
+    Args:
+        animation: a ``matplotlib.animation.Animation``; close its figure afterwards, or it is shown once more.
+        fps: frames a second.
+    """
+    player = animation.to_jshtml(fps=fps, default_mode="once")
+    player = re.sub(r"<link[^>]*font-awesome[^>]*>", "", player)
+    player = re.sub(r'<i class="fa ([^"]*)"></i>', lambda icon: _ICONS[icon[1]], player)
+    display(HTML(player))

@@ -64,7 +64,7 @@ class Entry:
     """One layer at one level.
 
     Attributes:
-        weight: (groups, out, inp), as in :func:`mlcomp.layer_matrix.weight_matrix`.
+        weight: (groups, out, inp), as in ``mlcomp.layer_matrix.weight_matrix``.
         error: ‖δW·X‖² on the calibration inputs.
         relative_error: the same over ‖W·X‖² (0/0 is 0).
         nonzeros: weights that are not zero.
