@@ -65,7 +65,7 @@ def _round(x, scale, inverse, lift, DIVIDE: tl.constexpr):
         quotient = tl.div_rn(x, scale)
     else:
         # The same correctly rounded quotient from one reciprocal a row: two corrections by the exact remainder
-        # (Markstein 1990, theorem 8.1). A division for each value would take longer than the memory.
+        # (Markstein 1990). A division for each value would take longer than the memory.
         quotient = x * inverse
         quotient = tl.fma(tl.fma(quotient, -scale, x), inverse, quotient)
         quotient = tl.fma(tl.fma(quotient, -scale, x), inverse, quotient)
