@@ -78,7 +78,12 @@ def tab(request, browser, site):
     page.faults = []
     page.on("console", lambda m: page.faults.append(f"console: {m.text}") if m.type == "error" else None)
     page.on("pageerror", lambda e: page.faults.append(f"script: {e}"))
-    page.on("requestfailed", lambda r: page.faults.append(f"failed: {r.url}"))
+
+    def failed(request):
+        if request.failure != "net::ERR_ABORTED":  # cancelled because the tab went on to another page
+            page.faults.append(f"failed: {request.url} {request.failure}")
+
+    page.on("requestfailed", failed)
 
     def watch(request):
         if not request.url.startswith((site, "data:", "blob:")):
