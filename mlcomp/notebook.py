@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 from IPython.display import HTML, Code, display
 
-# What matplotlib's player takes from an icon font on a content delivery network, as characters that every font has.
+# What matplotlib's player takes from an icon font on a content delivery network, as characters that common fonts have.
 _ICONS = {
     "fa-minus": "−",
-    "fa-fast-backward": "⏮",
-    "fa-step-backward": "⟨",
+    "fa-fast-backward": "|◀",
+    "fa-step-backward": "‹",
     "fa-play fa-flip-horizontal": "◀",
-    "fa-pause": "⏸",
+    "fa-pause": "||",
     "fa-play": "▶",
-    "fa-step-forward": "⟩",
-    "fa-fast-forward": "⏭",
+    "fa-step-forward": "›",
+    "fa-fast-forward": "▶|",
     "fa-plus": "+",
 }
 
