@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from IPython.display import HTML, Code, display
 
-# What matplotlib's player takes from an icon font on a content delivery network, as characters that common fonts have.
+# What matplotlib's player takes from an icon font on the network, as characters that common fonts have.
 _ICONS = {
     "fa-minus": "−",
     "fa-fast-backward": "|◀",
