@@ -1,4 +1,4 @@
-"""nbgrader's settings for this course (see book/teaching.md): for `nbgrader formgrader` and its other commands."""
+"""nbgrader's settings for this course (see book/teaching.md): for its formgrader and its commands."""
 
 from pathlib import Path
 

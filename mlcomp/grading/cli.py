@@ -110,7 +110,7 @@ def _class(argv: list[str]) -> int:
         f"{len(reports)} submissions of {assignment.folder} are in grading/gradebook.db, "
         f"{waiting} with answers to grade by hand"
     )
-    print("Next: nbgrader formgrader (by hand), mlcomp-grade csv, mlcomp-grade feedback")
+    print("Next: jupyter notebook, page /formgrader (by hand), mlcomp-grade csv, mlcomp-grade feedback")
     return 0
 
 
