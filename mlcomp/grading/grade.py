@@ -121,8 +121,10 @@ class _Run:
         self.examiner = Examiner(assignment, kernel, seed=seed)  # while the process starts
         try:
             kernel.start()
-        except KernelDied as death:
-            self.problem = str(death)
+        except KernelDied as death:  # before any code of the student's: not the student's fault, so not a grade
+            raise RuntimeError(
+                f"the process that runs submissions does not start, so nothing was graded: {death}"
+            ) from death
 
     def take(self, cell: Cell) -> None:
         grade_id = marks(cell).get("grade_id")

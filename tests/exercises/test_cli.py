@@ -15,6 +15,7 @@ import pytest
 
 from mlcomp.grading import assignment as assignments
 from mlcomp.grading import cli, generate, sandbox
+from mlcomp.grading import grade as grade_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +72,15 @@ def test_a_file_that_is_no_assignment_is_a_clear_error(text, tmp_path, capsys, m
     message = capsys.readouterr().err
     assert "not a notebook" in message or "belongs to no assignment" in message
     assert cli.main(["absent.ipynb"]) == 1
+
+
+def test_a_grader_that_does_not_start_is_no_grade(empty, tmp_path, capsys, monkeypatch):
+    path = write(empty, tmp_path / "mine.ipynb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grade_module, "worker_command", lambda: [sys.executable, "-c", "import nothing_by_this_name"])
+    assert cli.main([str(path)]) == 1
+    assert "does not start, so nothing was graded" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*feedback*"))
 
 
 def test_without_nbgrader_the_class_is_a_clear_error(tmp_path, capsys, monkeypatch):
