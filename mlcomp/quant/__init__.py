@@ -2,6 +2,7 @@
 
 from mlcomp.quant.adaquant import adaquant
 from mlcomp.quant.adaround import adaround
+from mlcomp.quant.batchnorm_folding import batchnorm_pairs, fold_batchnorm
 from mlcomp.quant.bitsplit import bitsplit
 from mlcomp.quant.brecq import QuantizedBlock, brecq
 from mlcomp.quant.grid import Grid, fit_grid
@@ -19,9 +20,11 @@ __all__ = [
     "QuantizedBlock",
     "adaquant",
     "adaround",
+    "batchnorm_pairs",
     "bitsplit",
     "brecq",
     "fit_grid",
+    "fold_batchnorm",
     "hadamard_matrix",
     "hadamard_transform",
     "kmeans",
