@@ -3,12 +3,17 @@
 from mlcomp.formats.absmax_int8 import AbsmaxInt8, absmax_int8
 from mlcomp.formats.additive_codebook import AdditiveCodes, additive_decode, additive_matvec
 from mlcomp.formats.int8_matmul import int8_matmul
+from mlcomp.formats.int_format import IntFormat
+from mlcomp.formats.number_format import NUMBER_FORMATS, FloatFormat
 from mlcomp.formats.packing import pack, packed_nbytes, unpack
 from mlcomp.formats.storage import sparse_nbytes
 
 __all__ = [
+    "NUMBER_FORMATS",
     "AbsmaxInt8",
     "AdditiveCodes",
+    "FloatFormat",
+    "IntFormat",
     "absmax_int8",
     "additive_decode",
     "additive_matvec",
