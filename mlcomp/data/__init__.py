@@ -3,6 +3,7 @@
 from mlcomp.data.digits import digits
 from mlcomp.data.mnist5k import mnist5k, mnist_calibration
 from mlcomp.data.python_reference import python_reference, python_sentences
+from mlcomp.data.reference_bytes import reference_bytes
 from mlcomp.data.shift import random_shift
 from mlcomp.data.synthetic import make_layer
 from mlcomp.data.tokens import token_batches
@@ -15,5 +16,6 @@ __all__ = [
     "python_reference",
     "python_sentences",
     "random_shift",
+    "reference_bytes",
     "token_batches",
 ]

@@ -1,9 +1,10 @@
 """The small networks of the course, and loaders of real models."""
 
+from mlcomp.models.byte_lm import byte_lm
 from mlcomp.models.convnet import convnet
 from mlcomp.models.minilm import embed, minilm
 from mlcomp.models.mlp import mlp
 from mlcomp.models.mobilenet_v2 import mobilenet_v2, mobilenet_v2_weights
 from mlcomp.models.smollm2 import smollm2
 
-__all__ = ["convnet", "embed", "minilm", "mlp", "mobilenet_v2", "mobilenet_v2_weights", "smollm2"]
+__all__ = ["byte_lm", "convnet", "embed", "minilm", "mlp", "mobilenet_v2", "mobilenet_v2_weights", "smollm2"]
