@@ -43,7 +43,7 @@ class IntFormat:
     def decode(self, codes: Integer[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the numbers of bit patterns 0 … 2^b − 1, float64."""
         codes = check_codes(codes, self.bits)
-        return torch.where(codes > self.max, codes - 2**self.bits, codes).double()
+        return torch.where(codes > int(self.max), codes - 2**self.bits, codes).double()
 
     def encode(self, x: Float[Tensor, "*shape"], *, saturate: bool = True) -> Integer[Tensor, "*shape"]:
         """Return the pattern of the nearest whole number, ties to even.

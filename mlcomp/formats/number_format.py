@@ -134,8 +134,9 @@ class FloatFormat:
 
         Args:
             x: any float dtype; rounded once, from its own value.
-            saturate: numbers beyond the largest become ±max, infinities too. False: they become ±infinity, or NaN
-                where the format has none, as torch's casts do.
+            saturate: numbers that round beyond the largest become ±max, infinities too. False: they become ±infinity,
+                or NaN where the format has none. Torch's casts do the latter, but that to e4m3 saturates since
+                version 2.12. The OCP specification of fp8 allows both.
         Returns:
             int64 patterns. The sign of zero is kept; every NaN becomes one pattern with the top mantissa bit set
             ("nan": all ones).
@@ -148,14 +149,11 @@ class FloatFormat:
             raise TypeError(f"x must be floating point, got {x.dtype}")
         x = x.double()
         magnitude = x.abs()
-        smallest = 1 - self.bias
-        exponent = (torch.frexp(magnitude).exponent.long() - 1).clamp(min=smallest)
-        finite = torch.isfinite(magnitude)
-        # Beyond the highest exponent all is overflow; the clamp keeps the arithmetic below finite.
-        exponent = torch.where(finite, exponent.clamp(max=2**self.exponent_bits - self.bias), smallest)
-        capped = torch.where(finite, magnitude.clamp(max=2 * self.max), 0.0)
+        # NaN is replaced at the end; the clamp keeps everything below finite, and twice the largest still overflows.
+        capped = magnitude.nan_to_num(nan=0.0).clamp(max=2 * self.max)
+        exponent = self._exponent(capped)
         steps = torch.round(torch.ldexp(capped, (self.mantissa_bits - exponent).double())).long()
-        code = steps + ((exponent - smallest) << self.mantissa_bits)
+        code = steps + ((exponent + self.bias - 1) << self.mantissa_bits)
         over = (code > self._max_code) | torch.isinf(magnitude)
         lost = torch.isnan(x) if saturate else torch.isnan(x) | over
         if self.specials == "none" and bool(lost.any()):
@@ -189,9 +187,13 @@ class FloatFormat:
         if not x.is_floating_point():
             raise TypeError(f"x must be floating point, got {x.dtype}")
         magnitude = x.double().abs()
-        exponent = (torch.frexp(magnitude).exponent.double() - 1).clamp(min=1 - self.bias)
-        ulp = torch.exp2(exponent - self.mantissa_bits)
+        ulp = torch.exp2((self._exponent(magnitude) - self.mantissa_bits).double())
         return torch.where(magnitude <= self.max, ulp, torch.nan)
+
+    def _exponent(self, magnitude: Tensor) -> Tensor:
+        """Return E with 2^E ≤ magnitude < 2^(E+1), at least that of the smallest normal number; int64."""
+        exponent = torch.frexp(magnitude).exponent.long() - 1
+        return torch.where(magnitude > 0, exponent.clamp(min=1 - self.bias), 1 - self.bias)
 
     @property
     def _max_code(self) -> int:
