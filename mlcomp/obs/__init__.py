@@ -10,6 +10,7 @@ from mlcomp.obs.gptq import gptq
 from mlcomp.obs.group_update import group_update
 from mlcomp.obs.hessian import InverseHessian, inverse_hessian, layer_hessian
 from mlcomp.obs.l_obs import l_obs, l_obs_error_bound
+from mlcomp.obs.ldlq import ldl, ldlq, ldlq_round
 from mlcomp.obs.network_hessian import (
     FlatNetwork,
     flatten_network,
@@ -56,6 +57,9 @@ __all__ = [
     "l_obs",
     "l_obs_error_bound",
     "layer_hessian",
+    "ldl",
+    "ldlq",
+    "ldlq_round",
     "level_losses",
     "load_database",
     "network_hessian",
