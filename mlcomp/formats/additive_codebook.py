@@ -1,7 +1,7 @@
 r"""Weights as sums of codebook entries: the storage format of AQLM, decoded and multiplied.
 
-Notation: d consecutive inputs of a row are a group j; $W_{n,\,jd:(j+1)d} = s_n \sum_{c=1}^{C} C_c[b_{njc}]$ with M
-codebooks $C_c$ of at most 256 vectors of length d, codes b of 8 bits, and a scale $s_n$ for each row.
+Notation: d consecutive inputs of a row are a group j; $W_{n,\,jd:(j+1)d} = s_n \sum_{c=1}^{M} C_c[b_{njc}]$ with M
+codebooks $C_c$ of E ≤ 256 vectors of length d, codes b of ⌈log₂ E⌉ bits, and a scale $s_n$ for each row.
 Source: Egiazarian et al. 2024, arXiv:2401.06118, section 3.   Syllabus: 1.13
 """
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from mlcomp.formats.packing import packed_nbytes
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,21 @@ class AdditiveCodes:
 
     @property
     def nbytes(self) -> int:
-        """Bytes as stored: a byte a code, codebooks and scales in their dtypes."""
-        parts = (self.codes, self.codebooks, self.scale)
-        return sum(part.numel() * part.element_size() for part in parts)
+        """Bytes as packed by :func:`mlcomp.formats.pack`: ⌈log₂ entries⌉ bits a code, the rest in its own dtype.
+
+        The kernels read codes of a whole byte: in memory they take the same for 256 entries, more for fewer.
+        """
+        code_bits = (self.codebooks.shape[1] - 1).bit_length()
+        return packed_nbytes(self.codes.numel(), code_bits) + self.codebooks.nbytes + self.scale.nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """``nbytes`` in bits over the number of weights, codebooks and scales included."""
+        return self.nbytes * 8 / (len(self.codes) * self.inp)
+
+    def dequantize(self) -> Float[Tensor, "out inp"]:
+        """Return the weight (out, inp), see :func:`additive_decode`."""
+        return additive_decode(self)
 
 
 def additive_decode(weight: AdditiveCodes) -> Float[Tensor, "out inp"]:

@@ -2,34 +2,61 @@
 
 from mlcomp.quant.adaquant import adaquant
 from mlcomp.quant.adaround import adaround
+from mlcomp.quant.aqlm import aqlm, residual_kmeans
+from mlcomp.quant.aqlm_beam_search import beam_search
+from mlcomp.quant.aqlm_codebooks import tune_codebooks
 from mlcomp.quant.batchnorm_folding import batchnorm_pairs, fold_batchnorm
+from mlcomp.quant.bias_correction import analytic_correction, correct_biases, output_means, relu_mean
 from mlcomp.quant.bitsplit import bitsplit
+from mlcomp.quant.blockwise import Blockwise, blockwise, data_type_levels
 from mlcomp.quant.brecq import QuantizedBlock, brecq
+from mlcomp.quant.calibration import activation_grid, observer
+from mlcomp.quant.fake_quantized import FakeQuantized, integer_linear
 from mlcomp.quant.grid import Grid, fit_grid
 from mlcomp.quant.hadamard import hadamard_matrix, hadamard_transform
 from mlcomp.quant.kmeans import KMeans, kmeans, kmeans_assign
+from mlcomp.quant.ptq import PTQResult, PTQRow, input_ranges, ptq
 from mlcomp.quant.quantized import Quantized
 from mlcomp.quant.rtn import rtn
 from mlcomp.quant.w4a16 import PackedW4, pack_w4, w4a16_matmul
 
 __all__ = [
+    "Blockwise",
+    "FakeQuantized",
     "Grid",
     "KMeans",
+    "PTQResult",
+    "PTQRow",
     "PackedW4",
     "Quantized",
     "QuantizedBlock",
+    "activation_grid",
     "adaquant",
     "adaround",
+    "analytic_correction",
+    "aqlm",
     "batchnorm_pairs",
+    "beam_search",
     "bitsplit",
+    "blockwise",
     "brecq",
+    "correct_biases",
+    "data_type_levels",
     "fit_grid",
     "fold_batchnorm",
     "hadamard_matrix",
     "hadamard_transform",
+    "input_ranges",
+    "integer_linear",
     "kmeans",
     "kmeans_assign",
+    "observer",
+    "output_means",
     "pack_w4",
+    "ptq",
+    "relu_mean",
+    "residual_kmeans",
     "rtn",
+    "tune_codebooks",
     "w4a16_matmul",
 ]

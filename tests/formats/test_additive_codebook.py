@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mlcomp.formats import pack
 from mlcomp.formats.additive_codebook import AdditiveCodes, additive_decode, additive_matvec
 
 
@@ -22,6 +23,22 @@ def test_size_at_two_bits():
     w = example(out=64, groups=512, dim=8)
     assert w.nbytes == 64 * 512 * 2 + 2 * 256 * 8 * 4 + 64 * 4
     assert 8 * w.codes.numel() / (64 * w.inp) == 2
+
+
+@pytest.mark.parametrize(("entries", "code_bits"), [(1, 0), (2, 1), (3, 2), (16, 4), (17, 5), (64, 6), (256, 8)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_size_counts_packed_codes_codebooks_and_scales(entries, code_bits, dtype):
+    w = example(out=7, groups=5, books=3, entries=entries, dim=4)
+    w = AdditiveCodes(w.codes, w.codebooks.to(dtype), w.scale.to(dtype))
+    codes = len(pack(w.codes, code_bits)) if code_bits else 0
+    parts = codes + (3 * entries * 4 + 7) * (2 if dtype == torch.float16 else 4)
+    assert w.nbytes == parts
+    assert w.bits_per_weight == parts * 8 / (7 * 20)
+
+
+def test_dequantize_is_the_decoding():
+    w = example()
+    assert torch.equal(w.dequantize(), additive_decode(w))
 
 
 @pytest.mark.parametrize("options", [{}, {"books": 1, "entries": 16, "dim": 3}, {"groups": 1, "books": 3}])
