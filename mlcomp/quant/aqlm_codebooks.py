@@ -90,8 +90,10 @@ def _conjugate_gradients(w: Tensor, h: Tensor, codes: Tensor, books: Tensor, sca
     residual = gather_sum(codes, column * ((w - column * decode_sum(codes, books)) @ h), books)
     direction = inverse * residual
     descent = (residual * direction).sum()
-    # Below this share of its first value, the residual of float32 products is their rounding.
-    enough = 10 * torch.finfo(h.dtype).eps ** 2 * descent
+    # A residual this small beside the right-hand side is rounding. Going on would blow it up in those directions that
+    # change nothing: a shift between two codebooks, or an input whose H is zero.
+    right = gather_sum(codes, column * (w @ h), books)
+    enough = (10 * torch.finfo(h.dtype).eps) ** 2 * (right * inverse * right).sum()
     for _ in range(steps):
         if descent <= enough:
             break
