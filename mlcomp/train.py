@@ -38,6 +38,7 @@ def train(
     weight_decay: float = 0.0,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    after_step: Callable[[int], None] | None = None,
     checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> History:
@@ -54,6 +55,9 @@ def train(
         weight_decay: decoupled, as in AdamW.
         augment: ``augment(batch, generator)`` returns the batch to train on.
         loss: ``loss(model(batch), labels)``, a scalar mean.
+        after_step: ``after_step(n)`` is called after the n-th optimizer step, n = 1, 2, … through all epochs; it may
+            change the model in place (keep masked weights at zero, say). What it remembers between calls is not in
+            the checkpoint unless it is a parameter or buffer of the model.
         checkpoint: a file written after each epoch; if it exists, training goes on from it.
         progress: show a tqdm bar.
     Returns:
@@ -63,9 +67,9 @@ def train(
     Guarantee: the same arguments give the same weights, bit for bit, on the same machine and number of threads,
         whether or not the run was interrupted and resumed.
     """
-    _check(model, inputs, labels, epochs=epochs, lr=lr, batch_size=batch_size)
+    _check(model, inputs, labels, epochs=epochs, lr=lr)
     trained = [p for p in model.parameters() if p.requires_grad]
-    starts = [i for i in range(0, len(inputs), batch_size) if i == 0 or len(inputs) - i > 1]
+    starts = batch_starts(len(inputs), batch_size)
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(epochs * len(starts)))
     state = _State(model, optimizer, schedule, [])
@@ -78,13 +82,21 @@ def train(
     try:
         bar = tqdm(range(len(state.loss), epochs), desc="epochs", disable=not progress)
         for epoch in bar:
-            state.loss.append(_epoch(state, inputs, labels, starts, batch_size, (seed, epoch), augment, loss))
+            state.loss.append(
+                _epoch(state, inputs, labels, starts, batch_size, (seed, epoch), augment, loss, after_step)
+            )
             bar.set_postfix(loss=f"{state.loss[-1]:.4f}")
             if checkpoint is not None:
                 state.save(Path(checkpoint), run)
     finally:
         model.train(training)
     return History(tuple(state.loss))
+
+
+def batch_starts(samples: int, batch_size: int) -> list[int]:
+    """Return where the batches of an epoch start: as many as it has steps. A last batch of one sample is left out."""
+    _check_whole("batch_size", batch_size)
+    return [i for i in range(0, samples, batch_size) if i == 0 or samples - i > 1]
 
 
 def _factor(steps: int) -> Callable[[int], float]:
@@ -99,7 +111,7 @@ def _factor(steps: int) -> Callable[[int], float]:
     return share
 
 
-def _epoch(state, inputs, labels, starts, batch_size, seeds, augment, loss) -> float:
+def _epoch(state, inputs, labels, starts, batch_size, seeds, augment, loss, after_step) -> float:
     """Train one epoch; all its randomness comes from (seed, epoch), so that a resumed run repeats it."""
     generator = torch.Generator().manual_seed(seeds[0] * 1_000_003 + seeds[1])
     order = torch.randperm(len(inputs), generator=generator)
@@ -107,7 +119,7 @@ def _epoch(state, inputs, labels, starts, batch_size, seeds, augment, loss) -> f
     total, seen = 0.0, 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # for dropout and its like
-        for start in starts:
+        for done, start in enumerate(starts, seeds[1] * len(starts) + 1):
             chosen = order[start : start + batch_size]
             batch = inputs[chosen] if augment is None else augment(inputs[chosen], generator)
             value = loss(state.model(batch.to(device)), labels[chosen].to(device))
@@ -116,6 +128,8 @@ def _epoch(state, inputs, labels, starts, batch_size, seeds, augment, loss) -> f
             value.backward()
             state.optimizer.step()
             state.schedule.step()
+            if after_step is not None:
+                after_step(done)
             total, seen = total + float(value.detach()) * len(chosen), seen + len(chosen)
     return total / seen
 
@@ -150,14 +164,17 @@ class _State:
         self.loss[:] = saved["loss"]
 
 
-def _check(model: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, lr: float, batch_size: int) -> None:
+def _check_whole(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+def _check(model: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, lr: float) -> None:
     if len(inputs) != len(labels) or len(inputs) == 0:
         raise ValueError(f"inputs and labels must have the same length ≥ 1, got {len(inputs)} and {len(labels)}")
     if inputs.is_floating_point():
         check_finite("inputs", inputs)
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+    _check_whole("epochs", epochs)
     if not 0 < lr < float("inf"):
         raise ValueError(f"lr must be positive and finite, got {lr!r}")
     if not any(p.requires_grad for p in model.parameters()):

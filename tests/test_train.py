@@ -116,6 +116,36 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, killed_after):
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
 
+def test_after_step_is_called_after_each_step_and_may_change_the_model():
+    x, y = problem(40)
+    model, steps, moved = network(), [], []
+
+    def clear(step):
+        steps.append(step)
+        moved.append(bool(model[0].weight.any()))  # the optimizer has just moved it
+        with torch.no_grad():
+            model[0].weight.zero_()
+
+    train(model, x, y, after_step=clear, **OPTIONS)
+    assert steps == list(range(1, 3 * OPTIONS["epochs"] + 1)) and all(moved)
+    assert not model[0].weight.any() and model[4].weight.any()
+
+
+def test_after_step_counts_on_after_a_resumption(tmp_path):
+    x, y = problem()
+    steps = []
+
+    def dies(step):
+        steps.append(step)
+        if len(steps) == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), x, y, checkpoint=tmp_path / "c.pt", after_step=dies, **OPTIONS)
+    train(network(), x, y, checkpoint=tmp_path / "c.pt", after_step=steps.append, **OPTIONS)
+    assert steps == [*range(1, 10), *range(9, 25)]  # two epochs of four batches were finished
+
+
 def test_finished_run_is_returned_from_its_checkpoint(tmp_path):
     x, y = problem()
     first = train(network(), x, y, checkpoint=tmp_path / "c.pt", **OPTIONS)

@@ -67,6 +67,14 @@ def global_magnitude(
     Guarantee: exactly the asked number of weights is removed over all layers; ties go by layer, then by index.
     """
     check_sparsity(sparsity)
+    named = check_weights(weights)
+    # The ranking's torch.cat promotes to the widest dtype, which holds the magnitudes of the narrower ones exactly.
+    pruned = prune_lowest(named, {name: weight.abs() for name, weight in named.items()}, sparsity)
+    return pruned if isinstance(weights, Mapping) else list(pruned.values())
+
+
+def check_weights(weights: Mapping[str, Tensor] | Sequence[Tensor]) -> Mapping:
+    """Return a network's weights as a mapping (numbered if they came in a row); raise unless each is one."""
     named = weights if isinstance(weights, Mapping) else dict(enumerate(weights))
     if not named:
         raise ValueError("weights is empty: there is nothing to prune")
@@ -74,12 +82,15 @@ def global_magnitude(
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             raise TypeError(f"weights[{name!r}] must be a floating-point tensor, got {type(weight).__name__}")
         check_finite(f"weights[{name!r}]", weight)
-    # torch.cat promotes to the widest dtype, which holds the magnitudes of the narrower ones exactly.
-    scores = torch.cat([weight.abs().flatten() for weight in named.values()])
-    removed = smallest_mask(scores, removals(sparsity, len(scores)))
-    parts = removed.split([weight.numel() for weight in named.values()])
-    pruned = {
+    return named
+
+
+def prune_lowest(weights: Mapping, scores: Mapping, sparsity: float) -> dict:
+    """Zero the weights of least score in one ranking of all layers: an exact count, ties by layer, then by index."""
+    together = torch.cat([scores[name].flatten() for name in weights])
+    removed = smallest_mask(together, removals(sparsity, len(together)))
+    parts = removed.split([weight.numel() for weight in weights.values()])
+    return {
         name: weight.masked_fill(part.reshape(weight.shape), 0)
-        for (name, weight), part in zip(named.items(), parts, strict=True)
+        for (name, weight), part in zip(weights.items(), parts, strict=True)
     }
-    return pruned if isinstance(weights, Mapping) else list(pruned.values())
