@@ -11,25 +11,42 @@ from mlcomp.quant.bitsplit import bitsplit
 from mlcomp.quant.blockwise import Blockwise, blockwise, data_type_levels
 from mlcomp.quant.brecq import QuantizedBlock, brecq
 from mlcomp.quant.calibration import activation_grid, observer
+from mlcomp.quant.codebook import Codebook
+from mlcomp.quant.companding import ALaw, MuLaw, companded_codebook, optimal_companding
+from mlcomp.quant.density import Density
 from mlcomp.quant.fake_quantized import FakeQuantized, integer_linear
 from mlcomp.quant.grid import Grid, fit_grid
 from mlcomp.quant.hadamard import hadamard_matrix, hadamard_transform
+from mlcomp.quant.integer_least_squares import BestCodes, best_quantized, integer_least_squares
 from mlcomp.quant.kmeans import KMeans, kmeans, kmeans_assign
+from mlcomp.quant.lloyd_max import lloyd_max
 from mlcomp.quant.ptq import PTQResult, PTQRow, input_ranges, ptq
+from mlcomp.quant.quantile import nf4_codebook, quantile_codebook
+from mlcomp.quant.quantization_bound import QuantizationBound, certify, quantization_bound
+from mlcomp.quant.quantization_snr import QuantizationSNR, quantization_snr
 from mlcomp.quant.quantized import Quantized
 from mlcomp.quant.rtn import rtn
+from mlcomp.quant.table_quantization import TableQuantized, table_quantize
 from mlcomp.quant.w4a16 import PackedW4, pack_w4, w4a16_matmul
 
 __all__ = [
+    "ALaw",
+    "BestCodes",
     "Blockwise",
+    "Codebook",
+    "Density",
     "FakeQuantized",
     "Grid",
     "KMeans",
+    "MuLaw",
     "PTQResult",
     "PTQRow",
     "PackedW4",
+    "QuantizationBound",
+    "QuantizationSNR",
     "Quantized",
     "QuantizedBlock",
+    "TableQuantized",
     "activation_grid",
     "adaquant",
     "adaround",
@@ -37,9 +54,12 @@ __all__ = [
     "aqlm",
     "batchnorm_pairs",
     "beam_search",
+    "best_quantized",
     "bitsplit",
     "blockwise",
     "brecq",
+    "certify",
+    "companded_codebook",
     "correct_biases",
     "data_type_levels",
     "fit_grid",
@@ -47,16 +67,24 @@ __all__ = [
     "hadamard_matrix",
     "hadamard_transform",
     "input_ranges",
+    "integer_least_squares",
     "integer_linear",
     "kmeans",
     "kmeans_assign",
+    "lloyd_max",
+    "nf4_codebook",
     "observer",
+    "optimal_companding",
     "output_means",
     "pack_w4",
     "ptq",
+    "quantile_codebook",
+    "quantization_bound",
+    "quantization_snr",
     "relu_mean",
     "residual_kmeans",
     "rtn",
+    "table_quantize",
     "tune_codebooks",
     "w4a16_matmul",
 ]

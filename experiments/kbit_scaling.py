@@ -1,0 +1,77 @@
+"""Quantize each model of the family at every precision, block size and data type; total bits against held-out loss.
+
+    python experiments/kbit_scaling.py                 # about 15 minutes on one core; continues where it stopped
+
+One row a model and setting goes to ``experiments/results/kbit_scaling.csv``, with what it was made on. The loss is on
+the first 32 KiB of the fixed held-out text (``mlcomp.data.reference_bytes``).
+"""
+
+import argparse
+import csv
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from mlcomp.data import reference_bytes
+from mlcomp.models import byte_lm
+from mlcomp.models.byte_lm import WIDTHS
+from mlcomp.scaling import bits_per_byte, quantize_matrices
+
+RESULTS = Path(__file__).parent / "results" / "kbit_scaling.csv"
+FIELDS = [
+    "width", "parameters", "bits", "block_size", "data_type", "total_bits", "bits_per_byte", "seconds", "torch",
+    "python", "processor",
+]  # fmt: skip
+BLOCKS = (16, 64, 256, 1024, None)
+TEXT = 32_768
+
+
+def settings() -> list[tuple[int, int | None, str]]:
+    """Return all (bits, block size, data type): 16 bits once, then k = 2 … 8 with each block size and type."""
+    grid = [(bits, size, kind) for bits in range(2, 9) for size in BLOCKS for kind in ("int", "float", "quantile")]
+    return [(16, None, "float"), *(s for s in grid if s[0] > 2 or s[2] != "float")]
+
+
+def row(width: int, bits: int, block_size: int | None, data_type: str, text: torch.Tensor) -> dict[str, object]:
+    """Measure one model at one setting."""
+    start = time.perf_counter()
+    model, total = quantize_matrices(byte_lm(width), bits=bits, block_size=block_size, data_type=data_type)
+    loss = bits_per_byte(model, text)
+    return {
+        "width": width, "parameters": sum(p.numel() for p in model.parameters()), "bits": bits,
+        "block_size": block_size or "matrix", "data_type": data_type, "total_bits": total,
+        "bits_per_byte": f"{loss:.5f}", "seconds": f"{time.perf_counter() - start:.2f}", "torch": torch.__version__,
+        "python": platform.python_version(), "processor": f"{platform.machine()}, CPU",
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is not in the file yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    options = parser.parse_args()
+    key = ("width", "bits", "block_size", "data_type")
+    done = set()
+    if options.out.exists():
+        with options.out.open(newline="") as file:
+            done = {tuple(r[k] for k in key) for r in csv.DictReader(file)}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    text = reference_bytes(TEXT + 1)
+    with options.out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if not done:
+            writer.writeheader()
+        for width in options.widths:
+            for bits, size, kind in settings():
+                if (str(width), str(bits), str(size or "matrix"), kind) not in done:
+                    made = row(width, bits, size, kind, text)
+                    writer.writerow(made)
+                    file.flush()
+                    print(*(made[name] for name in FIELDS[:8]))
+
+
+if __name__ == "__main__":
+    main()
