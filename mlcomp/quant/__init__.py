@@ -15,7 +15,7 @@ from mlcomp.quant.codebook import Codebook
 from mlcomp.quant.companding import ALaw, MuLaw, companded_codebook, optimal_companding
 from mlcomp.quant.density import Density
 from mlcomp.quant.fake_quantized import FakeQuantized, integer_linear
-from mlcomp.quant.grid import Grid, fit_grid
+from mlcomp.quant.grid import Grid, fit_grid, range_grid
 from mlcomp.quant.hadamard import hadamard_matrix, hadamard_transform
 from mlcomp.quant.integer_least_squares import BestCodes, best_quantized, integer_least_squares
 from mlcomp.quant.kmeans import KMeans, kmeans, kmeans_assign
@@ -81,6 +81,7 @@ __all__ = [
     "quantile_codebook",
     "quantization_bound",
     "quantization_snr",
+    "range_grid",
     "relu_mean",
     "residual_kmeans",
     "rtn",

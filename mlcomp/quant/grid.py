@@ -2,6 +2,7 @@ r"""The affine grid that every uniform quantizer of the course rounds to.
 
 Notation: W weight, s step [weight units], z zero code, b bits, q code.
 $q = \mathrm{clip}(\mathrm{round}(w/s) + z,\ 0,\ 2^b-1)$ and $\hat w = s\,(q - z)$.
+With $z = 2^{b-1}$ this is the symmetric quantizer with signed codes $q - z$ from $-2^{b-1}$ to $2^{b-1}-1$.
 Source: Jacob et al. 2018, arXiv:1712.05877, eq. (1).   Syllabus: 1.02, 1.03
 """
 
@@ -11,10 +12,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits
+from mlcomp.checks import check_bits, check_finite
 
 # Shares of the full range that the MSE-optimal clip tries: 1.00, 0.99, …, 0.20.
 CLIP_SHARES = tuple(1 - i / 100 for i in range(81))
+# What a step may be stored in, and the integers of the same width: positive floats have the order of their patterns.
+SCALE_DTYPES = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,14 @@ class Grid:
         return torch.clamp(torch.round(weight / self.step) + self.zero, 0, 2**self.bits - 1)
 
 
-def fit_grid(weight: Float[Tensor, "rows n"], *, bits: int, symmetric: bool = False, clip: str = "minmax") -> Grid:
+def fit_grid(
+    weight: Float[Tensor, "rows n"],
+    *,
+    bits: int,
+    symmetric: bool = False,
+    clip: str = "minmax",
+    scale_dtype: torch.dtype | None = None,
+) -> Grid:
     r"""Fit one grid to each row.
 
     Asymmetric: the range is [min(w, 0), max(w, 0)]; zero is always on the grid. Symmetric: the range is
@@ -60,8 +70,11 @@ def fit_grid(weight: Float[Tensor, "rows n"], *, bits: int, symmetric: bool = Fa
         symmetric: fixed zero code instead of a stored one.
         clip: "minmax" keeps the whole range; "mse" shrinks it to the share (1.00, 0.99, …, 0.20) with the least
             squared error, row by row.
+        scale_dtype: dtype that the steps will be stored in: float32, float16 or bfloat16. A step is rounded up to
+            a number of it before anything is encoded, so the error includes what the narrow step costs; the grid
+            holds it in float32 all the same. None: as computed.
     Raises:
-        ValueError: bits outside 1..8, unknown clip.
+        ValueError: bits outside 1..8, unknown clip or scale_dtype, a step too large for scale_dtype.
     Guarantee: with "minmax" every |w − ŵ| ≤ step/2, up to float rounding. With "mse" no row has a larger squared
         error than with "minmax", since the whole range is among the candidates.
     Cost: "mse" makes 81 passes over the matrix, with three matrices of its size as working memory.
@@ -76,10 +89,10 @@ def fit_grid(weight: Float[Tensor, "rows n"], *, bits: int, symmetric: bool = Fa
         high = torch.maximum(high, -low)
         low = -high
     if clip == "minmax":
-        return _grid(low, high, bits, symmetric)
+        return range_grid(low, high, bits=bits, symmetric=symmetric, scale_dtype=scale_dtype)
     best_step = best_zero = best_error = None
     for share in CLIP_SHARES:
-        grid = _grid(share * low, share * high, bits, symmetric)
+        grid = range_grid(share * low, share * high, bits=bits, symmetric=symmetric, scale_dtype=scale_dtype)
         error = (w - grid.round(w)).square().sum(1, keepdim=True)
         if best_error is None:
             best_step, best_zero, best_error = grid.step, grid.zero, error
@@ -90,9 +103,52 @@ def fit_grid(weight: Float[Tensor, "rows n"], *, bits: int, symmetric: bool = Fa
     return Grid(best_step, best_zero, bits, symmetric)
 
 
-def _grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Grid:
+def range_grid(
+    low: Float[Tensor, "rows 1"],
+    high: Float[Tensor, "rows 1"],
+    *,
+    bits: int,
+    symmetric: bool = False,
+    scale_dtype: torch.dtype | None = None,
+) -> Grid:
+    r"""Return the grid of a given range: $s = (f_{max} - f_{min})/(2^b - 1)$, the lecture's formula.
+
+    Asymmetric, the zero code is $\mathrm{round}(-f_{min}/s)$ and the whole range is covered. Symmetric, it is
+    $2^{b-1}$: where the range is not symmetric, the longer side is clipped (:func:`fit_grid` widens the range first).
+
+    Args:
+        low: $f_{min}$, not above 0. high: $f_{max}$, not below 0; (rows, 1) each [weight units].
+        bits, symmetric, scale_dtype: as in :func:`fit_grid`. A step of zero becomes 1.
+    Raises:
+        ValueError: bits outside 1..8, a range without 0, NaN or inf, as :func:`fit_grid` for scale_dtype.
+    """
+    check_bits(bits)
+    check_finite("low", low)
+    check_finite("high", high)
+    if bool((low > 0).any()) or bool((high < 0).any()):
+        raise ValueError(
+            f"each range must hold 0, got low up to {float(low.max()):g}, high from {float(high.min()):g}"
+        )
     # In float64, because the difference of two float32 numbers can overflow float32.
     step = ((high.double() - low.double()) / (2**bits - 1)).to(low.dtype)
     step = torch.where(step > 0, step, torch.ones_like(step))
+    if scale_dtype is not None:
+        step = _round_up(step, scale_dtype)
     zero = torch.full_like(step, 2 ** (bits - 1)) if symmetric else torch.round(-low / step)
     return Grid(step, zero, bits, symmetric)
+
+
+def _round_up(step: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the least numbers of ``dtype`` not below the positive ``step``, in the dtype of ``step``.
+
+    Rounded to nearest, half of the steps would shrink, and the ends of their ranges would be clipped.
+    """
+    if dtype not in SCALE_DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in SCALE_DTYPES)
+        raise ValueError(f"scale_dtype must be None, {names}, got {dtype}")
+    stored = step.to(dtype)
+    up = stored.view(SCALE_DTYPES[dtype]) + (stored.to(step.dtype) < step)
+    stored = up.to(SCALE_DTYPES[dtype]).view(dtype)
+    if not bool(torch.isfinite(stored).all()):
+        raise ValueError(f"a step of {float(step.max()):g} is too large for {dtype}")
+    return stored.to(step.dtype)

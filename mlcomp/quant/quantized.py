@@ -18,7 +18,7 @@ class Quantized:
 
     Attributes:
         codes: (out, inp) uint8, 0 … 2^bits − 1.
-        step: (rows, groups) [weight units]; rows is out, or 1 for one grid per tensor.
+        step: (rows, groups) [weight units], in the dtype it is stored in; rows is out, or 1 for one grid per tensor.
         zero: (rows, groups), the code of the value 0.
         bits: bits per code.
         symmetric: the zero code is 2^(bits−1) everywhere and is not stored.
@@ -33,13 +33,14 @@ class Quantized:
     group: Int[Tensor, " inp"] | None = None
 
     def dequantize(self) -> Float[Tensor, "out inp"]:
-        """Return the weight (out, inp) that the codes stand for, in the dtype of ``step``."""
+        """Return the weight (out, inp) that the codes stand for, in the dtype of ``step``, at least float32."""
         inp = self.codes.shape[1]
         groups = self.step.shape[1]
         index = self.group
         if index is None:
             index = torch.arange(inp, device=self.codes.device) // (inp // groups)
-        return (self.codes.to(self.step.dtype) - self.zero[:, index]) * self.step[:, index]
+        step = self.step if self.step.dtype == torch.float64 else self.step.float()
+        return (self.codes.to(step.dtype) - self.zero[:, index]) * step[:, index]
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@ Notation: W weight, s step, z zero code, b bits, g group size.
 Source: Jacob et al. 2018, arXiv:1712.05877, eq. (1).   Syllabus: 1.02, 1.03
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,6 +21,7 @@ def rtn(
     per_tensor: bool = False,
     symmetric: bool = False,
     clip: str = "minmax",
+    scale_dtype: torch.dtype | None = None,
 ) -> Quantized:
     r"""Round each weight to the nearest point of its grid.
 
@@ -32,10 +34,13 @@ def rtn(
         per_tensor: one grid for the whole matrix; excludes ``group_size``.
         symmetric: zero code fixed at 2^(b−1), not stored.
         clip: "minmax" or "mse" (see :func:`mlcomp.quant.fit_grid`).
+        scale_dtype: dtype that the steps are stored in, float32, float16 or bfloat16; the codes are those of the
+            rounded steps. None: float32 (float64 for a float64 weight).
     Returns:
         codes (out, inp) uint8; step [weight units] and zero, one per group.
     Raises:
-        ValueError: bits outside 1..8, group_size does not divide inp, NaN or inf in weight.
+        ValueError: bits outside 1..8, group_size does not divide inp, NaN or inf in weight, a step beyond
+            scale_dtype.
     Guarantee: |W − dequantize| ≤ step/2 up to float rounding, with clip="minmax".
     """
     check_weight(weight)
@@ -45,7 +50,8 @@ def rtn(
     if per_tensor and group_size is not None:
         raise ValueError(f"per_tensor shares one grid over the matrix; group_size={group_size} contradicts it")
     rows = weight.reshape(1, -1) if per_tensor else weight.reshape(-1, group_size or inp)
-    grid = fit_grid(rows, bits=bits, symmetric=symmetric, clip=clip)
+    grid = fit_grid(rows, bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
     shape = (1, 1) if per_tensor else (out, -1)
     codes = grid.encode(rows.to(grid.step.dtype)).reshape(out, inp)
-    return Quantized(codes, grid.step.reshape(shape), grid.zero.reshape(shape), bits, symmetric)
+    step = grid.step.to(scale_dtype or grid.step.dtype)  # exact: the grid holds numbers of this dtype
+    return Quantized(codes, step.reshape(shape), grid.zero.reshape(shape), bits, symmetric)

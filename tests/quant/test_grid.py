@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlcomp.quant import Grid, fit_grid
+from mlcomp.formats import NUMBER_FORMATS
+from mlcomp.quant import Grid, fit_grid, range_grid
 
 BITS = st.integers(1, 8)
 SEED = st.integers(0, 2**31)
@@ -131,6 +132,78 @@ def test_weight_is_not_modified():
     grid = fit_grid(weight, bits=3, clip="mse")
     grid.round(weight), grid.encode(weight)
     assert torch.equal(weight, before) and isinstance(grid, Grid)
+
+
+def lecture_formula(x: torch.Tensor, bits: int, low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The slide, line by line: signed codes and values."""
+    qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    s = (high - low) / (qmax - qmin)
+    q = torch.clamp(torch.round(x / s), qmin, qmax)
+    return q, s * q
+
+
+@given(BITS, SEED)
+def test_the_lectures_symmetric_formula(bits, seed):
+    weight = weight_of(seed, rows=1, n=40).double()
+    top = float(weight.abs().max())
+    signed, values = lecture_formula(weight, bits, -top, top)
+    grid = fit_grid(weight, bits=bits, symmetric=True)
+    assert torch.equal(grid.encode(weight).double() - grid.zero, signed)
+    assert torch.allclose(grid.round(weight), values, rtol=1e-15, atol=0)
+    # With f_min and f_max of the tensor itself, as the slide writes them, the longer side is clipped.
+    low, high = float(weight.min().clamp(max=0)), float(weight.max().clamp(min=0))
+    signed, values = lecture_formula(weight, bits, low, high)
+    grid = range_grid(torch.tensor([[low]]).double(), torch.tensor([[high]]).double(), bits=bits, symmetric=True)
+    assert torch.equal(grid.encode(weight).double() - grid.zero, signed)
+    assert torch.allclose(grid.round(weight), values, rtol=1e-15, atol=0)
+
+
+def test_the_slides_range_clips_a_one_sided_tensor_and_the_zero_point_does_not():
+    weight = torch.linspace(0, 1.5, 16)[None]
+    low, high = torch.zeros(1, 1), torch.full((1, 1), 1.5)
+    slide = range_grid(low, high, bits=4, symmetric=True)
+    assert slide.step.item() == pytest.approx(0.1) and slide.round(weight).max().item() == pytest.approx(0.7)
+    affine = range_grid(low, high, bits=4)
+    assert torch.allclose(affine.round(weight), weight, atol=1e-6)
+
+
+@given(BITS, st.booleans(), SEED, st.integers(-3, 3), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
+def test_stored_steps_keep_the_error_bound(bits, symmetric, seed, exponent, dtype):
+    weight = weight_of(seed, exponent=exponent)
+    exact = fit_grid(weight, bits=bits, symmetric=symmetric)
+    grid = fit_grid(weight, bits=bits, symmetric=symmetric, scale_dtype=dtype)
+    assert grid.step.dtype == torch.float32 and torch.equal(grid.step.to(dtype).float(), grid.step)
+    fmt = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
+    below = grid.step.double() - NUMBER_FORMATS[fmt].spacing(grid.step.double() * (1 - 2**-40))  # the number before
+    # The least number of the dtype that is not below the exact step: one unit in the last place up, at most.
+    assert (grid.step >= exact.step).all() and (below < exact.step.double()).all()
+    assert (grid.step <= exact.step * (1 + torch.finfo(dtype).eps)).all()
+    assert ((weight - grid.round(weight)).abs() <= grid.step * (0.5 + 2**bits * 2**-22)).all()
+
+
+@pytest.mark.parametrize("clip", ["minmax", "mse"])
+def test_half_precision_steps_of_huge_and_tiny_rows(clip):
+    tiny = fit_grid(torch.tensor([[1e-12, -1e-12], [0.0, 0.0]]), bits=4, clip=clip, scale_dtype=torch.float16)
+    assert tiny.step.tolist() == [[2**-24], [1.0]] and (tiny.round(torch.zeros(2, 2)) == 0).all()
+    with pytest.raises(ValueError, match=r"too large for torch\.float16"):
+        fit_grid(torch.tensor([[1e7, 0.0]]), bits=4, clip=clip, scale_dtype=torch.float16)
+    assert torch.isfinite(fit_grid(torch.tensor([[1e7]]), bits=4, clip=clip, scale_dtype=torch.bfloat16).step).all()
+
+
+def test_range_grid_bad_input(as_user):
+    one = torch.ones(1, 1)
+    for low, high in ((one, 2 * one), (-2 * one, -one)):
+        with pytest.raises(ValueError, match="must hold 0"):
+            range_grid(low, high, bits=4)
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="high holds 1 NaN or infinite"):
+            range_grid(-one, bad * one, bits=4)
+    with pytest.raises(ValueError, match="bits must be"):
+        range_grid(-one, one, bits=0)
+    for dtype in (torch.float64, torch.int8, "fp16"):
+        with pytest.raises(ValueError, match="scale_dtype must be None, float32, float16, bfloat16"):
+            range_grid(-one, one, bits=4, scale_dtype=dtype)
+    assert range_grid(0 * one, 0 * one, bits=4).step.item() == 1
 
 
 def test_bad_input(as_user):

@@ -50,6 +50,39 @@ def test_finer_grids_are_better_and_dearer():
     assert errors == sorted(errors, reverse=True) and sizes == sorted(sizes)
 
 
+@pytest.mark.parametrize(
+    ("options", "grids"),
+    [({}, 16), ({"per_tensor": True}, 1), ({"group_size": 8}, 64), ({"group_size": 4, "symmetric": True}, 128)],
+)
+@pytest.mark.parametrize(
+    ("dtype", "width"), [(torch.float16, 16), (torch.bfloat16, 16), (torch.float32, 32), (None, 32)]
+)
+def test_steps_are_stored_and_counted_in_their_dtype(options, grids, dtype, width):
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    q = rtn(weight, bits=4, scale_dtype=dtype, **options)
+    assert q.step.dtype == (dtype or torch.float32) and q.dequantize().dtype == torch.float32
+    assert q.step.numel() == grids
+    zero = 0 if q.symmetric else 4
+    assert q.bits_per_weight == pytest.approx(4 + grids * (width + zero) / weight.numel(), abs=8 / weight.numel())
+    # Decoding in float64 from what is stored gives the same values, to float32's rounding.
+    index = torch.arange(32) // (32 // q.step.shape[1])
+    exact = (q.codes.double() - q.zero.double()[:, index]) * q.step.double()[:, index]
+    assert torch.allclose(q.dequantize().double(), exact, rtol=2**-23, atol=0)
+    # The codes are the nearest of the stored grid: the bound is half a stored step.
+    assert ((weight - q.dequantize()).abs() <= q.step.float()[:, index] * 0.5001).all()
+
+
+def test_half_precision_steps_cost_little():
+    weight, x, _ = make_layer(64, 64, 256, seed=0)
+    for bits in (2, 4):
+        error = [
+            relative_error(weight, rtn(weight, bits=bits, group_size=16, scale_dtype=d).dequantize(), x)
+            for d in (torch.float32, torch.float16)
+        ]
+        # A step is at most 2^-10 of itself too large.
+        assert error[1] <= 1.01 * error[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtypes_zero_rows_and_purity(dtype):
     weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
