@@ -9,6 +9,7 @@ from mlcomp.obs.global_selection import Selection, select_counts
 from mlcomp.obs.gptq import gptq
 from mlcomp.obs.group_update import group_update
 from mlcomp.obs.hessian import InverseHessian, inverse_hessian, layer_hessian
+from mlcomp.obs.incoherence import hessian_incoherence, weight_incoherence
 from mlcomp.obs.l_obs import l_obs, l_obs_error_bound
 from mlcomp.obs.ldlq import ldl, ldlq, ldlq_round
 from mlcomp.obs.network_hessian import (
@@ -22,6 +23,8 @@ from mlcomp.obs.network_hessian import (
 from mlcomp.obs.obd import NetworkOBD, network_obd, obd, obd_saliency
 from mlcomp.obs.obq import obq
 from mlcomp.obs.obs import NetworkOBS, ObsStep, obs, obs_prune_step
+from mlcomp.obs.quip import QuIP, quip
+from mlcomp.obs.quip_sharp import QuIPSharp, quip_sharp
 from mlcomp.obs.refit import refit
 from mlcomp.obs.replay import replay
 from mlcomp.obs.sparsegpt import sparsegpt
@@ -38,6 +41,8 @@ __all__ = [
     "NetworkOBD",
     "NetworkOBS",
     "ObsStep",
+    "QuIP",
+    "QuIPSharp",
     "Selection",
     "Trace",
     "build_database",
@@ -53,6 +58,7 @@ __all__ = [
     "gptq",
     "group_update",
     "hessian_diagonal",
+    "hessian_incoherence",
     "inverse_hessian",
     "l_obs",
     "l_obs_error_bound",
@@ -69,9 +75,12 @@ __all__ = [
     "obq",
     "obs",
     "obs_prune_step",
+    "quip",
+    "quip_sharp",
     "refit",
     "replay",
     "select_counts",
     "sparsegpt",
     "stitch",
+    "weight_incoherence",
 ]

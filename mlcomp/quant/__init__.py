@@ -14,6 +14,7 @@ from mlcomp.quant.calibration import activation_grid, observer
 from mlcomp.quant.codebook import Codebook
 from mlcomp.quant.companding import ALaw, MuLaw, companded_codebook, optimal_companding
 from mlcomp.quant.density import Density
+from mlcomp.quant.e8 import e8_nearest, e8p_decode, e8p_encode
 from mlcomp.quant.fake_quantized import FakeQuantized, integer_linear
 from mlcomp.quant.grid import Grid, fit_grid, range_grid
 from mlcomp.quant.hadamard import hadamard_matrix, hadamard_transform
@@ -62,6 +63,9 @@ __all__ = [
     "companded_codebook",
     "correct_biases",
     "data_type_levels",
+    "e8_nearest",
+    "e8p_decode",
+    "e8p_encode",
     "fit_grid",
     "fold_batchnorm",
     "hadamard_matrix",
