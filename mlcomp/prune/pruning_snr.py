@@ -7,10 +7,10 @@ Source: Kuzmin et al. 2023, arXiv:2307.02973, section 3: sparsity 1 − b/16.   
 
 import math
 
-from mlcomp.scalar_source import Density, Sample
+from mlcomp.scalar_source import Sample, SymmetricDensity
 
 
-def kept_share(bits: float, *, storage: str = "values") -> float:
+def kept_share(bits: float | int, *, storage: str = "values") -> float:
     r"""Return the share p of 16-bit weights that ``bits`` bits per weight pay for.
 
     Args:
@@ -39,7 +39,7 @@ def kept_share(bits: float, *, storage: str = "values") -> float:
     return low
 
 
-def pruning_snr(source: Density | Sample, *, bits: float, storage: str = "values") -> float:
+def pruning_snr(source: SymmetricDensity | Sample, *, bits: float | int, storage: str = "values") -> float:
     r"""Return the SNR [dB] of keeping the largest weights exactly and setting the others to zero.
 
     Args:
