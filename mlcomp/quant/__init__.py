@@ -1,5 +1,6 @@
 """Scalar quantizers and post-training quantization."""
 
+from mlcomp.quant.2 import 
 from mlcomp.quant.adaquant import adaquant
 from mlcomp.quant.adaround import adaround
 from mlcomp.quant.aqlm import aqlm, residual_kmeans
@@ -21,12 +22,15 @@ from mlcomp.quant.hadamard import hadamard_matrix, hadamard_transform
 from mlcomp.quant.integer_least_squares import BestCodes, best_quantized, integer_least_squares
 from mlcomp.quant.kmeans import KMeans, kmeans, kmeans_assign
 from mlcomp.quant.lloyd_max import lloyd_max
+from mlcomp.quant.lsq import lsq_initial_step, lsq_quantize
 from mlcomp.quant.ptq import PTQResult, PTQRow, input_ranges, ptq
+from mlcomp.quant.qat import QATLayer, StepQuantizer, finish_qat, prepare_qat
 from mlcomp.quant.quantile import nf4_codebook, quantile_codebook
 from mlcomp.quant.quantization_bound import QuantizationBound, certify, quantization_bound
 from mlcomp.quant.quantization_snr import QuantizationSNR, quantization_snr
 from mlcomp.quant.quantized import Quantized
 from mlcomp.quant.rtn import rtn
+from mlcomp.quant.ste import ste_round, straight_through
 from mlcomp.quant.table_quantization import TableQuantized, table_quantize
 from mlcomp.quant.w4a16 import PackedW4, pack_w4, w4a16_matmul
 
@@ -43,10 +47,12 @@ __all__ = [
     "PTQResult",
     "PTQRow",
     "PackedW4",
+    "QATLayer",
     "QuantizationBound",
     "QuantizationSNR",
     "Quantized",
     "QuantizedBlock",
+    "StepQuantizer",
     "TableQuantized",
     "activation_grid",
     "adaquant",
@@ -66,6 +72,7 @@ __all__ = [
     "e8_nearest",
     "e8p_decode",
     "e8p_encode",
+    "finish_qat",
     "fit_grid",
     "fold_batchnorm",
     "hadamard_matrix",
@@ -76,11 +83,14 @@ __all__ = [
     "kmeans",
     "kmeans_assign",
     "lloyd_max",
+    "lsq_initial_step",
+    "lsq_quantize",
     "nf4_codebook",
     "observer",
     "optimal_companding",
     "output_means",
     "pack_w4",
+    "prepare_qat",
     "ptq",
     "quantile_codebook",
     "quantization_bound",
@@ -89,6 +99,8 @@ __all__ = [
     "relu_mean",
     "residual_kmeans",
     "rtn",
+    "ste_round",
+    "straight_through",
     "table_quantize",
     "tune_codebooks",
     "w4a16_matmul",

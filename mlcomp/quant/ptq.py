@@ -113,7 +113,7 @@ def ptq(
             BatchNorm that cannot be folded.
     Cost: two or three passes over the batches, and one more for each layer with ``bias_correction``.
     """
-    bits = _plan(model, weight_bits, input_bits, overrides)
+    bits = layer_bits(model, weight_bits, input_bits, overrides)
     if batchnorm not in ("fold", "keep", "reestimate"):
         raise ValueError(f'batchnorm must be "fold", "keep" or "reestimate", got {batchnorm!r}')
     if bias_correction and batchnorm == "reestimate":
@@ -137,9 +137,9 @@ def ptq(
     for name, (_, bits_x) in bits.items():
         grid = None if bits_x is None else activation_grid(*ranges[name], bits=bits_x)
         layer = FakeQuantized(result.get_submodule(name), weights[name], grid)
-        rows.append(_row(name, float_model.get_submodule(name), layer, weights[name], ranges.get(name)))
+        rows.append(ptq_row(name, float_model.get_submodule(name), layer, weights[name], ranges.get(name)))
         result = replace_module(result, name, layer)
-    return PTQResult(result, tuple(rows), _size(model), _size(result))
+    return PTQResult(result, tuple(rows), network_nbytes(model), network_nbytes(result))
 
 
 def input_ranges(
@@ -183,10 +183,10 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     return model
 
 
-def _plan(
+def layer_bits(
     model: nn.Module, weight_bits: int, input_bits: int | None, overrides: Mapping | None
 ) -> dict[str, tuple[int, int | None]]:
-    """Return name → (weight bits, input bits), checked."""
+    """Return name → (weight bits, input bits) of all linear and convolutional layers, checked."""
     modules = dict(model.named_modules())
     names = [name for name, module in modules.items() if is_layer(module)]
     check_names(modules, names)
@@ -201,16 +201,17 @@ def _plan(
     return plan
 
 
-def _row(
+def ptq_row(
     name: str, original: nn.Module, layer: FakeQuantized, weight: Quantized, span: tuple[float, float] | None
 ) -> PTQRow:
+    """Return the report of one layer; ``original`` is the floating-point layer, ``span`` the range of its input."""
     before = sum(p.nbytes for p in original.parameters())
     noise = snr_db(original.weight.detach().flatten(1), weight.dequantize()) if original.weight.any() else torch.inf
     return PTQRow(name, weight.bits, layer.input_bits, noise, span, before, layer.nbytes, weight.bits_per_weight)
 
 
-def _size(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, those of a quantized layer as packed; shared ones counted once."""
+def network_nbytes(model: nn.Module) -> int:
+    """Return the bytes of all parameters and buffers, quantized layers as packed, shared tensors counted once."""
     layers = [m for m in model.modules() if isinstance(m, FakeQuantized)]
     packed = {id(t) for m in layers for t in itertools.chain(m.parameters(), m.buffers())}
     rest: dict[int, Tensor] = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
