@@ -1,6 +1,5 @@
 """Scalar quantizers and post-training quantization."""
 
-from mlcomp.quant.2 import 
 from mlcomp.quant.adaquant import adaquant
 from mlcomp.quant.adaround import adaround
 from mlcomp.quant.aqlm import aqlm, residual_kmeans
@@ -23,15 +22,20 @@ from mlcomp.quant.integer_least_squares import BestCodes, best_quantized, intege
 from mlcomp.quant.kmeans import KMeans, kmeans, kmeans_assign
 from mlcomp.quant.lloyd_max import lloyd_max
 from mlcomp.quant.lsq import lsq_initial_step, lsq_quantize
+from mlcomp.quant.product_quantization import product_quantization
 from mlcomp.quant.ptq import PTQResult, PTQRow, input_ranges, ptq
 from mlcomp.quant.qat import QATLayer, StepQuantizer, finish_qat, prepare_qat
 from mlcomp.quant.quantile import nf4_codebook, quantile_codebook
 from mlcomp.quant.quantization_bound import QuantizationBound, certify, quantization_bound
 from mlcomp.quant.quantization_snr import QuantizationSNR, quantization_snr
 from mlcomp.quant.quantized import Quantized
+from mlcomp.quant.residual_quantization import residual_quantization
 from mlcomp.quant.rtn import rtn
 from mlcomp.quant.ste import ste_round, straight_through
 from mlcomp.quant.table_quantization import TableQuantized, table_quantize
+from mlcomp.quant.tree_quantization import TreeCodebook, fit_tree, tree_quantization
+from mlcomp.quant.vector_quantization import vector_quantization
+from mlcomp.quant.vector_quantized import VectorQuantized
 from mlcomp.quant.w4a16 import PackedW4, pack_w4, w4a16_matmul
 
 __all__ = [
@@ -54,6 +58,8 @@ __all__ = [
     "QuantizedBlock",
     "StepQuantizer",
     "TableQuantized",
+    "TreeCodebook",
+    "VectorQuantized",
     "activation_grid",
     "adaquant",
     "adaround",
@@ -74,6 +80,7 @@ __all__ = [
     "e8p_encode",
     "finish_qat",
     "fit_grid",
+    "fit_tree",
     "fold_batchnorm",
     "hadamard_matrix",
     "hadamard_transform",
@@ -91,6 +98,7 @@ __all__ = [
     "output_means",
     "pack_w4",
     "prepare_qat",
+    "product_quantization",
     "ptq",
     "quantile_codebook",
     "quantization_bound",
@@ -98,10 +106,13 @@ __all__ = [
     "range_grid",
     "relu_mean",
     "residual_kmeans",
+    "residual_quantization",
     "rtn",
     "ste_round",
     "straight_through",
     "table_quantize",
+    "tree_quantization",
     "tune_codebooks",
+    "vector_quantization",
     "w4a16_matmul",
 ]
