@@ -14,6 +14,7 @@ from mlcomp.quant.calibration import activation_grid, observer
 from mlcomp.quant.codebook import Codebook
 from mlcomp.quant.companding import ALaw, MuLaw, companded_codebook, optimal_companding
 from mlcomp.quant.density import Density
+from mlcomp.quant.diffq import DiffQLayer, diffq_codes, diffq_size, prepare_diffq, pseudo_noise
 from mlcomp.quant.e8 import e8_nearest, e8p_decode, e8p_encode
 from mlcomp.quant.fake_quantized import FakeQuantized, integer_linear
 from mlcomp.quant.grid import Grid, fit_grid, range_grid
@@ -22,6 +23,7 @@ from mlcomp.quant.integer_least_squares import BestCodes, best_quantized, intege
 from mlcomp.quant.kmeans import KMeans, kmeans, kmeans_assign
 from mlcomp.quant.lloyd_max import lloyd_max
 from mlcomp.quant.lsq import lsq_initial_step, lsq_quantize
+from mlcomp.quant.mixed_bits import MixedBits, quantize_mixed
 from mlcomp.quant.product_quantization import product_quantization
 from mlcomp.quant.ptq import PTQResult, PTQRow, input_ranges, ptq
 from mlcomp.quant.qat import QATLayer, StepQuantizer, finish_qat, prepare_qat
@@ -44,9 +46,11 @@ __all__ = [
     "Blockwise",
     "Codebook",
     "Density",
+    "DiffQLayer",
     "FakeQuantized",
     "Grid",
     "KMeans",
+    "MixedBits",
     "MuLaw",
     "PTQResult",
     "PTQRow",
@@ -75,6 +79,8 @@ __all__ = [
     "companded_codebook",
     "correct_biases",
     "data_type_levels",
+    "diffq_codes",
+    "diffq_size",
     "e8_nearest",
     "e8p_decode",
     "e8p_encode",
@@ -97,12 +103,15 @@ __all__ = [
     "optimal_companding",
     "output_means",
     "pack_w4",
+    "prepare_diffq",
     "prepare_qat",
     "product_quantization",
+    "pseudo_noise",
     "ptq",
     "quantile_codebook",
     "quantization_bound",
     "quantization_snr",
+    "quantize_mixed",
     "range_grid",
     "relu_mean",
     "residual_kmeans",
