@@ -177,7 +177,6 @@ def test_stored_steps_keep_the_error_bound(bits, symmetric, seed, exponent, dtyp
     below = grid.step.double() - NUMBER_FORMATS[fmt].spacing(grid.step.double() * (1 - 2**-40))  # the number before
     # The least number of the dtype that is not below the exact step: one unit in the last place up, at most.
     assert (grid.step >= exact.step).all() and (below < exact.step.double()).all()
-    assert (grid.step <= exact.step * (1 + torch.finfo(dtype).eps)).all()
     assert ((weight - grid.round(weight)).abs() <= grid.step * (0.5 + 2**bits * 2**-22)).all()
 
 
