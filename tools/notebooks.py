@@ -143,6 +143,8 @@ def is_stale(nb: nbformat.NotebookNode, *, code_only: bool = False) -> bool:
 def run(path: Path, timeout: int = 300) -> str | None:
     """Execute ``path`` in a fresh kernel and store its outputs; return what went wrong, if anything."""
     nb = read(path)
+    if any("nbgrader" in cell.metadata for cell in nb.cells):
+        return "an exercise, whose marks this would drop: execute it with `jupyter execute --inplace` and nbstripout"
     library = library_hash()
     nb.metadata["kernelspec"] = KERNEL
     for cell in nb.cells:

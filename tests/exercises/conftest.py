@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def assignment():
-    (found,) = load_assignments()
+    """The assignment with which the grader itself is tested; any would do."""
+    (found,) = (a for a in load_assignments() if a.folder == "lecture2")
     return found
 
 

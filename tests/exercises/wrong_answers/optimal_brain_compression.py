@@ -1,22 +1,18 @@
-"""Wrong answers that each question must reject: (what is wrong, the code that a student would hand in)."""
+"""Wrong answers to the exercises on Optimal Brain Compression: (what is wrong, what a student would hand in)."""
 
-from textwrap import dedent, indent
-
-
-def _function(header: str, body: str) -> str:
-    return f"def {header}:\n{indent(dedent(body).strip(), '    ')}\n"
+from tests.exercises.wrong_answers.code import changed, function
 
 
 def _saliency(body: str) -> str:
-    return _function("obd_saliency(weight, hessian)", body)
+    return function("obd_saliency(weight, hessian)", body)
 
 
 def _step(body: str) -> str:
-    return _function("obs_step(weight, hessian)", body)
+    return function("obs_step(weight, hessian)", body)
 
 
 def _update(body: str) -> str:
-    return _function("remove_from_inverse(inverse, p)", body)
+    return function("remove_from_inverse(inverse, p)", body)
 
 
 _ROW = """
@@ -76,28 +72,20 @@ return min(best.values())[1]
 """
 
 
-def _changed(header: str, body: str, *changes: tuple[str, str]) -> str:
-    for old, new in changes:
-        if old not in body:
-            raise ValueError(f"{old!r} is not in the reference")
-        body = body.replace(old, new)
-    return _function(header, body)
-
-
 def _row(*changes: tuple[str, str]) -> str:
-    return _changed("exact_obs_row(weight, hessian, k)", _ROW, *changes)
+    return changed("exact_obs_row(weight, hessian, k)", _ROW, *changes)
 
 
 def _pattern(*changes: tuple[str, str]) -> str:
-    return _changed("exact_obs_pattern(weight, hessian, n, m)", _PATTERN, *changes)
+    return changed("exact_obs_pattern(weight, hessian, n, m)", _PATTERN, *changes)
 
 
 def _obq(*changes: tuple[str, str]) -> str:
-    return _changed("obq_row(weight, hessian, levels)", _OBQ, *changes)
+    return changed("obq_row(weight, hessian, levels)", _OBQ, *changes)
 
 
 def _budget(*changes: tuple[str, str]) -> str:
-    return _changed("choose_levels(loss, cost, budget)", _BUDGET, *changes)
+    return changed("choose_levels(loss, cost, budget)", _BUDGET, *changes)
 
 
 _IN_SINGLE = (
@@ -433,7 +421,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("less than the budget, not at most", _budget(("key <= budget", "key < budget"))),
         (
             "greedy: best gain for its cost first",
-            _function(
+            function(
                 "choose_levels(loss, cost, budget)",
                 """
                 chosen = cost.argmin(1).tolist()
@@ -461,7 +449,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("most loss", _budget(("return min(", "return max("))),
         (
             "same level everywhere",
-            _function(
+            function(
                 "choose_levels(loss, cost, budget)",
                 """
                 fits = [j for j in range(cost.shape[1]) if int(cost[:, j].sum()) <= budget]
@@ -473,7 +461,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         (
             "tries every choice",
             "import itertools\n"
-            + _function(
+            + function(
                 "choose_levels(loss, cost, budget)",
                 """
                 losses, costs = loss.tolist(), cost.tolist()

@@ -1,0 +1,9 @@
+"""The known wrong answers of each assignment, by its folder in solutions/."""
+
+from tests.exercises.wrong_answers import optimal_brain_compression, pruning, quantization
+
+WRONG: dict[str, dict[str, list[tuple[str, str]]]] = {
+    "lecture1_pruning": pruning.WRONG,
+    "lecture1_quantization": quantization.WRONG,
+    "lecture2": optimal_brain_compression.WRONG,
+}
