@@ -1,0 +1,151 @@
+"""Prune at four moments of a network's life, with the same number of training epochs and the same sparsity.
+
+    python experiments/pruning_taxonomy.py          # some minutes on two cores
+    python experiments/pruning_taxonomy.py --quick  # one seed, one sparsity, two epochs, nothing written
+
+The network is the multilayer perceptron of the course on mnist5k, 235 146 weights, 12 epochs in every row:
+
+    dense              12 epochs, no pruning
+    train-prune-tune   6 epochs dense, prune by global magnitude, 6 epochs with the mask fixed
+    at initialization  prune the untrained network (SNIP, magnitude, or at random), 12 epochs with the mask fixed
+    during training    12 epochs, the cubic schedule from the first step to the ninth epoch
+    post-training      12 epochs dense, prune by layer-normalized magnitude; then nothing more, or calibration of the
+                       layers on 1024 training images without labels (weight, bias, masked fine-tuning)
+
+Numbers go to ``experiments/results/pruning_taxonomy.json``: accuracy on the 1000 held-out digits for each seed, and
+the seconds of everything after the dense training that rows share.
+"""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mlcomp.data import mnist5k, mnist_calibration, random_shift
+from mlcomp.metrics import accuracy
+from mlcomp.models import mlp
+from mlcomp.prune import (
+    calibrate,
+    global_magnitude,
+    gradual_pruning,
+    keep_zeros,
+    layer_normalized,
+    layer_weights,
+    network_sparsity,
+    random_pruning,
+    snip,
+    with_weights,
+)
+from mlcomp.train import train
+
+RESULTS = Path(__file__).parent / "results" / "pruning_taxonomy.json"
+SPARSITIES = (0.8, 0.9, 0.95, 0.98)
+SEEDS = (0, 1, 2)
+EPOCHS = 12
+TRAINING = {"lr": 2e-3, "batch_size": 64, "weight_decay": 1e-2, "augment": random_shift, "progress": False}
+
+
+class Run:
+    """One seed: the networks that rows share, and the rows."""
+
+    def __init__(self, seed: int, epochs: int):
+        self.seed, self.epochs = seed, epochs
+        self.data = mnist5k("train")
+        self.start = mlp(pretrained=False, seed=seed)
+        self.dense = self.trained(self.start, epochs)
+        self.half = self.trained(self.start, epochs // 2)
+
+    def trained(self, model: nn.Module, epochs: int) -> nn.Module:
+        """Return a copy of ``model`` after training that keeps its zeros."""
+        result = with_weights(model, layer_weights(model))
+        train(result, *self.data, epochs=epochs, seed=self.seed, after_step=keep_zeros(result), **TRAINING)
+        return result
+
+    def pruned(self, model: nn.Module, pruner: Callable, sparsity: float) -> nn.Module:
+        """Return a copy of ``model`` with the pruner's weights."""
+        return with_weights(model, pruner(layer_weights(model), sparsity=sparsity))
+
+    def rows(self, sparsity: float) -> dict[str, Callable[[], nn.Module]]:
+        """Return name → what makes the sparse network."""
+        batch = [t[:100] for t in self.data]  # ten of each class
+
+        def at_start(weights: dict) -> nn.Module:
+            return self.trained(with_weights(self.start, weights), self.epochs)
+
+        start = layer_weights(self.start)
+        return {
+            "train-prune-tune": lambda: self.trained(
+                self.pruned(self.half, global_magnitude, sparsity), self.epochs - self.epochs // 2
+            ),
+            "at initialization, SNIP": lambda: at_start(snip(self.start, *batch, sparsity=sparsity)),
+            "at initialization, magnitude": lambda: at_start(global_magnitude(start, sparsity=sparsity)),
+            "at initialization, random": lambda: at_start(random_pruning(start, sparsity=sparsity, seed=self.seed)),
+            "during training": lambda: (
+                gradual_pruning(
+                    self.start,
+                    *self.data,
+                    sparsity=sparsity,
+                    epochs=self.epochs,
+                    every=20,
+                    seed=self.seed,
+                    **TRAINING,
+                ).model
+            ),
+            "post-training, nothing more": lambda: self.pruned(self.dense, layer_normalized, sparsity),
+            "post-training, calibrated": lambda: calibrate(
+                self.dense, self.pruned(self.dense, layer_normalized, sparsity), mnist_calibration(1024)
+            ),
+        }
+
+
+def run(seeds: tuple[int, ...], sparsities: tuple[float, ...], epochs: int) -> dict:
+    """Return the numbers of all rows."""
+    found: dict[str, dict] = {}
+    began = time.perf_counter()
+    for seed in seeds:
+        one = Run(seed, epochs)
+        found.setdefault("dense", {"accuracy": {}})["accuracy"].setdefault("0", []).append(
+            accuracy(one.dense, *mnist5k("held_out"))
+        )
+        for sparsity in sparsities:
+            for name, make in one.rows(sparsity).items():
+                start = time.perf_counter()
+                model = make()
+                seconds = time.perf_counter() - start
+                if abs(network_sparsity(model) - sparsity) > 1e-5:
+                    raise RuntimeError(f"{name} at {sparsity}: sparsity is {network_sparsity(model)}")
+                row = found.setdefault(name, {"accuracy": {}, "seconds": {}})
+                row["accuracy"].setdefault(str(sparsity), []).append(accuracy(model, *mnist5k("held_out")))
+                row["seconds"].setdefault(str(sparsity), []).append(round(seconds, 2))
+                print(f"seed {seed}  {sparsity:.2f}  {name:<30} {row['accuracy'][str(sparsity)][-1]:.3f}", flush=True)
+    options = {key: value for key, value in TRAINING.items() if key not in ("augment", "progress")}
+    return {
+        "network": "mlp",
+        "training": options | {"epochs": epochs, "augment": "random_shift, 2 pixels"},
+        "seeds": list(seeds),
+        "rows": found,
+        "seconds": round(time.perf_counter() - began, 1),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": f"{platform.machine()}, CPU",
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Run, print, and write the results file."""
+    if "--quick" in arguments:
+        print(json.dumps(run((0,), (0.9,), 2), indent=1))
+        return
+    results = run(SEEDS, SPARSITIES, EPOCHS)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
