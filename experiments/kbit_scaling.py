@@ -1,6 +1,7 @@
 """Quantize each model of the family at every precision, block size and data type; total bits against held-out loss.
 
-    python experiments/kbit_scaling.py                 # about 15 minutes on one core; continues where it stopped
+    PYTHONPATH=. python experiments/kbit_scaling.py                   # about 15 minutes on one quiet core
+    PYTHONPATH=. python experiments/kbit_scaling.py --device cuda     # about a minute; either continues where it stopped
 
 One row a model and setting goes to ``experiments/results/kbit_scaling.csv``, with what it was made on. The loss is on
 the first 32 KiB of the fixed held-out text (``mlcomp.data.reference_bytes``).
@@ -35,15 +36,17 @@ def settings() -> list[tuple[int, int | None, str]]:
 
 
 def row(width: int, bits: int, block_size: int | None, data_type: str, text: torch.Tensor) -> dict[str, object]:
-    """Measure one model at one setting."""
+    """Measure one model at one setting, on the device of ``text``."""
     start = time.perf_counter()
-    model, total = quantize_matrices(byte_lm(width), bits=bits, block_size=block_size, data_type=data_type)
+    device = text.device
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, CPU"
+    model, total = quantize_matrices(byte_lm(width).to(device), bits=bits, block_size=block_size, data_type=data_type)
     loss = bits_per_byte(model, text)
     return {
         "width": width, "parameters": sum(p.numel() for p in model.parameters()), "bits": bits,
         "block_size": block_size or "matrix", "data_type": data_type, "total_bits": total,
         "bits_per_byte": f"{loss:.5f}", "seconds": f"{time.perf_counter() - start:.2f}", "torch": torch.__version__,
-        "python": platform.python_version(), "processor": f"{platform.machine()}, CPU",
+        "python": platform.python_version(), "processor": where,
     }  # fmt: skip
 
 
@@ -52,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args()
     key = ("width", "bits", "block_size", "data_type")
     done = set()
@@ -59,7 +63,7 @@ def main() -> None:
         with options.out.open(newline="") as file:
             done = {tuple(r[k] for k in key) for r in csv.DictReader(file)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    text = reference_bytes(TEXT + 1)
+    text = reference_bytes(TEXT + 1).to(options.device)
     with options.out.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if not done:
