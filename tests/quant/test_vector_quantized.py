@@ -42,8 +42,8 @@ def test_size_is_that_of_the_packed_parts(name):
 
 @EVERY
 def test_vectors_are_runs_of_inputs(name):
-    # Rows that repeat one of eight runs are exact with eight entries, and only if the cut is the right one. (Halves of
-    # halves of halves, so that the tree, which splits by halves, can find them.)
+    # Rows that repeat one of eight runs are exact with eight entries, and only if the cut is the right one. (Halves
+    # of halves of halves, so that the tree, which splits by halves, can find them.)
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
     runs = torch.cat([signs * torch.tensor([100.0, 10.0, 1.0]), torch.arange(8.0)[:, None] / 10], dim=1)
     weight = runs[torch.arange(48) % 8].reshape(8, 24)
