@@ -28,6 +28,8 @@ from mlcomp.obs.quip_sharp import QuIPSharp, quip_sharp
 from mlcomp.obs.refit import refit
 from mlcomp.obs.replay import replay
 from mlcomp.obs.sparsegpt import sparsegpt
+from mlcomp.obs.spqr import spqr
+from mlcomp.obs.spqr_format import SpQR
 from mlcomp.obs.stitch import level_losses, stitch
 from mlcomp.obs.trace import Trace
 
@@ -44,6 +46,7 @@ __all__ = [
     "QuIP",
     "QuIPSharp",
     "Selection",
+    "SpQR",
     "Trace",
     "build_database",
     "choose_levels",
@@ -81,6 +84,7 @@ __all__ = [
     "replay",
     "select_counts",
     "sparsegpt",
+    "spqr",
     "stitch",
     "weight_incoherence",
 ]
