@@ -2,6 +2,7 @@
 
 import torch
 
+from benchmarks import rivals
 from benchmarks.measure import Case, close
 from mlcomp.formats import absmax_int8 as quantize
 from mlcomp.formats.int8_matmul import int8_matmul as reference
@@ -31,6 +32,8 @@ def cases(device):
                     return (torch._int_mm(q.codes, weight.codes.T) * q.scale * weight.scale.T).bfloat16()
 
                 versions |= {"_int_mm, codes given": int_mm}
+            others = dict(rivals.int8(w))
+            versions |= {name: lambda x=x, f=function: f(x) for name, function in others.items()}
         else:
             versions["float32"] = lambda x=x, w=w: x @ w.T
 
@@ -42,5 +45,5 @@ def cases(device):
         size = out * inp + x.nbytes + (2 if on_gpu else 4) * tokens * out
         yield Case(
             "int8_matmul", f"{tokens}×{inp} · {out}×{inp}", "int8", versions, check, size, 2 * tokens * out * inp,
-            "int8" if on_gpu else "fp32", tuple(versions),
+            "int8" if on_gpu else "fp32", tuple(set(versions) - {"bitsandbytes"}),
         )  # fmt: skip

@@ -1,7 +1,8 @@
-"""16-bit activations times packed 4-bit weights against cuBLAS on the same weight in bf16."""
+"""16-bit activations times packed 4-bit weights against cuBLAS on bf16, and 4-bit products of other libraries."""
 
 import torch
 
+from benchmarks import rivals
 from benchmarks.measure import Case, close
 from mlcomp.quant import rtn
 from mlcomp.quant.w4a16 import pack_w4
@@ -14,6 +15,7 @@ def cases(device):
     weight = pack_w4(rtn(torch.randn(out, inp, device=device), bits=4, group_size=128))
     dtype = torch.bfloat16 if on_gpu else torch.float32
     dense = weight.dequantize().to(dtype)
+    others = dict(rivals.w4a16(dense, 128)) if on_gpu else {}
     for tokens in (1, 4, 16, 64) if on_gpu else (1, 16):
         x = torch.randn(tokens, inp, device=device).to(dtype)
         versions = {"reference": lambda x=x: reference(x, weight)}
@@ -21,6 +23,7 @@ def cases(device):
             from mlcomp.kernels.w4a16_matmul import w4a16_matmul
 
             versions = {"kernel": lambda x=x: w4a16_matmul(x, weight), "cuBLAS bf16": lambda x=x: x @ dense.T}
+            versions |= {name: lambda x=x, f=function: f(x) for name, function in others.items()}
         else:
             versions["float32"] = lambda x=x: x @ dense.T
 
@@ -30,5 +33,5 @@ def cases(device):
         size = weight.nbytes + x.nbytes + x.element_size() * tokens * out
         yield Case(
             "w4a16_matmul", f"{tokens}×{inp} · {out}×{inp} g128", "bf16", versions, check, size,
-            2 * tokens * out * inp, "bf16" if on_gpu else "fp32", ("kernel", "cuBLAS bf16"),
+            2 * tokens * out * inp, "bf16" if on_gpu else "fp32", ("kernel", "cuBLAS bf16", "torchao", "gemlite"),
         )  # fmt: skip
