@@ -72,12 +72,11 @@ def _centroids(cells: Cells) -> Tensor:
     full = mass > 0
     if full.all():
         return centre
-    mass, centre, spread = mass[full], centre[full], spread[full]
+    centre, spread = centre[full], spread[full]
     worst = spread.topk(min(int((~full).sum()), len(spread))).indices
-    # One standard deviation up: into the cell, so that the next turn splits it.
-    extra = centre[worst] + (spread[worst] / mass[worst]).sqrt()
-    surplus = len(full) - len(centre) - len(extra)
-    return torch.cat([centre, extra, centre[-1:].expand(surplus)]).sort().values
+    surplus = len(full) - len(centre) - len(worst)
+    # Between two equal levels lies a threshold of the same value: the next turn splits the cell there.
+    return torch.cat([centre, centre[worst], centre[-1:].expand(surplus)]).sort().values
 
 
 def _descend(source: Source, y: Tensor, max_steps: int, tolerance: float) -> Tensor:
