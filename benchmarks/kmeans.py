@@ -8,6 +8,7 @@ less than 1e-4 (ours) or the centres move by less (scikit-learn's rule), so ther
 """
 
 import argparse
+import csv
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +19,6 @@ from sklearn.cluster import KMeans as ScikitKMeans
 from threadpoolctl import threadpool_limits
 
 from benchmarks.exact_obs import origin, timed
-from benchmarks.record import append
 from mlcomp.quant import kmeans
 
 RESULTS = Path(__file__).parent / "results" / "kmeans.csv"
@@ -99,7 +99,12 @@ def main(argv=None):
             rows.append(source | row)
     print(f"{time.perf_counter() - began:.0f} s")
     if not options.no_record:
-        append(rows, RESULTS)
+        new = not RESULTS.exists()
+        with RESULTS.open("a", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":
