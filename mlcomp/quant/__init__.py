@@ -14,7 +14,7 @@ from mlcomp.quant.calibration import activation_grid, observer
 from mlcomp.quant.codebook import Codebook
 from mlcomp.quant.companding import ALaw, MuLaw, companded_codebook, optimal_companding
 from mlcomp.quant.density import Density
-from mlcomp.quant.diffq import DiffQLayer, diffq_codes, diffq_size, prepare_diffq, pseudo_noise
+from mlcomp.quant.diffq import DiffQLayer, SizeTarget, diffq_codes, diffq_size, prepare_diffq, pseudo_noise
 from mlcomp.quant.e8 import e8_nearest, e8p_decode, e8p_encode
 from mlcomp.quant.fake_quantized import FakeQuantized, integer_linear
 from mlcomp.quant.grid import Grid, fit_grid, range_grid
@@ -60,6 +60,7 @@ __all__ = [
     "QuantizationSNR",
     "Quantized",
     "QuantizedBlock",
+    "SizeTarget",
     "StepQuantizer",
     "TableQuantized",
     "TreeCodebook",

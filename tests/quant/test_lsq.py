@@ -81,7 +81,7 @@ def test_learning_the_step_finds_the_best_one():
 
     optimizer = torch.optim.SGD([s], lr=0.5)
     for _ in range(300):
-        # LSQ's slope is 2(v̂ − v)²/s for a value inside: on average s/6, the derivative of s²/12, the error of rounding.
+        # LSQ's slope is 2(v̂ − v)²/s for a value inside: s/6 on average, the derivative of rounding's error s²/12.
         y = lsq_quantize(v, s, low=-4, high=3, count=1)
         optimizer.zero_grad()
         (2 * (y - v).detach() * y).mean().backward()
