@@ -1,7 +1,7 @@
 """Quantize each model of the family at every precision, block size and data type; total bits against held-out loss.
 
-    PYTHONPATH=. python experiments/kbit_scaling.py                   # about 15 minutes on one quiet core
-    PYTHONPATH=. python experiments/kbit_scaling.py --device cuda     # about a minute; either continues where it stopped
+    PYTHONPATH=. python experiments/kbit_scaling.py                  # about 15 minutes on one quiet core
+    PYTHONPATH=. python experiments/kbit_scaling.py --device cuda    # about a minute; both go on where they stopped
 
 One row a model and setting goes to ``experiments/results/kbit_scaling.csv``, with what it was made on. The loss is on
 the first 32 KiB of the fixed held-out text (``mlcomp.data.reference_bytes``).

@@ -116,7 +116,7 @@ def train(width: int, text: Tensor, steps: int, batch: int, graphs: bool) -> tup
     window = torch.arange(CONTEXT + 1, device=device)
     loss_of = Loss(model, device)
     if graphs:
-        # Graphs are captured on a stream of their own; PyTorch orders it before the optimizer, and warns all the same.
+        # Graphs are captured on a stream of their own; PyTorch waits for it, and warns all the same.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         loss_of = torch.cuda.make_graphed_callables(loss_of, (text[starts[0][:, None] + window].long(),))
     curve, total, since = [], torch.zeros((), device=device), 0

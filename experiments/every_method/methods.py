@@ -1,41 +1,111 @@
-"""The registrations. Options are the ones a user would take; what differs from a method's defaults is said here."""
+"""The registrations. Options are those a user would take; the table shows what differs from the defaults."""
 
 import torch
 
 from experiments.every_method.registry import register
 from mlcomp.formats import absmax_int8
-from mlcomp.obs import exact_obs, gptq, l_obs, obd, obq, sparsegpt
+from mlcomp.obs import exact_obs, gptq, l_obs, obd, obq, quip, quip_sharp, sparsegpt, spqr
 from mlcomp.prune import adaprune, magnitude, wanda
-from mlcomp.quant import adaquant, adaround, bitsplit, blockwise, rtn
+from mlcomp.quant import (
+    MuLaw,
+    adaquant,
+    adaround,
+    aqlm,
+    bitsplit,
+    blockwise,
+    companded_codebook,
+    lloyd_max,
+    product_quantization,
+    quantile_codebook,
+    residual_quantization,
+    rtn,
+    table_quantize,
+    tree_quantization,
+    vector_quantization,
+)
 
 BITS = [{"bits": b} for b in (2, 3, 4)]
 GROUPS = [{"bits": b, "group_size": 64} for b in (2, 3, 4)]
 ZEROS = [{"sparsity": 0.5}, {"sparsity": 0.7}, {"pattern": (2, 4)}]
 
+
+def data_free(function, **fixed):
+    """Return ``function`` as a method that does not look at the Hessian, with some options fixed."""
+    return lambda weight, hessian, **setting: function(weight, **fixed, **setting)
+
+
+def seeded(function, **fixed):
+    """Return ``function`` as a method that draws from a generator with seed 0."""
+    return lambda weight, hessian, **setting: function(
+        weight, generator=torch.Generator().manual_seed(0), **fixed, **setting
+    )
+
+
+def from_table(make, scale):
+    """Return the method that rounds each scaled row to the table ``make(levels)``."""
+    return lambda weight, hessian, bits: table_quantize(weight, make(2**bits), scale=scale)
+
+
 register(
     "half precision", "1.01", "reference", torch.Tensor.half, {"dtype": "float16"},
     method=lambda weight, hessian, dtype: weight.half(), data_free=True,
 )  # fmt: skip
+
+# Each weight on its own.
 register("round to nearest", "1.02", "scalar", rtn, *BITS, {"bits": 8}, *GROUPS, data_free=True)
 register(
-    "round to nearest, clipped", "1.02", "scalar", rtn, *({**s, "clip": "mse"} for s in BITS + GROUPS), data_free=True
-)
+    "round to nearest, clipped", "1.02", "scalar", rtn, *BITS, *GROUPS, method=data_free(rtn, clip="mse"),
+    data_free=True,
+)  # fmt: skip
 register("int8 by absolute maximum", "4.02", "scalar", absmax_int8, {"dim": -1}, data_free=True)
 register(
+    "quantiles of a Gaussian", "1.04", "scalar", table_quantize, *BITS,
+    method=from_table(lambda n: quantile_codebook("gaussian", n), "rms"), data_free=True,
+)  # fmt: skip
+register(
+    "Lloyd–Max for a Gaussian", "1.05", "scalar", table_quantize, *BITS,
+    method=from_table(lambda n: lloyd_max("gaussian", n), "rms"), data_free=True,
+)  # fmt: skip
+register(
+    "companding (μ-law)", "1.06", "scalar", table_quantize, *BITS,
+    method=from_table(lambda n: companded_codebook(MuLaw(), n), "absmax"), data_free=True,
+)  # fmt: skip
+register(
     "block-wise data types", "1.12", "scalar", blockwise,
-    {"bits": 4, "data_type": "int"}, {"bits": 4, "data_type": "float"}, {"bits": 4, "data_type": "nf4"},
+    *({"bits": 4, "data_type": t} for t in ("int", "float", "nf4")),
     *({"bits": b, "data_type": "quantile"} for b in (2, 3, 4)), data_free=True,
 )  # fmt: skip
 
-register(
-    "GPTQ", "2.08", "compensated", gptq,
-    *({**s, "clip": "mse", "order": "activation"} for s in BITS), *({**s, "clip": "mse"} for s in GROUPS),
-)  # fmt: skip
-register("OBQ", "2.08", "compensated", obq, *({**s, "clip": "mse", "damp": 0.01} for s in BITS))
-register("AdaRound", "2.09", "compensated", adaround, *BITS)
-register("AdaQuant", "2.09", "compensated", adaquant, *BITS)
+# Codes chosen with the Hessian.
+register("GPTQ", "2.08", "compensated", gptq, *({**s, "clip": "mse", "order": "activation"} for s in BITS + GROUPS))
+register("OBQ", "2.08", "compensated", obq, {"bits": 3, "clip": "mse", "damp": 0.01})
+register("AdaRound", "2.09", "compensated", adaround, *({**s, "steps": 100} for s in BITS))
+register("AdaQuant", "2.09", "compensated", adaquant, *({**s, "steps": 100} for s in BITS))
 register("BitSplit", "2.09", "compensated", bitsplit, *BITS)
+register("SpQR", "1.11", "compensated", spqr, *BITS)
+register("QuIP", "1.14", "compensated", quip, *BITS)
 
+# Several weights to a code.
+register(
+    "k-means vectors", "1.07", "vector", vector_quantization, {"dim": 4, "entries": 256}, {"dim": 2, "entries": 64},
+    method=seeded(vector_quantization, max_steps=20), data_free=True,
+)  # fmt: skip
+register(
+    "product quantization", "1.07", "vector", product_quantization, {"dim": 8, "parts": 2, "entries": 256},
+    method=seeded(product_quantization, max_steps=20), data_free=True,
+)  # fmt: skip
+register(
+    "residual quantization", "1.07", "vector", residual_quantization, {"dim": 8, "stages": 2, "entries": 256},
+    method=seeded(residual_quantization, max_steps=20), data_free=True,
+)  # fmt: skip
+register(
+    "tree quantization", "1.07", "vector", tree_quantization, {"dim": 4, "entries": 256, "branching": 16},
+    method=seeded(tree_quantization, max_steps=20), data_free=True,
+)  # fmt: skip
+register("QuIP#", "1.14", "vector", quip_sharp, *BITS)
+register("AQLM", "1.13", "vector", aqlm, {"dim": 8, "books": 2, "max_rounds": 2}, method=seeded(aqlm))
+
+# Zeros.
 register("magnitude", "2.07", "pruning", magnitude, *ZEROS, data_free=True)
 register(
     "Wanda", "4.09", "pruning", wanda, *ZEROS,
@@ -45,12 +115,15 @@ register("OBD", "2.02", "pruning", obd, *ZEROS)
 register("L-OBS", "2.04", "pruning", l_obs, *ZEROS[:2])
 register("AdaPrune", "2.07", "pruning", adaprune, *ZEROS)
 register("SparseGPT", "2.05", "pruning", sparsegpt, *ZEROS)
-register("ExactOBS", "2.05", "pruning", exact_obs, *({**s, "damp": 0.01} for s in ZEROS))
+register("ExactOBS", "2.05", "pruning", exact_obs, *({**s, "damp": 0.01} for s in (ZEROS[0], ZEROS[2])))
 
 
-def prune_then_quantize(weight, hessian, *, pattern, bits):
-    """ExactOBS to a pattern, then OBQ: zero is a point of each grid, so the zeros stay."""
-    return obq(exact_obs(weight, hessian, pattern=pattern, damp=0.01), hessian, bits=bits, damp=0.01)
+def prune_then_round(weight, hessian, *, pattern, bits):
+    """SparseGPT to a pattern, then rounding: zero is a point of each grid, so the zeros stay."""
+    return rtn(sparsegpt(weight, hessian, pattern=pattern), bits=bits, group_size=64, clip="mse")
 
 
-register("ExactOBS, then OBQ", "2.10", "both", obq, {"pattern": (2, 4), "bits": 4}, method=prune_then_quantize)
+register(
+    "SparseGPT, then rounding", "2.10", "both", rtn, *({"pattern": (2, 4), "bits": b} for b in (3, 4)),
+    method=prune_then_round,
+)  # fmt: skip

@@ -78,7 +78,7 @@ def minilm_subject(sentences: int = SENTENCES) -> Subject:
 def recall_of_neighbours(
     reference: Float[Tensor, "n dim"], vectors: Float[Tensor, "n dim"], count: int = 10
 ) -> float:
-    """Return the share of each reference vector's ``count`` nearest (by cosine, itself left out) that stay nearest."""
+    """Return the share of each vector's ``count`` nearest by cosine (itself left out) that stay so near."""
     nearest = []
     for x in (reference, vectors):
         unit = nn.functional.normalize(x.double(), dim=1)

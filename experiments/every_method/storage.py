@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlcomp.formats import AbsmaxInt8, AdditiveCodes, pack, packed_nbytes, sparse_nbytes
-from mlcomp.quant import Blockwise, Quantized
+from mlcomp.quant import Blockwise, Quantized, TableQuantized, VectorQuantized
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,22 @@ def _(result: Blockwise, pattern: tuple[int, int] | None = None) -> Stored:
 def _(result: AdditiveCodes, pattern: tuple[int, int] | None = None) -> Stored:
     bits = (result.codebooks.shape[1] - 1).bit_length()
     arrays = (pack(result.codes, bits), result.codebooks, result.scale)
+    _same_account(result, arrays)
+    return Stored(result.dequantize().float(), sum(a.nbytes for a in arrays), arrays)
+
+
+@store.register
+def _(result: VectorQuantized, pattern: tuple[int, int] | None = None) -> Stored:
+    bits = (result.codebooks.shape[1] - 1).bit_length()
+    arrays = (pack(result.codes, bits), result.codebooks)
+    _same_account(result, arrays)
+    return Stored(result.dequantize().float(), sum(a.nbytes for a in arrays), arrays)
+
+
+@store.register
+def _(result: TableQuantized, pattern: tuple[int, int] | None = None) -> Stored:
+    levels = result.codebook.levels.to(result.scale.dtype)
+    arrays = (pack(result.codes, (len(levels) - 1).bit_length()), result.scale, levels)
     _same_account(result, arrays)
     return Stored(result.dequantize().float(), sum(a.nbytes for a in arrays), arrays)
 

@@ -95,7 +95,8 @@ def blockwise(
     divisor = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
     normal = (blocks / divisor[:, None]).reshape(-1)[: w.numel()]
     if data_type == "quantile":
-        levels = quantile_codebook(normal, 2**bits, representative="median").levels.half().float().to(w.device)
+        levels = quantile_codebook(normal.cpu(), 2**bits, representative="median").levels.half().float()
+        levels = levels.to(w.device)
     else:
         levels = data_type_levels(data_type, bits).to(w.device)
     codes = torch.bucketize(normal, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)

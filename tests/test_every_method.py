@@ -1,0 +1,200 @@
+"""The table of every method: registration, storage that is really packed, the runner, and what must be registered."""
+
+import csv
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.every_method import methods, registry
+from experiments.every_method.registry import ENTRIES, describe, register
+from experiments.every_method.run import FIELDS, Subject, recall_of_neighbours, run, run_all
+from experiments.every_method.storage import store
+from mlcomp.data import make_layer
+from mlcomp.formats import absmax_int8, sparse_nbytes, unpack
+from mlcomp.obs import exact_obs, gptq, obq
+from mlcomp.prune import magnitude
+from mlcomp.quant import blockwise, rtn
+from tests.contract.test_modules import METHOD_PACKAGES
+from tools.inventory import methods as modules_with_rows
+
+# Layer-wise functions of lectures 1 and 2 that are no method of their own, and why.
+NO_ROW_OF_ITS_OWN = {
+    "bias_correction": "mends a bias after another method",
+    "group_update": "one step of a method: the weights after a given removal",
+    "ldlq": "codes equal to GPTQ's, which is in the table",
+    "masked_finetune": "mends the weights on another method's mask",
+    "refit": "mends the weights on another method's mask",
+    "weight_correction": "mends mean and variance after another method",
+}
+
+
+def layerwise_methods():
+    """Modules of lectures 1 and 2 whose namesake takes a weight first: method name → function."""
+    found = {}
+    for module in modules_with_rows():
+        if module.name.split(".")[1] not in METHOD_PACKAGES:
+            continue
+        own = [node for node in module.public if node.name == module.path.stem]
+        if not own or not any(row[0] in "12" for row in module.syllabus):
+            continue
+        if [a.arg for a in own[0].args.args[:1]] == ["weight"]:
+            package = __import__(module.name.rpartition(".")[0], fromlist=["x"])
+            if own[0].name in package.__all__:  # exported: a finished method
+                found[own[0].name] = getattr(package, own[0].name)
+    return found
+
+
+def test_every_finished_layerwise_method_is_in_the_table():
+    found = layerwise_methods()
+    assert {"rtn", "gptq", "obq", "exact_obs", "magnitude"} <= set(found)  # the search itself works
+    registered = {entry.function for entry in ENTRIES.values()}
+    missing = [
+        name for name, function in found.items() if function not in registered and name not in NO_ROW_OF_ITS_OWN
+    ]
+    assert missing == [], "register them in experiments/every_method/methods.py, or say why not"
+    assert set(NO_ROW_OF_ITS_OWN) <= set(found)
+
+
+@pytest.fixture(scope="module")
+def subject():
+    """Two small layers with real Hessians; quality: agreement of the outputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    x = make_layer(64, 64, 300, seed=0)[1]
+    reference = model(x.T).detach()
+    hessians = {"0": 2 * x @ x.T}
+    inner = model[:2](x.T).detach().T
+    hessians["2"] = 2 * inner @ inner.T
+
+    def quality(candidate):
+        with torch.no_grad():
+            outputs = candidate(x.T)
+        return float(nn.functional.cosine_similarity(outputs, reference).mean()), recall_of_neighbours(
+            reference, outputs
+        )
+
+    return Subject(model, hessians, 0.5, quality)
+
+
+QUICK = [(e, s) for e in ENTRIES.values() for s in e.settings[:1] if e.name not in ("AdaQuant", "AQLM")]
+
+
+@pytest.mark.parametrize(("entry", "setting"), QUICK, ids=lambda v: getattr(v, "name", ""))
+def test_every_registered_method_gives_an_honest_row(entry, setting, subject):
+    before = {k: v.clone() for k, v in subject.model.state_dict().items()}
+    row = run(entry, setting, subject)
+    assert set(row) == set(FIELDS)
+    assert all(torch.equal(v, before[k]) for k, v in subject.model.state_dict().items())
+    bits = float(row["bits_per_weight"])
+    # Codebooks of 256 entries weigh more than so small a layer.
+    assert 0 < bits <= (16 if entry.kind != "vector" else 100)
+    assert float(row["megabytes"]) == pytest.approx(bits * 8192 / 8e6, abs=6e-4)
+    if "bits" in setting and entry.kind != "both":
+        assert bits >= setting["bits"]
+    assert 0 <= float(row["layer_error"]) < 1 and -1 <= float(row["similarity"]) <= 1.0001
+    assert (row["hessian_seconds"] == "0") == entry.data_free
+
+
+def test_data_free_methods_do_not_see_the_hessian():
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    for entry in ENTRIES.values():
+        if entry.data_free:
+            a, b = (store(entry.method(weight, h, **entry.settings[0])).weight for h in (torch.eye(64), None))
+            assert torch.equal(a, b)
+
+
+def test_runner_goes_on_where_it_stopped(subject, tmp_path):
+    path = tmp_path / "table.csv"
+    entries = [ENTRIES["round to nearest"], ENTRIES["magnitude"]]
+    count = sum(len(e.settings) for e in entries)
+    assert run_all(entries[:1], lambda: subject, path) == len(entries[0].settings)
+    first = path.read_text()
+    assert run_all(entries, lambda: subject, path) == len(entries[1].settings)
+    assert path.read_text().startswith(first)
+    assert run_all(entries, lambda: pytest.fail("nothing is left to do"), path) == 0
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == count == len({(r["method"], r["setting"]) for r in rows})
+
+
+def test_pruned_weights_can_be_read_back():
+    weight = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    for options in ({"sparsity": 0.5}, {"pattern": (2, 4)}, {"pattern": (4, 8)}):
+        pattern = options.get("pattern")
+        format = "n:m" if pattern else "bitmask"
+        pruned = magnitude(weight, **options)
+        stored = store(pruned, pattern)
+        assert torch.equal(stored.weight, pruned.half().float())
+        nnz = int((pruned != 0).sum())
+        assert stored.nbytes == sparse_nbytes((6, 16), nnz, format=format, value_bits=16, pattern=pattern)
+        values, where = stored.arrays
+        rebuilt = torch.zeros(6 * 16, dtype=torch.float16)
+        if format == "bitmask":
+            rebuilt[unpack(where, 1, 96).bool()] = values
+        else:
+            block = options["pattern"][1]
+            places = unpack(where, (block - 1).bit_length(), tuple(values.shape)).long()
+            rebuilt = torch.zeros(96 // block, block, dtype=torch.float16).scatter_(1, places, values).flatten()
+        assert torch.equal(rebuilt.reshape(6, 16).float(), stored.weight)
+
+
+def test_little_sparsity_is_stored_dense():
+    weight = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    stored = store(magnitude(weight, sparsity=0.02))
+    assert stored.nbytes == 2 * 64 and len(stored.arrays) == 1
+
+
+def test_quantized_results_are_their_own_account():
+    weight, x, _ = make_layer(8, 32, 100, seed=0)
+    hessian = 2 * x @ x.T
+    for result in (
+        rtn(weight, bits=3, group_size=8),
+        rtn(weight, bits=4, symmetric=True),
+        gptq(weight, hessian, bits=3, group_size=16, order="activation"),
+        blockwise(weight, bits=3, data_type="quantile"),
+    ):
+        stored = store(result)
+        assert stored.arrays is not None and stored.nbytes == sum(a.nbytes for a in stored.arrays) == result.nbytes
+        assert torch.equal(stored.weight, result.dequantize().float())
+    int8 = store(absmax_int8(weight, dim=-1))
+    assert int8.nbytes == 8 * 32 + 8 * 4
+
+
+def test_pattern_and_codes_together():
+    weight, x, _ = make_layer(8, 32, 100, seed=0)
+    hessian = 2 * x @ x.T
+    both = obq(exact_obs(weight, hessian, pattern=(2, 4)), hessian, bits=4)
+    stored = store(both, (2, 4))
+    assert stored.nbytes == sparse_nbytes((8, 32), 128, format="n:m", value_bits=4, pattern=(2, 4)) + 8 * 4 + 4
+    codes, places = unpack(stored.arrays[0], 4, (64, 2)), unpack(stored.arrays[1], 2, (64, 2)).long()
+    zero = both.zero.to(torch.uint8).repeat_interleave(8, 0).expand(64, 4).clone()
+    assert torch.equal(zero.scatter_(1, places, codes).reshape(8, 32), both.codes)
+
+
+def test_recall_by_hand():
+    a = torch.eye(4) + torch.tensor([[0, 0.5, 0, 0], [0.5, 0, 0, 0], [0, 0, 0, 0.5], [0, 0, 0.5, 0]])
+    assert recall_of_neighbours(a, a, count=1) == 1
+    assert recall_of_neighbours(a, a[[0, 2, 1, 3]], count=1) == 0  # each row's nearest was swapped away
+
+
+def test_bad_input(as_user):
+    with pytest.raises(ValueError, match="registered already"):
+        register("GPTQ", "2.08", "compensated", gptq, {"bits": 4})
+    with pytest.raises(ValueError, match="kind must be one of"):
+        register("new", "1.02", "other", rtn, {"bits": 4})
+    with pytest.raises(ValueError, match="at least one setting"):
+        register("new", "1.02", "scalar", rtn)
+    with pytest.raises(TypeError, match="a tensor, or a result"):
+        store("text")
+    with pytest.raises(ValueError, match="no whole number of blocks"):
+        store(torch.ones(2, 6), (2, 4))
+    assert "new" not in ENTRIES and describe({"pattern": (2, 4), "bits": 3}) == "pattern=2:4 bits=3"
+
+
+def test_names_kinds_and_functions():
+    assert methods.ENTRIES is ENTRIES if hasattr(methods, "ENTRIES") else registry.ENTRIES is ENTRIES
+    for entry in ENTRIES.values():
+        assert callable(entry.function) and inspect.signature(entry.method)
+        assert len({describe(s) for s in entry.settings}) == len(entry.settings)
