@@ -3,7 +3,7 @@
 Run: python -m benchmarks.ptq [--images 1024] [--threads N] [--no-record]
 
 The data are the inputs of five layers of the course's network, collected once; each observer then sees the same
-batches. PyTorch's module is marked for removal in favour of torchao in recent versions; where it is gone, the library's
+batches. PyTorch marks its module for removal in favour of torchao in recent versions; where it is gone, the library's
 observers are timed alone. "error" is the mean squared rounding error of all those inputs, on the grid that the range
 gives, over their mean square. PyTorch's histogram observer looks for the best range of 256 levels whatever the bits.
 """
