@@ -103,7 +103,7 @@ register(
     method=seeded(tree_quantization, max_steps=20), data_free=True,
 )  # fmt: skip
 register("QuIP#", "1.14", "vector", quip_sharp, *BITS)
-register("AQLM", "1.13", "vector", aqlm, {"dim": 8, "books": 2, "max_rounds": 2}, method=seeded(aqlm))
+register("AQLM", "1.13", "vector", aqlm, {"dim": 8, "books": 2, "max_rounds": 2})
 
 # Zeros.
 register("magnitude", "2.07", "pruning", magnitude, *ZEROS, data_free=True)

@@ -1,0 +1,162 @@
+"""`{every-method}`: size against quality of all registered methods on one model, as a picture and as tables."""
+
+import csv
+import html
+import math
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+CSV = ROOT / "experiments" / "results" / "every_method.csv"
+# Kind → title of its table, colour that is readable on white and on black, mark.
+KINDS = {
+    "reference": ("Reference", "#808080", "M-5,0H5M0,-5V5"),
+    "scalar": ("Each weight on its own", "#3b82c4", "M-4,-4H4V4H-4Z"),
+    "compensated": ("Codes chosen with the Hessian", "#d97706", "M0,-5.5L5,4H-5Z"),
+    "vector": ("Several weights to a code", "#2f9e5b", "M0,-5.5L5.5,0L0,5.5L-5.5,0Z"),
+    "pruning": ("Zeros", "#a259c4", "M-4,-4L4,4M-4,4L4,-4"),
+    "both": ("Zeros and codes", "#d6455d", "M0,-5.5L5,-1.5L3,4.5H-3L-5,-1.5Z"),
+}
+LEFT, TOP, WIDTH, HEIGHT = 62, 14, 640, 380
+X_RANGE, X_TICKS = (1.7, 18), (2, 3, 4, 6, 8, 12, 16)
+
+
+def results(path: Path = CSV) -> list[dict[str, str]]:
+    """Return the last row of the file for each method and setting."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return list({(row["method"], row["setting"]): row for row in rows}.values())
+
+
+def front(rows: list[dict[str, str]]) -> set[tuple[str, str]]:
+    """Return (method, setting) of the rows that no other row beats in size without losing in similarity.
+
+    A row stays if no other is at least as good in both and better in one.
+    """
+    points = [(float(r["bits_per_weight"]), -float(r["similarity"]), (r["method"], r["setting"])) for r in rows]
+    best, kept = math.inf, set()
+    for size in sorted({p[0] for p in points}):
+        here = [p for p in points if p[0] == size]
+        least = min(p[1] for p in here)
+        if least < best:
+            kept |= {p[2] for p in here if p[1] == least}
+            best = least
+    return kept
+
+
+def missing(rows: list[dict[str, str]]) -> list[str]:
+    """Return the registered runs that the file does not hold."""
+    from experiments.every_method import methods  # noqa: F401  (registers)
+    from experiments.every_method.registry import ENTRIES, describe
+
+    have = {(row["method"], row["setting"]) for row in rows}
+    return [
+        f"{entry.name} ({describe(setting)})"
+        for entry in ENTRIES.values()
+        for setting in entry.settings
+        if (entry.name, describe(setting)) not in have
+    ]
+
+
+def page(rows: list[dict[str, str]], not_run: list[str]) -> list[str]:
+    """Return the lines of Markdown below the picture: what was not run, then a table for each kind."""
+    best = front(rows)
+    lines = [f"**Registered, but not run yet:** {', '.join(not_run)}.", ""] if not_run else []
+    for kind, (title, _, _) in KINDS.items():
+        chosen = sorted((r for r in rows if r["kind"] == kind), key=lambda r: float(r["bits_per_weight"]))
+        if not chosen:
+            continue
+        lines += ["", f"## {title}", "", "| method | options | bits / weight | MB | cosine | neighbours kept | s |"]
+        lines.append("|---|---|---:|---:|---:|---:|---:|")
+        for row in chosen:
+            mark = "**" if (row["method"], row["setting"]) in best else ""
+            size = f"{float(row['bits_per_weight']):.2f}" + ("" if row["size"] == "packed" else "\\*")
+            seconds = float(row["seconds"]) + float(row["hessian_seconds"])
+            lines.append(
+                f"| {mark}{row['method']}{mark} | {row['setting']} | {size} | {float(row['megabytes']):.2f} "
+                f"| {float(row['similarity']):.4f} | {float(row['recall_at_10']):.1%} | {seconds:.1f} |"
+            )
+    runs = sorted({f"{r['commit']} of {r['date']}, torch {r['torch']}, {r['device']}" for r in rows})
+    note = "\\* as the result counts itself; all other sizes are those of arrays that were really packed."
+    return [*lines, "", note, "", f"Runs: {'; '.join(runs)}.", ""]
+
+
+def picture(rows: list[dict[str, str]]) -> str:
+    """Return an SVG that takes its text colour from the page: bits per weight against 1 − cosine, logarithmic."""
+    errors = [max(1 - float(r["similarity"]), 1e-6) for r in rows]
+    low = 10 ** math.floor(math.log10(max(min(errors), 1e-5)))
+
+    def x(bits: float) -> float:
+        return LEFT + WIDTH * math.log(bits / X_RANGE[0]) / math.log(X_RANGE[1] / X_RANGE[0])
+
+    def y(error: float) -> float:
+        return TOP + HEIGHT * math.log(1.2 / max(error, low)) / math.log(1.2 / low)
+
+    parts = [_axes(x, y, low)]
+    best = front(rows)
+    order = sorted(zip(rows, errors, strict=True), key=lambda item: float(item[0]["bits_per_weight"]))
+    line = [(x(float(r["bits_per_weight"])), y(e)) for r, e in order if (r["method"], r["setting"]) in best]
+    path = "M" + "H".join(f"{a:.1f},{b:.1f}" if i == 0 else f"{a:.1f}V{b:.1f}" for i, (a, b) in enumerate(line))
+    parts.append(f'<path d="{path}" fill="none" stroke="currentColor" stroke-dasharray="4 3" opacity="0.6"/>')
+    for row, error in order:
+        _, colour, mark = KINDS[row["kind"]]
+        a, b = x(float(row["bits_per_weight"])), y(error)
+        told = f"{row['method']} ({row['setting']}): {float(row['bits_per_weight']):.2f} bits, {row['similarity']}"
+        parts.append(
+            f'<path transform="translate({a:.1f},{b:.1f})" d="{mark}" fill="{colour}" fill-opacity="0.45" '
+            f'stroke="{colour}" stroke-width="1.8"><title>{html.escape(told)}</title></path>'
+        )
+    for i, (title, colour, mark) in enumerate(KINDS.values()):
+        b = TOP + 22 + 20 * i
+        parts.append(f'<path transform="translate({LEFT + WIDTH - 200},{b})" d="{mark}" fill="{colour}" ')
+        parts.append(f'fill-opacity="0.45" stroke="{colour}" stroke-width="1.8"/>')
+        parts.append(f'<text x="{LEFT + WIDTH - 188}" y="{b + 4}">{html.escape(title)}</text>')
+    box = f"0 0 {LEFT + WIDTH + 10} {TOP + HEIGHT + 46}"
+    head = f'<svg viewBox="{box}" role="img" aria-label="Size against quality of every method" '
+    style = 'style="width:100%;max-width:56rem;color:var(--pst-color-text-base)" font-size="13" fill="currentColor" '
+    return head + style + 'font-family="sans-serif">' + "".join(parts) + "</svg>"
+
+
+def _axes(x, y, low: float) -> str:
+    out = [f'<rect x="{LEFT}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="currentColor"/>']
+    for bits in X_TICKS:
+        out.append(f'<path d="M{x(bits):.1f},{TOP}v{HEIGHT}" stroke="currentColor" opacity="0.15"/>')
+        out.append(f'<text x="{x(bits):.1f}" y="{TOP + HEIGHT + 17}" text-anchor="middle">{bits}</text>')
+    for power in range(round(math.log10(low)), 1):
+        error = 10.0**power
+        out.append(f'<path d="M{LEFT},{y(error):.1f}h{WIDTH}" stroke="currentColor" opacity="0.15"/>')
+        out.append(f'<text x="{LEFT - 6}" y="{y(error) + 4:.1f}" text-anchor="end">{error:g}</text>')
+    out.append(f'<text x="{LEFT + WIDTH / 2}" y="{TOP + HEIGHT + 38}" text-anchor="middle">bits per weight</text>')
+    middle = TOP + HEIGHT / 2
+    turned = f'transform="rotate(-90 14 {middle})" x="14" y="{middle}" text-anchor="middle"'
+    out.append(f"<text {turned}>1 − cosine with the dense model's vectors</text>")
+    return "".join(out)
+
+
+class EveryMethod(SphinxDirective):
+    """The page's content, made at build time."""
+
+    def run(self) -> list[nodes.Node]:
+        """Put the picture, then parse the tables as if they stood on the page."""
+        if not CSV.exists():
+            raise self.error(f"no results at {CSV.relative_to(ROOT)}")
+        self.env.note_dependency(str(CSV))
+        rows = results()
+        node = nodes.container()
+        node.document = self.state.document
+        node += nodes.raw("", f'<figure class="every-method">{picture(rows)}</figure>', format="html")
+        lines = StringList(page(rows, missing(rows)), source=self.get_location())
+        self.state.nested_parse(lines, self.content_offset, node, match_titles=1)
+        return node.children
+
+
+def setup(app) -> dict:
+    """Register the directive with Sphinx."""
+    app.add_directive("every-method", EveryMethod)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
