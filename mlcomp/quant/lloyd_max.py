@@ -39,10 +39,10 @@ def lloyd_max(
         with their centroids. It is the least possible for log-concave densities (Gaussian, Laplace, uniform), whose
         fixed point is unique (Fleischer 1964, Trushkin 1982), and for up to 1024 distinct samples. Otherwise it is a
         local best. With at most N distinct samples it is 0 (surplus levels repeat the largest).
-    Deviations: Lloyd starts anywhere, we at the quantiles of $f^{1/3}$ and of f and, for samples, at the best
-        partition of up to 1024 bins (dynamic programming), and keep the best. For densities a Newton step replaces a
-        turn wherever it does better, since turns alone need thousands at 256 levels. A level whose cell is empty
-        moves into the cell with the largest error.
+    Deviations: Lloyd starts anywhere, we at the best of three: bins of equal mass, bins of equal mass of $f^{1/3}$
+        and, for samples, the best partition of up to 1024 bins (dynamic programming). For densities a Newton step
+        replaces a turn wherever it does better, since turns alone need thousands at 256 levels. A level whose cell is
+        empty moves into the cell with the largest error.
     Cost: samples are sorted once; a turn is then N binary searches in running sums. The dynamic programming takes
         N·1024² additions.
     """
@@ -55,15 +55,11 @@ def lloyd_max(
         if len(distinct) <= levels:
             y = torch.cat([distinct, distinct[-1:].expand(levels - len(distinct))])
             return Codebook(y, nearest(y), 0.0)
-    best = None
-    for start in _starts(where, levels):
-        y = _descend(where, start, max_steps, tolerance)
-        if isinstance(where, Gaussian | Laplace):
-            y = (y - y.flip(0)) / 2  # the best one is symmetric; turns keep that up to rounding
-        found = Codebook(y, nearest(y), distortion(where, y, nearest(y)))
-        if best is None or found.distortion < best.distortion:
-            best = found
-    return best
+    start = min(_starts(where, levels), key=lambda y: distortion(where, y, nearest(y)))
+    y = _descend(where, start, max_steps, tolerance)
+    if isinstance(where, Gaussian | Laplace):
+        y = (y - y.flip(0)) / 2  # the best one is symmetric; turns keep that up to rounding
+    return Codebook(y, nearest(y), distortion(where, y, nearest(y)))
 
 
 def _centroids(cells: Cells) -> Tensor:
