@@ -8,16 +8,11 @@ first two are run on the first ROWS rows only, as the table says, and compared b
 """
 
 import argparse
-import csv
-import datetime
-import os
-import platform
-import subprocess
-import time
 from pathlib import Path
 
 import torch
 
+from benchmarks.record import append, origin, timed
 from mlcomp.data import make_layer
 from mlcomp.metrics import relative_error
 from mlcomp.obs import exact_obs, layer_hessian, obq, refit, sparsegpt
@@ -78,27 +73,6 @@ def literal_obq(weight, hessian, bits, *, batch=1):
             done[rows, p] = True
         result.append(w)
     return torch.cat(result)
-
-
-def timed(function):
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = function()
-    return result, time.perf_counter() - wall, time.process_time() - cpu
-
-
-def origin():
-    def ask(*command):
-        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-
-    models = [x.split(":")[1].strip() for x in ask("cat", "/proc/cpuinfo").splitlines() if x.startswith("model name")]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": ask("git", "rev-parse", "--short", "HEAD"),
-        "machine": f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def compare(size, rows):
@@ -213,12 +187,7 @@ def main(argv=None):
             print("{:14}{:22}{:>6}{:>9}{:>9}{:>11}{:>10}{:>10}{:>11}".format(*values), flush=True)
             rows.append(source | row)
     if not options.no_record:
-        new = not RESULTS.exists()
-        with RESULTS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        append(rows, RESULTS)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ less than 1e-4 (ours) or the centres move by less (scikit-learn's rule), so ther
 """
 
 import argparse
-import csv
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from sklearn.cluster import KMeans as ScikitKMeans
 from threadpoolctl import threadpool_limits
 
-from benchmarks.exact_obs import origin, timed
+from benchmarks.record import append, origin, timed
 from mlcomp.quant import kmeans
 
 RESULTS = Path(__file__).parent / "results" / "kmeans.csv"
@@ -99,12 +98,7 @@ def main(argv=None):
             rows.append(source | row)
     print(f"{time.perf_counter() - began:.0f} s")
     if not options.no_record:
-        new = not RESULTS.exists()
-        with RESULTS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        append(rows, RESULTS)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ gives, over their mean square. PyTorch's histogram observer looks for the best r
 """
 
 import argparse
-import csv
 import time
 import warnings
 from pathlib import Path
 
 import torch
 
-from benchmarks.exact_obs import origin
+from benchmarks.record import append, origin
 from mlcomp.data import mnist_calibration
 from mlcomp.layer_inputs import call_model, evaluating
 from mlcomp.models import convnet
@@ -146,12 +145,7 @@ def main(argv=None):
         print("{:20}{:>10} {:15}{:>3} {:8}{:>9}{:>9}{:>11}{:>9}{:>9}{:>7}".format(*row.values()), flush=True)
         rows.append(source | row)
     if not options.no_record:
-        new = not RESULTS.exists()
-        with RESULTS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        append(rows, RESULTS)
 
 
 if __name__ == "__main__":

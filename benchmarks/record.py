@@ -5,24 +5,19 @@ import datetime
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results" / "kernels.csv"
-FIELDS = [
-    "date", "commit", "device", "torch", "triton", "operation", "shape", "dtype", "version", "mode", "median_us",
-    "q20_us", "q80_us", "limit_us", "bound", "share", "ratio", "copy_gb_s", "rate_t_s",
-]  # fmt: skip
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Return date, commit, device and versions. MLCOMP_COMMIT names the commit where there is no git."""
-    here = Path(__file__).parent
-    commit = os.environ.get("MLCOMP_COMMIT")
-    if commit is None:
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-        commit = git.stdout.strip() or "unknown"
+    """Return date, commit, device and versions of a benchmark that runs on GPUs, too."""
     try:
         from importlib.metadata import version
 
@@ -30,8 +25,21 @@ def machine(device: torch.device) -> dict[str, str]:
     except ImportError:
         triton = "none"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {_processor()}"
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    return {"date": date, "commit": commit, "device": name, "torch": torch.__version__, "triton": triton}
+    return _when() | {"device": name, "torch": torch.__version__, "triton": triton}
+
+
+def origin() -> dict[str, object]:
+    """Return date, commit, machine and versions of a benchmark that runs on the CPU."""
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    machine = f"{_model()}, {os.cpu_count()} cores"
+    return _when() | {"machine": machine, "threads": torch.get_num_threads()} | versions
+
+
+def timed(function: Callable[[], T]) -> tuple[T, float, float]:
+    """Return what the function returns, its wall seconds and its CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
 def append(rows: list[dict[str, object]], path: Path) -> None:
@@ -39,16 +47,30 @@ def append(rows: list[dict[str, object]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(rows)
 
 
+def _when() -> dict[str, str]:
+    """Return date and commit. MLCOMP_COMMIT names the commit where there is no git."""
+    commit = os.environ.get("MLCOMP_COMMIT")
+    if commit is None:
+        here = Path(__file__).parent
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+        commit = git.stdout.strip() or "unknown"
+    return {"date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"), "commit": commit}
+
+
 def _processor() -> str:
+    return f"{_model()}, {torch.get_num_threads()} threads"
+
+
+def _model() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
             if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+                return line.partition(":")[2].strip()
+    return platform.machine()

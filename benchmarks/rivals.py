@@ -1,8 +1,8 @@
 """What users would otherwise take: other libraries' versions of an operation, where they are installed.
 
 Each is asked for by the benchmark of its operation. One that is not installed is left out; one that does not work
-here is left out with a line that says why. Their 4-bit formats differ from ours, as each entry says, so a result is only
-asked to be as near to the product in bf16 as its format allows. Liger-Kernel has none of these operations.
+here is left out with a line that says why. Their 4-bit formats differ from ours, as each entry says, so a result is
+only asked to be as near to the product in bf16 as its format allows. Liger-Kernel has none of these operations.
 """
 
 import importlib.util
