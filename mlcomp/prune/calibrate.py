@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mlcomp.layer_inputs import call_model, check_batches, check_called, evaluating, trace_layers
 from mlcomp.layer_matrix import input_matrices, is_layer, set_weight_matrix, weight_matrix
 from mlcomp.prune.bias_correction import bias_correction
-from mlcomp.prune.masked_finetune import masked_finetune
+from mlcomp.prune.masked_finetune import FinetunedLayer, masked_finetune
 from mlcomp.prune.weight_correction import weight_correction
 
 STEPS = ("weight", "bias", "finetune")
@@ -30,6 +30,7 @@ def calibrate(
     *,
     steps: Collection[str] = STEPS,
     exact_mean: bool = False,
+    fit: Callable[..., FinetunedLayer] = masked_finetune,
     max_samples: int = 2**14,
     seed: int = 0,
     **finetuning: Any,
@@ -43,10 +44,13 @@ def calibrate(
         steps: which of "weight" (:func:`weight_correction`, needs no data), "bias" (:func:`bias_correction`) and
             "finetune" (:func:`masked_finetune`) to take; always in this order.
         exact_mean: of the weight correction.
+        fit: what "finetune" calls: ``fit(weight, inputs, targets, bias=…, seed=…)`` returns a new weight with the
+            same zeros, and a new bias: descent, or a closed form of yours. ``targets`` are the dense layer's outputs
+            on the *dense* network's inputs, without its bias.
         max_samples: of a layer's samples (rows, tokens, patches) at most so many are drawn for fine-tuning, from
             ``seed``; the means of the bias correction are over all.
-        finetuning: ``steps`` is taken, so ``finetune_steps``; ``batch_size`` and ``learning_rate`` as in
-            :func:`masked_finetune`.
+        finetuning: options of ``fit``: ``finetune_steps`` (``steps`` is taken), ``batch_size`` and ``learning_rate``
+            of :func:`masked_finetune`.
     Returns:
         The copy, each module in the mode it had; exactly the zeros of ``pruned``.
     Raises:
@@ -81,7 +85,7 @@ def calibrate(
             if "bias" in steps:
                 layer.correct_bias()
             if "finetune" in steps:
-                layer.finetune(seed=seed, **finetuning)
+                layer.finetune(fit, seed=seed, **finetuning)
     return result
 
 
@@ -121,11 +125,11 @@ class _Layer:
         shift = torch.stack([bias_correction(w, c, m, corrected_input_mean=n) for w, c, m, n in groups])
         self._shift(shift)
 
-    def finetune(self, **options: Any) -> None:
+    def finetune(self, fit: Callable[..., FinetunedLayer], **options: Any) -> None:
         """Learn on the drawn samples. Only differences of biases matter, so the dense layer's is left out."""
         current, made = weight_matrix(self.pruned), []
         for w, start, x, x_hat, shift in zip(self.original, current, self.x, self.x_hat, self.shifted, strict=True):
-            made.append(masked_finetune(start, x_hat, w @ x, bias=shift.to(w.dtype), **options))
+            made.append(fit(start, x_hat, w @ x, bias=shift.to(w.dtype), **options))
         set_weight_matrix(self.pruned, torch.stack([m.weight for m in made]))
         self._shift(torch.stack([m.bias for m in made]).double() - self.shifted)
 

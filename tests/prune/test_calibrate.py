@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from mlcomp.batchnorm import reestimate_batchnorm
-from mlcomp.prune import calibrate, layer_weights, magnitude, masked_finetune, weight_correction, with_weights
+from mlcomp.prune import (
+    FinetunedLayer,
+    calibrate,
+    layer_weights,
+    magnitude,
+    masked_finetune,
+    weight_correction,
+    with_weights,
+)
 
 
 class Net(nn.Module):
@@ -93,6 +101,22 @@ def test_finetuning_is_masked_finetune_on_the_inputs_that_the_layer_gets():
     one = masked_finetune(pruned.head.weight.detach(), x_hat, w @ x, steps=40, batch_size=32, learning_rate=0.05)
     torch.testing.assert_close(made.head.weight.detach(), one.weight)
     torch.testing.assert_close(made.head.bias.detach(), dense.head.bias.detach() + one.bias)
+
+
+def test_another_fit_gets_the_dense_outputs_as_targets():
+    dense, pruned, batches = networks()
+    asked = []
+
+    def fit(weight, inputs, targets, *, bias, seed):
+        asked.append((weight.shape, inputs.shape, targets.shape, seed))
+        return FinetunedLayer(weight * 2, bias + 1, 0.0, 0.0)
+
+    made = calibrate(dense, pruned, batches, steps=["finetune"], fit=fit, seed=3)
+    assert [shape for shape, *_ in asked] == [(8, 18), (4, 36), (4, 36), (6, 8), (4, 6)]
+    assert all(t == (w[0], x[1]) and s == 3 for w, x, t, s in asked)
+    torch.testing.assert_close(made.head.weight, pruned.head.weight * 2)
+    torch.testing.assert_close(made.head.bias, pruned.head.bias + 1)
+    torch.testing.assert_close(made.norm.running_mean, pruned.norm.running_mean - 1)
 
 
 def test_each_step_helps_and_the_zeros_stay():
