@@ -14,6 +14,10 @@ from mlcomp.checks import check_group_size, check_weight
 from mlcomp.formats import packed_nbytes
 from mlcomp.quant.codebook import Codebook
 
+SHARES = tuple(
+    1 - i / 100 for i in range(96)
+)  # of a block's largest magnitude, at which "mse" tries the outermost level
+
 
 @dataclass(frozen=True)
 class TableQuantized:
@@ -60,24 +64,40 @@ def table_quantize(
         codebook: the table, for values of the scaled weight.
         group_size: columns that share a scale; must divide ``inp``. None: the whole row.
         scale: "absmax", the largest magnitude of the block, for tables on [−1, 1] (NF4, companded); "rms", the root
-            mean square, for tables of unit variance ("gaussian", "laplace"); "none", 1, for tables in weight units.
+            mean square, for tables of unit variance ("gaussian", "laplace"); "mse", the scale with the least squared
+            error of those that put the outermost level at the share 1.00, 0.99, …, 0.05 of the block's largest
+            magnitude; "none", 1, for tables in weight units.
     Raises:
         ValueError: group_size does not divide inp, NaN or inf in weight, unknown scale.
     Guarantee: a block of zeros decodes to zeros (unless scale is "none"). Scaling a block scales its decoded values.
+        With "mse" no block has a larger squared error than with "absmax", for a table that reaches 1 or −1.
+    Cost: "mse" encodes the weight 96 times.
     """
     check_weight(weight)
     check_group_size(group_size, weight.shape[1])
-    if scale not in ("absmax", "rms", "none"):
-        raise ValueError(f'scale must be "absmax", "rms" or "none", got {scale!r}')
+    if scale not in ("absmax", "rms", "mse", "none"):
+        raise ValueError(f'scale must be "absmax", "rms", "mse" or "none", got {scale!r}')
     w = weight if weight.dtype == torch.float64 else weight.float()
     blocks = w.reshape(len(w), -1, group_size or w.shape[1])
+    peak = blocks.abs().amax(2)
     if scale == "none":
-        s = w.new_ones(1, 1).expand(len(w), blocks.shape[1])
+        s = torch.ones_like(peak)
+    elif scale == "rms":
+        s = peak * (blocks / _safe(peak)[:, :, None]).square().mean(2).sqrt()
     else:
-        peak = blocks.abs().amax(2)
-        s = peak if scale == "absmax" else peak * (blocks / _safe(peak)[:, :, None]).square().mean(2).sqrt()
+        s = peak if scale == "absmax" else _best_scale(blocks, peak, codebook)
     codes = codebook.encode(blocks / _safe(s)[:, :, None]).reshape(w.shape)
     return TableQuantized(codes, codebook, s)
+
+
+def _best_scale(blocks: Tensor, peak: Tensor, codebook: Codebook) -> Tensor:
+    unit = blocks / _safe(peak)[:, :, None]
+    best, least = torch.zeros_like(peak), torch.full_like(peak, torch.inf)
+    for share in SHARES:
+        s = share / float(codebook.levels.abs().max())
+        error = (unit - codebook.round(unit / s) * s).square().sum(2)
+        best, least = torch.where(error < least, s * peak, best), torch.minimum(error, least)
+    return best
 
 
 def _safe(scale: Tensor) -> Tensor:

@@ -28,10 +28,39 @@ def test_against_a_loop_over_blocks(scale, group_size, seed):
             assert (got <= near + 1e-5).all()
 
 
+@pytest.mark.parametrize("group_size", [None, 8])
+def test_the_best_scale_against_a_fine_search(group_size):
+    w = weight()
+    w[1, 3] = 40.0
+    book = lloyd_max("gaussian", 8)
+    q = table_quantize(w, book, group_size=group_size, scale="mse")
+    width = group_size or 24
+    for row in range(6):
+        for block in range(24 // width):
+            part = w[row, block * width : (block + 1) * width].double()
+
+            def error(s, part=part):
+                return float((part[:, None] - s * book.levels).abs().amin(1).square().sum())
+
+            peak = float(part.abs().max() / book.levels.abs().max())
+            got, best = error(float(q.scale[row, block])), min(error(peak * k / 4000) for k in range(200, 4001))
+            assert best <= got * (1 + 1e-5) and got <= 1.05 * best  # a hundred candidates against four thousand
+
+
+def test_the_best_scale_is_no_worse_than_the_largest():
+    w, book = weight(out=20), nf4_codebook()
+    errors = [
+        (w - table_quantize(w, book, group_size=8, scale=s).dequantize()).reshape(20, 3, 8).square().sum(2)
+        for s in ("mse", "absmax")
+    ]
+    assert (errors[0] <= errors[1] * (1 + 1e-5)).all() and errors[0].sum() < 0.95 * errors[1].sum()
+
+
 def test_zero_blocks_and_scaling():
     w = weight()
     w[2, 8:16] = 0
-    for scale, book in (("absmax", companded_codebook(MuLaw(), 16)), ("rms", lloyd_max("gaussian", 4))):
+    companded = companded_codebook(MuLaw(), 16)
+    for scale, book in (("absmax", companded), ("mse", companded), ("rms", lloyd_max("gaussian", 4))):
         q = table_quantize(w, book, group_size=8, scale=scale)
         assert (q.dequantize()[2, 8:16] == 0).all() and torch.isfinite(q.dequantize()).all()
         # Powers of two scale exactly, also where squares would overflow or vanish.
