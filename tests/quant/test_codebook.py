@@ -17,6 +17,12 @@ def test_encode_and_decode_by_hand():
     assert book().round(x.bfloat16()).dtype == torch.bfloat16
 
 
+def test_thresholds_are_met_to_the_last_digit():
+    t = torch.tensor([-0.5, 1.0]).double()
+    above = torch.nextafter(t, t + 1)
+    assert book().encode(t).tolist() == [0, 1] and book().encode(above).tolist() == [1, 2]
+
+
 def test_256_levels_fit_into_a_byte():
     levels = torch.arange(256).double()
     wide = Codebook(levels, levels[:-1] + 0.5)
