@@ -91,8 +91,8 @@ def sample(tensor: Tensor) -> Sample:
     np.cumsum(double**2, out=sums[1, 1:])
     small = np.zeros(len(values) + 1)
     np.cumsum(np.sort(np.abs(values)).astype(np.float64) ** 2, out=small[1:])
-    centred = double - double.mean()
-    kurtosis = float((centred**4).mean() / (centred**2).mean() ** 2)
+    square = (double - double.mean()) ** 2  # its own square again: a fourth power takes numpy 20 times as long
+    kurtosis = float((square**2).mean() / square.mean() ** 2)
     energy, bound = float((double**2).mean()), float(np.abs(double[[0, -1]]).max())
     return Sample(kurtosis, bound, energy, values, sums / len(values), small / len(values))
 
