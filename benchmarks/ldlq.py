@@ -9,12 +9,11 @@ its own; "gptq" has its own (two Cholesky factors and an inverse) and is timed w
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import torch
 
-from benchmarks.exact_obs import origin, timed
+from benchmarks.record import append, origin, timed
 from mlcomp.data import make_layer
 from mlcomp.obs import gptq, layer_hessian, ldl, ldlq
 from mlcomp.obs.ldlq import feedback_rounding
@@ -85,12 +84,7 @@ def main(argv=None):
             print("{:>6}{:>6}  {:32}{:>9}{:>9}{:>8}{:>4}".format(*values), flush=True)
             rows.append(source | row)
     if not options.no_record:
-        new = not RESULTS.exists()
-        with RESULTS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        append(rows, RESULTS)
 
 
 if __name__ == "__main__":

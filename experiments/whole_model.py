@@ -14,16 +14,16 @@ float model, and groups of 32 would find that grid again: none of the methods he
 
 import argparse
 import csv
-import datetime
-import os
-import platform
-import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
+
+from benchmarks.record import origin
 from mlcomp.assets import cache_dir
 from mlcomp.data import python_reference, token_batches
 from mlcomp.layerwise import compress
@@ -56,24 +56,6 @@ def methods(bits):
         "quip": partial(quip, bits=bits, transform="hadamard", seed=SEED),
         "quip_sharp": partial(quip_sharp, bits=bits, seed=SEED),
         "spqr": partial(spqr, bits=bits, threshold=OUTLIER_THRESHOLD[bits]),
-    }
-
-
-def origin():
-    """Return what a row's numbers depend on besides its settings."""
-
-    def ask(*command):
-        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-
-    models = [x.split(":")[1].strip() for x in ask("cat", "/proc/cpuinfo").splitlines() if x.startswith("model name")]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": ask("git", "rev-parse", "--short", "HEAD"),
-        "machine": f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "seed": SEED,
     }
 
 
@@ -133,7 +115,7 @@ def main(argv=None):
         print(row, flush=True)
         if options.blocks is None:
             RESULTS.parent.mkdir(exist_ok=True)
-            done.append(row | origin())
+            done.append(row | origin() | {"seed": SEED})
             with RESULTS.open("w", newline="") as file:
                 writer = csv.DictWriter(file, done[-1])
                 writer.writeheader()
