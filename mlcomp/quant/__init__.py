@@ -2,12 +2,14 @@
 
 from mlcomp.quant.adaquant import adaquant
 from mlcomp.quant.adaround import adaround
+from mlcomp.quant.additive_student import AdditiveBlock, AdditiveWeight, squared_error
 from mlcomp.quant.aqlm import aqlm, residual_kmeans
 from mlcomp.quant.aqlm_beam_search import beam_search
 from mlcomp.quant.aqlm_codebooks import tune_codebooks
 from mlcomp.quant.batchnorm_folding import batchnorm_pairs, fold_batchnorm
 from mlcomp.quant.bias_correction import analytic_correction, correct_biases, output_means, relu_mean
 from mlcomp.quant.bitsplit import bitsplit
+from mlcomp.quant.block_tuning import CapturedBlock, capture_block, tune_block
 from mlcomp.quant.blockwise import Blockwise, blockwise, data_type_levels
 from mlcomp.quant.brecq import QuantizedBlock, brecq
 from mlcomp.quant.calibration import activation_grid, observer
@@ -26,6 +28,7 @@ from mlcomp.quant.lsq import lsq_initial_step, lsq_quantize
 from mlcomp.quant.mixed_bits import MixedBits, quantize_mixed
 from mlcomp.quant.product_quantization import product_quantization
 from mlcomp.quant.ptq import PTQResult, PTQRow, input_ranges, ptq
+from mlcomp.quant.pv_tuning import pv_tuning
 from mlcomp.quant.qat import QATLayer, StepQuantizer, finish_qat, prepare_qat
 from mlcomp.quant.quantile import nf4_codebook, quantile_codebook
 from mlcomp.quant.quantization_bound import QuantizationBound, certify, quantization_bound
@@ -42,8 +45,11 @@ from mlcomp.quant.w4a16 import PackedW4, pack_w4, w4a16_matmul
 
 __all__ = [
     "ALaw",
+    "AdditiveBlock",
+    "AdditiveWeight",
     "BestCodes",
     "Blockwise",
+    "CapturedBlock",
     "Codebook",
     "Density",
     "DiffQLayer",
@@ -76,6 +82,7 @@ __all__ = [
     "bitsplit",
     "blockwise",
     "brecq",
+    "capture_block",
     "certify",
     "companded_codebook",
     "correct_biases",
@@ -109,6 +116,7 @@ __all__ = [
     "product_quantization",
     "pseudo_noise",
     "ptq",
+    "pv_tuning",
     "quantile_codebook",
     "quantization_bound",
     "quantization_snr",
@@ -118,10 +126,12 @@ __all__ = [
     "residual_kmeans",
     "residual_quantization",
     "rtn",
+    "squared_error",
     "ste_round",
     "straight_through",
     "table_quantize",
     "tree_quantization",
+    "tune_block",
     "tune_codebooks",
     "vector_quantization",
     "w4a16_matmul",
