@@ -59,7 +59,8 @@ def calibrate(
     Guarantee: with "bias" each calibrated layer's mean output over the batches is that of the dense network, until
         fine-tuning moves it; the zeros stay.
     Where a shift goes: into the layer's bias; if it has none, into the running mean of the BatchNorm that reads its
-        output, which subtracts it; if there is none either, the layer gets a bias.
+        output, which subtracts it (another reader of that output does not see the shift); if there is none either,
+        the layer gets a bias. A layer that is called more than once is calibrated on its first call.
     Cost: two forward passes over the batches for each layer, up to that layer, one more pass to find the order, and
         the patches of one layer in memory.
     """
