@@ -65,13 +65,14 @@ class SpQR:
     """A weight as codes on bilevel groups, with outliers beside them in compressed sparse rows.
 
     Attributes:
-        codes: (out, inp) uint8; those of outliers are not used.
+        codes: (out, inp) uint8, columns in the order of ``order``; those of outliers are not used.
         step, zero: the statistics of the groups, in units of ``unit`` and of codes.
         pointers: (out + 1,) int32: outliers of row i are pointers[i] … pointers[i + 1] − 1.
-        columns: (outliers,) int32, each below 2¹⁶: the column of each outlier.
+        columns: (outliers,) int32, each below 2¹⁶: the column of each outlier, in the order of ``order``.
         values: (outliers,) float16, in units of ``unit``.
         unit: a power of two [weight units], so that float16 fits weights of any size.
         bits: bits per code.
+        order: (inp,) int32, each below 2¹⁶: where each stored column belongs. None: in its place.
     """
 
     codes: UInt8[Tensor, "out inp"]
@@ -82,6 +83,7 @@ class SpQR:
     values: Float16[Tensor, " outliers"]
     unit: float
     bits: int
+    order: Int32[Tensor, " inp"] | None = None
 
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp) that all this stands for, in the dtype of the steps (float32 if bilevel)."""
@@ -89,20 +91,19 @@ class SpQR:
         size = self.codes.shape[1] // step.shape[1]
         step, zero = (part.repeat_interleave(size, dim=1) for part in (step, zero))
         weight = (self.codes - zero) * step
-        weight[self.outliers] = self.values.to(weight.dtype)
-        return weight * self.unit
+        weight[self._row, self.columns.long()] = self.values.to(weight.dtype)
+        return self._in_place(weight * self.unit)
 
     @property
     def outliers(self) -> Bool[Tensor, "out inp"]:
         """Where the outliers are."""
         mask = torch.zeros(self.codes.shape, dtype=torch.bool, device=self.codes.device)
-        row = torch.arange(len(self.codes), device=self.codes.device).repeat_interleave(self.pointers.diff())
-        mask[row, self.columns.long()] = True
-        return mask
+        mask[self._row, self.columns.long()] = True
+        return self._in_place(mask)
 
     @property
     def parts(self) -> dict[str, int]:
-        """Bytes of each part as packed: 16 bits for each column, 32 for each row pointer and for the unit."""
+        """Bytes of each part as packed: 16 bits for each column index, 32 for each row pointer and for the unit."""
         return {
             "codes": packed_nbytes(self.codes.numel(), self.bits),
             "steps": self.step.nbytes,
@@ -110,6 +111,7 @@ class SpQR:
             "outlier values": self.values.nbytes,
             "outlier columns": 2 * len(self.columns),
             "row pointers": self.pointers.nbytes,
+            "column order": 0 if self.order is None else 2 * len(self.order),
             "unit": 4,
         }
 
@@ -122,3 +124,12 @@ class SpQR:
     def bits_per_weight(self) -> float:
         """``nbytes`` in bits over the number of weights."""
         return self.nbytes * 8 / self.codes.numel()
+
+    @property
+    def _row(self) -> Tensor:
+        """The row of each outlier."""
+        return torch.arange(len(self.codes), device=self.codes.device).repeat_interleave(self.pointers.diff())
+
+    def _in_place(self, columns: Tensor) -> Tensor:
+        """Return a matrix of stored columns with its columns where they belong."""
+        return columns if self.order is None else columns[:, self.order.long().argsort()]

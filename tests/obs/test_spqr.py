@@ -133,6 +133,7 @@ def test_size_is_to_the_bit():
         "outlier values": 2 * count,
         "outlier columns": 2 * count,
         "row pointers": 4 * 41,
+        "column order": 0,
         "unit": 4,
     }
     assert q.parts == expected and q.nbytes == sum(expected.values())
@@ -212,6 +213,21 @@ def test_block_size_changes_nothing(seed, block_size):
     assert (a.codes == b.codes).double().mean() > 0.99 and (a.outliers == b.outliers).double().mean() > 0.99
 
 
+@pytest.mark.parametrize("order", ["activation", "ascending"])
+def test_another_order_is_the_same_problem_with_its_columns_moved(order):
+    weight, _, hessian = small()
+    columns = hessian.diagonal().argsort(descending=order == "activation", stable=True)
+    moved = spqr(weight[:, columns].contiguous(), hessian[columns][:, columns].contiguous(), bits=3)
+    q = spqr(weight, hessian, bits=3, order=order)
+    assert torch.equal(q.codes, moved.codes) and torch.equal(q.columns, moved.columns)
+    assert torch.equal(q.dequantize()[:, columns], moved.dequantize())
+    assert torch.equal(q.outliers[:, columns], moved.outliers) and q.outliers.any()
+    assert q.nbytes == moved.nbytes + 2 * 32
+    plain = gptq(weight.double(), hessian, bits=3, group_size=8, order=order)
+    bare = spqr(weight.double(), hessian, bits=3, group_size=8, statistic_bits=None, threshold=None, order=order)
+    torch.testing.assert_close(bare.dequantize(), plain.dequantize(), rtol=1e-15, atol=0)
+
+
 def test_dead_inputs_constant_rows_and_zero_weight():
     weight, x, _ = small()
     x[[3, 20]] = 0
@@ -248,6 +264,7 @@ def test_dtypes_and_arguments(dtype):
         ({"statistic_rows": 0}, "statistic_rows must be"),
         ({"threshold": 0.0}, "threshold must be positive"),
         ({"threshold": float("nan")}, "threshold must be positive"),
+        ({"order": "random"}, "order must be one of natural"),
         ({"damp": -1.0}, "damp"),
         ({"block_size": 0}, "block_size"),
         ({"weight": torch.full((20, 32), torch.nan)}, "NaN"),
