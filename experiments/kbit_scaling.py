@@ -3,7 +3,7 @@
     PYTHONPATH=. python experiments/kbit_scaling.py                  # about 15 minutes on one quiet core
     PYTHONPATH=. python experiments/kbit_scaling.py --device cuda    # about a minute; both go on where they stopped
 
-One row a model and setting goes to ``experiments/results/kbit_scaling.csv``, with what it was made on. The loss is on
+One row a model and setting goes to ``mlcomp/data/tables/kbit_scaling.csv``, with what it was made on. The loss is on
 the first 32 KiB of the fixed held-out text (``mlcomp.data.reference_bytes``).
 """
 
@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 
 from mlcomp.data import reference_bytes
+from mlcomp.data.committed_table import TABLES
 from mlcomp.models import byte_lm
 from mlcomp.models.byte_lm import WIDTHS
 from mlcomp.scaling import bits_per_byte, quantize_matrices
 
-RESULTS = Path(__file__).parent / "results" / "kbit_scaling.csv"
+RESULTS = TABLES / "kbit_scaling.csv"
 FIELDS = [
     "width", "parameters", "bits", "block_size", "data_type", "total_bits", "bits_per_byte", "seconds", "torch",
     "python", "processor",

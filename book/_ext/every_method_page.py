@@ -13,7 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-CSV = ROOT / "experiments" / "results" / "every_method.csv"
+CSV = ROOT / "mlcomp" / "data" / "tables" / "every_method.csv"
 # Kind → title of its table, colour that is readable on white and on black, mark.
 KINDS = {
     "reference": ("Reference", "#808080", "M-5,0H5M0,-5V5"),

@@ -23,11 +23,12 @@ from benchmarks.record import machine
 from experiments.every_method.registry import Entry, describe
 from experiments.every_method.storage import store
 from mlcomp.data import python_sentences
+from mlcomp.data.committed_table import TABLES
 from mlcomp.layerwise import collect_hessians
 from mlcomp.metrics import embedding_similarity, hessian_error
 from mlcomp.models import embed, minilm
 
-RESULTS = Path(__file__).parents[1] / "results" / "every_method.csv"
+RESULTS = TABLES / "every_method.csv"
 FIELDS = [
     "method", "syllabus", "kind", "setting", "bits_per_weight", "megabytes", "size", "layer_error", "similarity",
     "recall_at_10", "seconds", "hessian_seconds", "date", "commit", "device", "torch", "python",

@@ -1,0 +1,42 @@
+import pytest
+
+from experiments import kbit_scaling
+from experiments.every_method.run import FIELDS
+from mlcomp.data import committed_table
+from mlcomp.models.byte_lm import WIDTHS
+from mlcomp.scaling import quantize_matrices
+
+
+def test_kbit_table_is_complete_and_counts_as_the_library_does():
+    rows = committed_table("kbit_scaling")
+    key = {(int(r["width"]), int(r["bits"]), r["block_size"], r["data_type"]) for r in rows}
+    wanted = {(w, bits, str(size or "matrix"), kind) for w in WIDTHS for bits, size, kind in kbit_scaling.settings()}
+    assert key == wanted and len(rows) == len(wanted)
+    assert all(1.4 < float(r["bits_per_byte"]) < 40 and r["torch"] and r["processor"] for r in rows)
+
+
+@pytest.mark.parametrize(("bits", "size", "kind"), [(4, 64, "int"), (3, None, "quantile"), (16, None, "float")])
+def test_rows_can_be_made_again(bits, size, kind):
+    from mlcomp.models import byte_lm
+
+    (row,) = (
+        r
+        for r in committed_table("kbit_scaling")
+        if (r["width"], r["bits"], r["block_size"], r["data_type"]) == ("16", str(bits), str(size or "matrix"), kind)
+    )
+    made = quantize_matrices(byte_lm(16), bits=bits, block_size=size, data_type=kind)
+    assert made.total_bits == int(row["total_bits"])
+    again = kbit_scaling.row(16, bits, size, kind, kbit_scaling.reference_bytes(kbit_scaling.TEXT + 1))
+    # Other processors sum in another order: far below the third digit.
+    assert float(again["bits_per_byte"]) == pytest.approx(float(row["bits_per_byte"]), abs=2e-3)
+
+
+def test_every_method_table_has_the_runners_columns():
+    rows = committed_table("every_method")
+    assert rows and all(list(row) == FIELDS for row in rows)
+    assert len({(r["method"], r["setting"]) for r in rows}) == len(rows)
+
+
+def test_unknown_table(as_user):
+    with pytest.raises(ValueError, match="the tables are every_method, kbit_scaling"):
+        committed_table("other")
