@@ -79,7 +79,7 @@ def test_nothing_pruned_nothing_changed_and_all_pruned_stays_zero(exact_mean):
     assert (made[half == 0] == 0).all() and (exact_mean or torch.equal(made, half))
     assert not weight_correction(torch.zeros(2, 3), torch.zeros(2, 3), exact_mean=exact_mean).any()
     one = torch.tensor([[2.0], [-1.0]])  # a single input has no spread
-    assert torch.equal(weight_correction(one, one * torch.tensor([[1.0], [0]]), exact_mean=exact_mean), one * one.gt(0))
+    assert torch.equal(weight_correction(one, one * one.gt(0), exact_mean=exact_mean), one * one.gt(0))
 
 
 @pytest.mark.parametrize("factor", [1e-30, -2.0, 1e20])
