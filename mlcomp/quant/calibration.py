@@ -155,7 +155,7 @@ class Percentile(Histogram):
 
 
 class LeastSquares(Histogram):
-    """The share of the extremes, 1.00 … 0.20, whose grid rounds what was seen with the least squared error."""
+    """The share of the extremes, 1.00 … 0.01, whose grid rounds what was seen with the least squared error."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
