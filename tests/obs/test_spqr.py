@@ -6,10 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
-from mlcomp.formats import pack
 from mlcomp.metrics import hessian_error
 from mlcomp.obs import gptq, layer_hessian, spqr
-from mlcomp.obs.spqr_format import Bilevel
 
 
 def small(out=20, inp=32, samples=90, seed=0, outliers=True):
@@ -120,34 +118,6 @@ def test_without_second_level_and_outliers_it_is_gptq_with_groups(seed, bits, si
     assert q.nbytes == plain.nbytes + q.parts["row pointers"] + q.parts["unit"]
 
 
-def test_size_is_to_the_bit():
-    weight, _, hessian = small(out=40, inp=64, samples=200)
-    q = spqr(weight, hessian, bits=3, group_size=16, statistic_bits=3, statistic_rows=16, threshold=0.2)
-    count = int(q.outliers.sum())
-    assert count > 0
-    blocks = 3 * 4  # 40 rows are three runs of at most 16; 64 columns are four groups
-    expected = {
-        "codes": 40 * 64 * 3 // 8,
-        "steps": 40 * 4 * 3 // 8 + blocks * 2 * 2,
-        "zero points": 40 * 4 * 3 // 8 + blocks * 2 * 2,
-        "outlier values": 2 * count,
-        "outlier columns": 2 * count,
-        "row pointers": 4 * 41,
-        "column order": 0,
-        "unit": 4,
-    }
-    assert q.parts == expected and q.nbytes == sum(expected.values())
-    stored = [pack(q.codes, 3), pack(q.step.codes, 3), pack(q.zero.codes, 3)]
-    stored += [q.step.low, q.step.step, q.zero.low, q.zero.step, q.values, q.columns.to(torch.int16), q.pointers]
-    assert q.nbytes == sum(part.nbytes for part in stored) + 4
-    # The paper's formula, where everything divides: b + 2·b_s/β₁ + 64/(β₁β₂) + 32 r, and the row pointers.
-    weight, _, hessian = small(out=32, inp=64, samples=200)
-    q = spqr(weight, hessian, bits=3)
-    share = float(q.outliers.double().mean())
-    formula = 3 + 2 * 3 / 16 + 64 / (16 * 16) + 32 * share
-    assert q.bits_per_weight == pytest.approx(formula + 8 * (4 * 33 + 4) / (32 * 64), rel=1e-12)
-
-
 def test_outliers_decode_to_their_weights_in_float16_and_the_rest_costs_less_than_the_threshold():
     weight, _, _ = small()
     q = spqr(weight, torch.eye(32), bits=3, threshold=0.2, damp=0.0)  # H = I: nothing is compensated
@@ -180,18 +150,6 @@ def test_second_level_costs_little():
     assert coarse.bits_per_weight < exact.bits_per_weight - 1.2
     error = hessian_error(weight, coarse.dequantize(), hessian)
     assert error < 1.3 * hessian_error(weight, exact.dequantize(), hessian)
-
-
-def test_bilevel_statistic_decodes_by_its_definition():
-    b = Bilevel(
-        torch.tensor([[0, 3], [2, 1], [7, 0]], dtype=torch.uint8),
-        torch.tensor([[1.0, -2.0], [0.5, 4.0]]).half(),
-        torch.tensor([[0.25, 1.0], [0.125, 2.0]]).half(),
-        bits=3,
-        rows=2,
-    )
-    assert b.decode().tolist() == [[1.0, 1.0], [1.5, -1.0], [1.375, 4.0]]
-    assert b.nbytes == 3 + 4 * 2 + 4 * 2  # 6 codes of 3 bits are 18 bits
 
 
 @settings(max_examples=8)
