@@ -124,6 +124,9 @@ def capture_block(model: nn.Module, batches: Iterable, name: str) -> CapturedBlo
     if not inputs:
         raise ValueError(f"{name!r} was never called: batches is empty, or the model does not use it")
     args, kwargs = _for_any_batch(others[0])
+    # A cache of keys and values would grow from call to call.
+    kwargs |= {key: None for key in kwargs if key.startswith(("past_key_value", "layer_past"))}
+    kwargs |= {key: False for key in kwargs if key == "use_cache"}
     return CapturedBlock(BlockCall(modules[name], args, kwargs), torch.cat(inputs))
 
 

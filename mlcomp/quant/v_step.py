@@ -95,8 +95,17 @@ def curvatures(student: AdditiveStudent, metric: str) -> list[Curvature]:
 
 
 @torch.no_grad()
-def v_step(student: AdditiveStudent, metrics: list[Curvature], batch: Tensor, share: float, beam: int) -> float:
-    """Change codes where the loss falls; return the share of groups to try next."""
+def v_step(
+    student: AdditiveStudent,
+    metrics: list[Curvature],
+    batch: Tensor,
+    share: float,
+    beam: int,
+    *,
+    reaches: tuple[float, ...] = REACHES,
+    tries: int = TRIES,
+) -> float:
+    """Change codes where the loss of the samples ``batch`` falls, in place; return the share to try next."""
     y = [_groups(matrix, weight) for matrix, weight in zip(student.decoded(), student.weights.values(), strict=True)]
     gradients = _gradients(student, y, batch)
     moves = [metric.solve(g) for metric, g in zip(metrics, gradients, strict=True)]
@@ -106,7 +115,7 @@ def v_step(student: AdditiveStudent, metrics: list[Curvature], batch: Tensor, sh
     weights = list(student.weights.values())
     old = [weight.codes.clone() for weight in weights]
     first = share
-    for _ in range(TRIES):
+    for _ in range(tries):
         count = max(1, round(share * len(everything)))
         threshold = everything.topk(count).values[-1]
         if threshold <= 0:
@@ -115,10 +124,10 @@ def v_step(student: AdditiveStudent, metrics: list[Curvature], batch: Tensor, sh
         inside = [move * mask[:, :, None] for move, mask in zip(moves, chosen, strict=True)]
         step = _step_size(student, batch, y, gradients, inside, chosen)
         best, found = before, old
-        candidates = [_moved(weights, metrics, y, inside, chosen, reach * step, beam) for reach in REACHES]
+        candidates = [_moved(weights, metrics, y, inside, chosen, reach * step, beam) for reach in reaches]
         if metrics[0].informed:
             candidates += [
-                _promising(weights, metrics, y, gradients, moves, reach * step, count, beam) for reach in REACHES
+                _promising(weights, metrics, y, gradients, moves, reach * step, count, beam) for reach in reaches
             ]
         for codes in candidates:
             _set_codes(weights, codes)

@@ -110,10 +110,7 @@ def test_a_large_subspace_takes_short_steps_and_changes_nothing():
     for share in (1.0, 4 / 192):
         tuned = student(block, x, layers)
         before = [w.codes.clone() for w in tuned.weights.values()]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mlcomp.quant.v_step.TRIES", 1)
-            patch.setattr("mlcomp.quant.v_step.REACHES", (1.0,))
-            v_step(tuned, curvatures(tuned, "identity"), torch.arange(len(x)), share, 4)
+        v_step(tuned, curvatures(tuned, "identity"), torch.arange(len(x)), share, 4, reaches=(1.0,), tries=1)
         changed[share] = sum(
             int((a != w.codes).any(2).sum()) for a, w in zip(before, tuned.weights.values(), strict=True)
         )

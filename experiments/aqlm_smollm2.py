@@ -1,0 +1,162 @@
+"""AQLM and PV-tuning on the first blocks of SmolLM2, against GPTQ and rounding on the same blocks: perplexity.
+
+    python experiments/aqlm_smollm2.py                 # two blocks of thirty; about ten minutes on two quiet cores
+    python experiments/aqlm_smollm2.py --tiny          # seconds; one block, few tokens, nothing written
+
+Per block: AQLM on all seven linear layers, with the inputs that the blocks before it give; then block fine-tuning or
+PV-tuning towards the original block's outputs. The other blocks stay as they are. Finished blocks are kept in the
+cache (see ``mlcomp.resume``), and a killed run goes on after the last; ``seconds`` then counts the last part only.
+SmolLM2's weights come from a 4-bit file, each block of 32 on a grid of its own; no method here uses groups of 32.
+"""
+
+import argparse
+import copy
+import json
+import platform
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+from mlcomp.assets import cache_dir
+from mlcomp.data import python_reference, token_batches
+from mlcomp.layerwise import collect_hessians, compress
+from mlcomp.metrics import perplexity
+from mlcomp.models import smollm2
+from mlcomp.obs import gptq
+from mlcomp.quant import aqlm, capture_block, pv_tuning, rtn
+from mlcomp.resume import ResumeFolder
+
+RESULTS = Path(__file__).parent / "results" / "aqlm_smollm2.json"
+SETTINGS = {
+    "blocks": 2, "length": 128, "calibration": 48, "held_out": 32, "dim": 4, "books": 1, "code_bits": 8, "tau": 0.03,
+    "rounds": 4, "steps": 12, "v_steps": 3, "v_batch_size": 16, "batch_size": 4, "learning_rate": 3e-3, "seed": 0,
+}  # fmt: skip
+TINY = SETTINGS | {
+    "blocks": 1, "length": 32, "calibration": 8, "held_out": 4, "code_bits": 4, "tau": 0.5, "rounds": 1, "steps": 1,
+    "v_steps": 1,
+}  # fmt: skip
+
+
+def linear_layers(model: nn.Module, block: str) -> list[str]:
+    """Return the names of the block's linear layers."""
+    return [name for name, m in model.named_modules() if name.startswith(block + ".") and isinstance(m, nn.Linear)]
+
+
+def compress_block(model: nn.Module, dense: nn.Module, block: str, batches: list, method: str, s: dict) -> dict:
+    """Give the block of ``model`` codes, tune it in place; return codes by layer name and the facts of the tuning."""
+    names = linear_layers(model, block)
+    hessians = collect_hessians(model, batches, names)
+    codes = {}
+    for name in names:
+        generator = torch.Generator().manual_seed(s["seed"])
+        weight = model.get_submodule(name).weight.detach()
+        sizes = {key: s[key] for key in ("dim", "books", "code_bits", "tau")}
+        codes[name] = aqlm(weight, hessians[name], generator=generator, **sizes)
+    here, original = capture_block(model, batches, block), capture_block(dense, batches, block)
+    with torch.no_grad():
+        targets = torch.cat([original.block(x) for x in original.inputs.split(s["batch_size"])])
+    options = {k: s[k] for k in ("steps", "v_steps", "v_batch_size", "batch_size", "learning_rate", "seed")}
+    inside = {"block" + name.removeprefix(block): q for name, q in codes.items()}
+    tuned = pv_tuning(
+        here.block, here.inputs, inside, targets=targets, rounds=0 if method == "aqlm" else s["rounds"],
+        method="pv" if method == "aqlm+pv" else "continuous", **options,
+    )  # fmt: skip
+    model.get_submodule(block).load_state_dict(tuned.block.block.state_dict())
+    return {"layers": {block + k.removeprefix("block"): q for k, q in tuned.layers.items()}, "loss": tuned.history}
+
+
+def additive(
+    model: nn.Module, calibration: list, method: str, s: dict, folder: Path | None
+) -> tuple[nn.Module, dict]:
+    """Return a copy with its first blocks compressed, and bits a weight and losses."""
+    result = copy.deepcopy(model)
+    store = None if folder is None else ResumeFolder(folder, {"settings": json.dumps(s), "method": method})
+    nbytes, count, losses = 0, 0, []
+    for i in range(s["blocks"]):
+        block = f"model.layers.{i}"
+        if store is not None and block in store:
+            tensors, facts = store.load(block)
+            result.get_submodule(block).load_state_dict(tensors)
+        else:
+            made = compress_block(result, model, block, calibration, method, s)
+            facts = {"nbytes": sum(q.nbytes for q in made["layers"].values()), "loss": list(made["loss"])}
+            if store is not None:
+                store.save(block, result.get_submodule(block).state_dict(), facts)
+        nbytes += facts["nbytes"]
+        count += sum(result.get_submodule(name).weight.numel() for name in linear_layers(result, block))
+        losses.append([facts["loss"][0], min(facts["loss"])])
+    return result, {"bits_per_weight": nbytes * 8 / count, "block_loss": losses}
+
+
+def scalar(model: nn.Module, calibration: list, method: object, s: dict) -> tuple[nn.Module, dict]:
+    """Return a copy with the same layers quantized by a (weight, hessian) method, and bits a weight."""
+    names = [name for i in range(s["blocks"]) for name in linear_layers(model, f"model.layers.{i}")]
+    result, report = compress(model, calibration, method, layers=names, progress=False)
+    rows = [row for row in report.rows if row.name in set(names)]
+    count = sum(model.get_submodule(name).weight.numel() for name in names)
+    return result, {"bits_per_weight": sum(row.nbytes_after for row in rows) * 8 / count}
+
+
+def nearest(weight: torch.Tensor, _hessian: torch.Tensor, *, bits: int) -> object:
+    """Return the weight rounded to nearest."""
+    return rtn(weight, bits=bits, clip="mse")
+
+
+def run(s: dict, *, keep: bool) -> dict:
+    """Return every method's perplexity on held-out text, size and seconds."""
+    model, tokenizer = smollm2()
+    calibration = token_batches(
+        tokenizer, python_reference(), length=s["length"], count=s["calibration"], batch_size=s["batch_size"]
+    )
+    held_out = token_batches(
+        tokenizer, python_reference("held_out"), length=s["length"], count=s["held_out"], batch_size=s["batch_size"]
+    )
+    methods = {
+        "rtn": partial(scalar, method=partial(nearest, bits=2)),
+        "gptq": partial(scalar, method=partial(gptq, bits=2)),
+        "gptq, activation order, mse clip": partial(
+            scalar, method=partial(gptq, bits=2, order="activation", clip="mse")
+        ),
+    }
+    for name in ("aqlm", "aqlm+block tuning", "aqlm+pv"):
+        folder = cache_dir() / "experiments" / "aqlm_smollm2" / name.replace(" ", "_") if keep else None
+        methods[name] = partial(additive, method=name, folder=folder)
+    rows = {"dense": {"perplexity": perplexity(model, held_out), "bits_per_weight": 32.0, "seconds": 0.0}}
+    for name, method in methods.items():
+        start = time.perf_counter()
+        compressed, facts = method(model, calibration, s=s)
+        seconds = round(time.perf_counter() - start, 1)
+        rows[name] = {"perplexity": perplexity(compressed, held_out), **facts, "seconds": seconds}
+        print(name, json.dumps(rows[name]), flush=True)
+    return {
+        "settings": s,
+        "blocks": f"the first {s['blocks']} of {model.config.num_hidden_layers}",
+        "methods": rows,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "processor": f"{platform.machine()}, CPU",
+    }
+
+
+def main() -> None:
+    """Run, and write the results unless the run is tiny."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a quick trial that writes nothing")
+    parser.add_argument("--blocks", type=int, default=SETTINGS["blocks"])
+    arguments = parser.parse_args()
+    if arguments.tiny:
+        run(TINY, keep=False)
+        return
+    results = run(SETTINGS | {"blocks": arguments.blocks}, keep=True)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
