@@ -71,6 +71,16 @@ def test_tiny_problem_against_all_partitions():
     assert min(found) == pytest.approx(best, rel=1e-5) and all(f >= best * (1 - 1e-5) for f in found)
 
 
+def test_seeding_finds_small_clusters():
+    # Two clusters of three points far from one of 2000: seeds drawn uniformly would all land in the large one, and
+    # Lloyd's iterations would never leave it.
+    sizes, centres = torch.tensor([2000, 3, 3]), torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]])
+    x = centres.repeat_interleave(sizes, dim=0) + 0.01 * points(2006, 2)
+    for seed in range(5):
+        found = kmeans(x, 3, generator=torch.Generator().manual_seed(seed))
+        assert found.distortion < 2e-4  # the noise has 1e-4
+
+
 def test_points_in_several_chunks(monkeypatch):
     x, codebook = points(1000, 3), points(16, 3, seed=1)
     whole = kmeans_assign(x, codebook)
