@@ -13,6 +13,8 @@ from sphinx.util.docutils import SphinxDirective
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from mlcomp.pareto import pareto_front  # noqa: E402  (the folder is put on the path above)
+
 CSV = ROOT / "mlcomp" / "data" / "tables" / "every_method.csv"
 # Kind → title of its table, colour that is readable on white and on black, mark.
 KINDS = {
@@ -35,19 +37,9 @@ def results(path: Path = CSV) -> list[dict[str, str]]:
 
 
 def front(rows: list[dict[str, str]]) -> set[tuple[str, str]]:
-    """Return (method, setting) of the rows that no other row beats in size without losing in similarity.
-
-    A row stays if no other is at least as good in both and better in one.
-    """
-    points = [(float(r["bits_per_weight"]), -float(r["similarity"]), (r["method"], r["setting"])) for r in rows]
-    best, kept = math.inf, set()
-    for size in sorted({p[0] for p in points}):
-        here = [p for p in points if p[0] == size]
-        least = min(p[1] for p in here)
-        if least < best:
-            kept |= {p[2] for p in here if p[1] == least}
-            best = least
-    return kept
+    """Return (method, setting) of the rows that no other row beats in size without losing in similarity."""
+    sizes, qualities = ([float(r[name]) for r in rows] for name in ("bits_per_weight", "similarity"))
+    return {(rows[i]["method"], rows[i]["setting"]) for i in pareto_front(sizes, qualities)}
 
 
 def missing(rows: list[dict[str, str]]) -> list[str]:
