@@ -1,8 +1,8 @@
 """The Pareto front: results that no other beats in size without losing in quality.
 
-Notation: a result (s, q) with size s, less is better, and quality q, more is better. (s, q) dominates (s', q') if s ≤ s'
-and q ≥ q', and one of the two is strict.
-Source: Kung, Luccio, Preparata 1975, "On finding the maxima of a set of vectors", Journal of the ACM 22(4), section 2.
+Notation: a result (s, q) with size s, less is better, and quality q, more is better. (s, q) dominates (s', q') if
+s ≤ s' and q ≥ q', and one of the two is strict.
+Source: Kung, Luccio, Preparata 1975, "On finding the maxima of a set of vectors", Journal of the ACM 22(4).
 Syllabus: 1.16
 """
 
