@@ -58,6 +58,18 @@ def test_all_supports_of_fourteen_inputs(remove):
     assert found.nodes < len(masks) / 2
 
 
+@pytest.mark.parametrize("remove", [3, 5, 7])
+def test_thirty_problems_in_which_weights_nearly_replace_each_other(remove):
+    # Strong correlations: prices change most from step to step, so a bound that is too sharp shows.
+    masks = torch.tensor(list(itertools.combinations(range(9), remove)))
+    for seed in range(30):
+        x, row = problem(9, seed, common=6.0)
+        inverse = torch.linalg.inv(2 * x @ x.T)
+        blocks, gone = inverse[masks[:, :, None], masks[:, None, :]], row[masks]
+        least = float((gone * torch.linalg.solve(blocks, gone)).sum(1).min() / 2)
+        assert best_subset(2 * x @ x.T, row, remove=remove).error == pytest.approx(least, rel=1e-6)
+
+
 def test_greedy_is_not_always_best_and_a_stopped_search_is_greedy():
     beaten = 0
     for seed in range(12):
