@@ -78,15 +78,15 @@ def mixed(options, images, labels, reference):
     data = mnist5k("train", count=options.count)
     for mean_bits in DIFFQ_BITS:
         for seed in SEEDS:
-            student = prepare_diffq(convnet(), group_size=None, init_bits=8.0, speed=20.0)
+            student = prepare_diffq(convnet(), group_size=None, init_bits=6.0, speed=30.0)
             count = sum(c.codes.numel() for c in diffq_codes(student).values())
             target, start = count * mean_bits / 8, time.perf_counter()
-            loss = SizeTarget(student, target)
+            loss = SizeTarget(student, target, start=0.003, rate=0.03)
             train(
                 student,
                 *data,
                 epochs=options.epochs,
-                lr=1e-3,
+                lr=5e-4,
                 seed=seed,
                 loss=loss,
                 augment=random_shift,
@@ -105,13 +105,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--count", type=int, default=4000, help="training images")
+    parser.add_argument("--part", choices=("quantized", "mixed"), help="one of the two tables; the other stays")
     parser.add_argument("--no-record", action="store_true", help="print only")
     options = parser.parse_args(argv)
     images, labels = mnist5k("held_out")
     with torch.no_grad():
         reference = convnet()(images)
     result = {
-        "recipe": {"epochs": options.epochs, "images": options.count, "lr": 1e-3, "batch_size": 64},
+        "recipe": {"epochs": options.epochs, "images": options.count, "lr": 1e-3, "lr_diffq": 5e-4, "batch_size": 64},
         "float32_accuracy": accuracy(convnet(), images, labels),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -120,7 +121,11 @@ def main(argv: list[str] | None = None) -> None:
         "quantized": [],
         "mixed": [],
     }
+    if options.part and RESULTS.exists():
+        result |= {key: json.loads(RESULTS.read_text())[key] for key in ("quantized", "mixed") if key != options.part}
     for key, records in (("quantized", quantized), ("mixed", mixed)):
+        if options.part not in (None, key):
+            continue
         for record in records(options, images, labels, reference):
             print(record, flush=True)
             result[key].append(record)
