@@ -50,6 +50,8 @@ def test_size_is_that_of_the_packed_codes(group_size):
     layer = nn.Conv2d(4, 6, 3)
     module = DiffQLayer(layer, group_size=group_size, min_bits=2, max_bits=15, init_bits=5.0, speed=3.0)
     assert torch.allclose(module.bits, torch.full_like(module.bits, 5.0))
+    # Equal whole numbers of bits: the two sizes are the same up to padding, of the widths and of the codes.
+    assert abs(float(module.size_bits.detach()) / 8 - module.quantized().nbytes) < 2
     with torch.no_grad():
         module.logit += torch.linspace(-2, 0.5, len(module.logit)) if len(module.logit) > 1 else 0.1
     packed = module.quantized()
