@@ -2,7 +2,7 @@
 
 Notation: WbAc means b bits for weights and c for the inputs of linear and convolutional layers.
 Source: Jacob et al. 2018, arXiv:1712.05877 (folding, grids); Nagel et al. 2019, arXiv:1906.04721, section 4.2 (bias
-correction); Sun et al. 2019, arXiv:1907.11077 (re-estimation of BatchNorm).   Syllabus: 1.08
+correction); Hubara et al. 2021, arXiv:2006.10518 (re-estimation of BatchNorm).   Syllabus: 1.08
 """
 
 import copy
