@@ -82,8 +82,12 @@ register("OBQ", "2.08", "compensated", obq, {"bits": 3, "clip": "mse", "damp": 0
 register("AdaRound", "2.09", "compensated", adaround, *({**s, "steps": 100} for s in BITS))
 register("AdaQuant", "2.09", "compensated", adaquant, *({**s, "steps": 100} for s in BITS))
 register("BitSplit", "2.09", "compensated", bitsplit, *BITS)
-register("SpQR", "1.11", "compensated", spqr, *BITS)
-register("QuIP", "1.14", "compensated", quip, *BITS)
+# Thresholds that keep about one weight in a hundred out: the coarser the codes, the more each would like to.
+register(
+    "SpQR", "1.11", "compensated", spqr, {"bits": 2, "threshold": 1.0}, {"bits": 3, "threshold": 0.3},
+    {"bits": 4, "threshold": 0.07},
+)  # fmt: skip
+register("QuIP", "1.14", "compensated", quip, *({**bits, "transform": "hadamard"} for bits in BITS))
 
 # Several weights to a code.
 register(

@@ -37,6 +37,10 @@ def calibrate(
 ) -> nn.Module:
     r"""Return a copy of ``pruned`` whose layers with zeros give, as far as they can, the dense network's outputs.
 
+    A shift goes into the layer's bias; if it has none, into the running mean of the BatchNorm that reads its output,
+    which subtracts it (another reader of that output does not see the shift); if there is none either, the layer gets
+    a bias. A layer that is called more than once is calibrated on its first call.
+
     Args:
         dense: the original network; not modified. pruned: the same network with zeros in the weights of its linear
             and convolutional layers; not modified. Layers without zeros stay as they are.
@@ -58,9 +62,6 @@ def calibrate(
             empty or can be read only once.
     Guarantee: with "bias" each calibrated layer's mean output over the batches is that of the dense network, until
         fine-tuning moves it; the zeros stay.
-    Where a shift goes: into the layer's bias; if it has none, into the running mean of the BatchNorm that reads its
-        output, which subtracts it (another reader of that output does not see the shift); if there is none either,
-        the layer gets a bias. A layer that is called more than once is calibrated on its first call.
     Cost: two forward passes over the batches for each layer, up to that layer, one more pass to find the order, and
         the patches of one layer in memory.
     """
