@@ -1,11 +1,13 @@
-"""`{method-index}` and `{kernel-results}`: tables made from the source, the notebooks and the measurements."""
+"""`{method-index}` and `{measurements}`: tables made from the source, the notebooks and the measurements."""
 
 import csv
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 from docutils import nodes
+from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
@@ -77,25 +79,29 @@ class MethodIndex(Generated):
         return f"[{notebook.title}](/{where})" if stem in in_toc else f"[{notebook.title}]({blob}{where})"
 
 
-class KernelResults(Generated):
-    """The committed measurements of one benchmark file, as a table."""
+class Measurements(Generated):
+    """Some columns of a committed CSV file as a table; the argument is its path in the repository."""
 
     required_arguments = 1
+    option_spec: ClassVar = {"columns": directives.unchanged_required}
 
     def lines(self) -> list[str]:
-        """Return the table of ``benchmarks/results/<argument>.csv``."""
-        path = ROOT / "benchmarks" / "results" / f"{self.arguments[0]}.csv"
+        """Return the table; ``:columns:`` names columns of the file, separated by commas."""
+        path = ROOT / self.arguments[0]
         if not path.exists():
-            raise self.error(f"no measurements at {path.relative_to(ROOT)}")
+            raise self.error(f"no measurements at {self.arguments[0]}")
         self.watch(path)
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(line for line in file if not line.startswith("#"))]
-        table = [f"| {' | '.join(row)} |" for row in rows]
-        return [table[0], "|" + "---|" * len(rows[0]), *table[1:]]
+            rows = list(csv.DictReader(file))
+        columns = [name.strip() for name in self.options["columns"].split(",")]
+        if unknown := [name for name in columns if name not in rows[0]]:
+            raise self.error(f"{self.arguments[0]} has no column {', '.join(unknown)}")
+        head = f"| {' | '.join(name.replace('_', ' ') for name in columns)} |"
+        return [head, "|" + "---|" * len(columns), *(f"| {' | '.join(row[n] for n in columns)} |" for row in rows)]
 
 
 def setup(app) -> dict:
     """Register the directives with Sphinx."""
     app.add_directive("method-index", MethodIndex)
-    app.add_directive("kernel-results", KernelResults)
+    app.add_directive("measurements", Measurements)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
