@@ -87,7 +87,7 @@ def layer_nbytes(
 
     Args:
         shape: (out, inp) of the weight. tokens: T, input vectors that share one reading of the weight.
-        weight: a name in :data:`mlcomp.formats.NUMBER_FORMATS`.
+        weight: a name in ``mlcomp.formats.NUMBER_FORMATS``.
         activation: format of inputs and outputs; None: as the weight. The product is computed in this format, so the
             weight must be in the same or in one of fewer bits, decoded on the chip.
         storage: "dense", "csr", "bitmask" or "n:m", as in :func:`mlcomp.formats.sparse_nbytes`.
@@ -129,7 +129,7 @@ def layer_time(
     """Return the roofline time of a layer on ``chip``.
 
     Args:
-        chip: e.g. :data:`mlcomp.hardware.A100`.
+        chip: e.g. ``mlcomp.hardware.A100``.
         storage: ``storage``, ``sparsity``, ``pattern``, ``extra_nbytes``, ``index_bits`` of :func:`layer_nbytes`.
             Only pattern (2, 4) computes faster, and only in a format of ``chip.peak_2_4``.
     Raises:

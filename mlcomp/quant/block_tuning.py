@@ -90,7 +90,7 @@ def capture_block(model: nn.Module, batches: Iterable, name: str) -> CapturedBlo
         batches: calibration batches, as for :func:`mlcomp.layerwise.compress`.
         name: of a module that is called once in a forward pass.
     Returns:
-        The block itself (not a copy) wrapped in a :class:`BlockCall`, and its inputs (samples, …).
+        The block itself (not a copy) wrapped in a ``BlockCall``, and its inputs (samples, …).
     Raises:
         ValueError: unknown name, a block never called, batches whose other arguments differ.
     """
