@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mlcomp.formats import sparse_nbytes
-from mlcomp.layer_inputs import call_model, evaluating
+from mlcomp.layer_inputs import call_model, evaluating, hooked
 from mlcomp.layer_matrix import is_layer
 
 
@@ -168,10 +168,6 @@ def _count_positions(model: nn.Module, sample: Any) -> dict[str, int]:
 
     layers = [(name, module) for name, module in model.named_modules() if is_layer(module)]
     handles = [module.register_forward_hook(hook(name)) for name, module in layers]
-    try:
-        with evaluating(model):
-            call_model(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(model), hooked(handles):
+        call_model(model, sample)
     return found

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mlcomp.layer_matrix import check_names, input_matrices, is_layer, weight_matrix
 
@@ -53,6 +54,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Take the hooks off again, whatever happens inside."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
@@ -116,16 +127,13 @@ def add_hessians(
 
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_pre_hook(hook(name), with_kwargs=True) for name in sums]
-    try:
+    with hooked(handles):
         for batch in batches:
             mask, waiting = _valid_mask(batch, valid), set(sums)
             try:
                 call_model(model, batch)
             except _Stop:
                 pass
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ def trace_layers(model: nn.Module, batches: Iterable, names: Iterable[str]) -> T
         return before
 
     handles = [modules[name].register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
-    try:
+    with hooked(handles):
         for batch in batches:
             seen.clear()
             call_model(model, batch)
@@ -172,9 +180,6 @@ def trace_layers(model: nn.Module, batches: Iterable, names: Iterable[str]) -> T
                 calls[name] = max(calls[name], sum(name == other for other, _, _ in seen))
                 leaders[name].append(leader.get(name))
             order.extend(name for name in leader if name not in order)
-    finally:
-        for handle in handles:
-            handle.remove()
     stages: dict[tuple, list[str]] = {}
     for name in order:
         # A layer that is called twice gets a stage of its own: its pass must not stop at the first call.

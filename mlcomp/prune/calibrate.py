@@ -7,14 +7,13 @@ Source: Lazarevich, Kozlov, Malinin 2021, arXiv:2104.15023, eq. (5) and (6).   S
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mlcomp.layer_inputs import call_model, check_batches, check_called, evaluating, trace_layers
+from mlcomp.layer_inputs import call_model, check_batches, check_called, evaluating, hooked, trace_layers
 from mlcomp.layer_matrix import input_matrices, is_layer, set_weight_matrix, weight_matrix
 from mlcomp.prune.bias_correction import bias_correction
 from mlcomp.prune.masked_finetune import FinetunedLayer, masked_finetune
@@ -171,15 +170,6 @@ class _Reached(BaseException):
     """Ends a forward pass at the layer of interest; no ``except Exception`` of a model catches it."""
 
 
-@contextmanager
-def _hooked(handles: list) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _inputs(model: nn.Module, name: str, batches: Iterable) -> Iterator[Tensor]:
     """Yield the input of the layer's first call for each batch that reaches it."""
     found = []
@@ -189,7 +179,7 @@ def _inputs(model: nn.Module, name: str, batches: Iterable) -> Iterator[Tensor]:
         raise _Reached
 
     for batch in batches:
-        with _hooked([model.get_submodule(name).register_forward_pre_hook(before, with_kwargs=True)]):
+        with hooked([model.get_submodule(name).register_forward_pre_hook(before, with_kwargs=True)]):
             try:
                 call_model(model, batch)
             except _Reached:
@@ -215,6 +205,6 @@ def _following_norms(model: nn.Module, batch: Any, names: Collection[str]) -> di
     handles = [model.get_submodule(name).register_forward_hook(after(name)) for name in names]
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     handles += [m.register_forward_pre_hook(before) for m in norms]
-    with _hooked(handles):
+    with hooked(handles):
         call_model(model, batch)
     return found

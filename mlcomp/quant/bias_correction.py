@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mlcomp.checks import check_finite
-from mlcomp.layer_inputs import call_model, check_batches, check_called, evaluating
+from mlcomp.layer_inputs import call_model, check_batches, check_called, evaluating, hooked
 from mlcomp.layer_matrix import check_names, is_layer
 
 
@@ -49,13 +49,9 @@ def output_means(model: nn.Module, batches: Iterable, layers: Iterable[str] | No
         return after
 
     handles = [modules[name].register_forward_hook(hook(name)) for name in names]
-    try:
-        with evaluating(model):
-            for batch in batches:
-                call_model(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(model), hooked(handles):
+        for batch in batches:
+            call_model(model, batch)
     check_called(counts)
     return {name: total / counts[name] for name, total in sums.items()}
 

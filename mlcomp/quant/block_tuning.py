@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.formats.additive_codebook import AdditiveCodes
-from mlcomp.layer_inputs import call_model, check_batches, evaluating
+from mlcomp.layer_inputs import call_model, check_batches, evaluating, hooked
 from mlcomp.quant.additive_student import AdditiveBlock
 from mlcomp.quant.pv_tuning import pv_tuning
 
@@ -108,19 +108,16 @@ def capture_block(model: nn.Module, batches: Iterable, name: str) -> CapturedBlo
         raise _Stop
 
     handle = modules[name].register_forward_pre_hook(before, with_kwargs=True)
-    try:
-        with evaluating(model):
-            for batch in batches:
-                try:
-                    call_model(model, batch)
-                except _Stop:
-                    if not _broadcasts_like(others[0], others[-1]):
-                        raise ValueError(
-                            f"{name!r} is called with other positions or masks in batch {len(inputs) - 1} than in "
-                            "the first: use sequences of one length, without padding"
-                        ) from None
-    finally:
-        handle.remove()
+    with evaluating(model), hooked([handle]):
+        for batch in batches:
+            try:
+                call_model(model, batch)
+            except _Stop:
+                if not _broadcasts_like(others[0], others[-1]):
+                    raise ValueError(
+                        f"{name!r} is called with other positions or masks in batch {len(inputs) - 1} than in "
+                        "the first: use sequences of one length, without padding"
+                    ) from None
     if not inputs:
         raise ValueError(f"{name!r} was never called: batches is empty, or the model does not use it")
     args, kwargs = _for_any_batch(others[0])

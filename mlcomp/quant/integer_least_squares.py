@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_finite, check_hessian, check_weight
+from mlcomp.quant.codebook import check_levels
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 
@@ -57,7 +58,8 @@ def integer_least_squares(
         bits seconds.
     Deviations: visits blocks of 64 partial codes, cheapest first, instead of single ones.
     """
-    t, levels = _check(hessian, target, levels)
+    check_problem(hessian, target, levels)
+    t = target.double()
     if isinstance(max_nodes, bool) or not isinstance(max_nodes, int) or max_nodes < 1:
         raise ValueError(f"max_nodes must be a positive whole number, got {max_nodes!r}")
     h = (hessian.double() + hessian.double().T) / 2
@@ -108,14 +110,13 @@ def best_quantized(
     return Quantized(codes, grid.step, grid.zero, bits, symmetric)
 
 
-def _check(hessian: Tensor, target: Tensor, levels: int) -> tuple[Tensor, int]:
+def check_problem(hessian: Tensor, target: Tensor, levels: int) -> None:
+    """Raise unless ``target`` is a finite vector, H fits it, and the codes 0 … levels − 1 fit a byte."""
     if not isinstance(target, Tensor) or target.ndim != 1 or len(target) == 0:
         raise ValueError(f"target must be a vector (inp,), got {getattr(target, 'shape', type(target).__name__)}")
     check_finite("target", target)
     check_hessian(hessian, len(target))
-    if isinstance(levels, bool) or not isinstance(levels, int) or not 2 <= levels <= 256:
-        raise ValueError(f"levels must be a whole number from 2 to 256, got {levels!r}")
-    return target.double(), levels
+    check_levels(levels)
 
 
 def _factor(half: Tensor) -> Tensor:

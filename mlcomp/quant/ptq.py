@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlcomp.batchnorm import reestimate_batchnorm
 from mlcomp.checks import check_bits
-from mlcomp.layer_inputs import call_model, check_batches, evaluating
+from mlcomp.layer_inputs import call_model, check_batches, evaluating, hooked
 from mlcomp.layer_matrix import check_names, is_layer
 from mlcomp.metrics import snr_db
 from mlcomp.quant.batchnorm_folding import fold_batchnorm
@@ -161,13 +161,9 @@ def input_ranges(
         return before
 
     handles = [model.get_submodule(n).register_forward_pre_hook(hook(n), with_kwargs=True) for n in watches]
-    try:
-        with evaluating(model):
-            for batch in batches:
-                call_model(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(model), hooked(handles):
+        for batch in batches:
+            call_model(model, batch)
     silent = [name for name, watch in watches.items() if watch.low > watch.high]
     if silent:
         raise ValueError(f"layer(s) {silent} saw no sample: batches is empty, or the model never calls them")

@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_hessian
+from mlcomp.checks import check_finite
 from mlcomp.extras import need
+from mlcomp.quant.integer_least_squares import check_problem
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def quantization_bound(
     Guarantee: the value is a lower bound for the H and t given, whatever the solver answered: see :func:`certify`.
     Cost: 64 inputs at 4 bits take some seconds, 32 a third of a second.
     """
-    h, t = _check(hessian, target, levels)
+    check_problem(hessian, target, levels)
+    h, t = _in_float64(hessian, target)
     inp = len(t)
     if gaps is not None and (isinstance(gaps, bool) or not isinstance(gaps, int) or not 1 <= gaps <= levels - 1):
         raise ValueError(f"gaps must be a whole number from 1 to levels − 1 = {levels - 1}, got {gaps!r}")
@@ -102,7 +104,8 @@ def certify(
     Raises:
         ValueError: malformed H or target, or a negative multiplier.
     """
-    h, t = _check(hessian, target, levels)
+    check_problem(hessian, target, levels)
+    h, t = _in_float64(hessian, target)
     if tuple(between.shape) != (len(t), levels - 1) or tuple(box.shape) != (len(t),):
         raise ValueError(
             f"between must be ({len(t)}, {levels - 1}) and box ({len(t)},), got {tuple(between.shape)} and "
@@ -123,13 +126,7 @@ def certify(
     return value if Fraction(value) <= exact else math.nextafter(value, -math.inf)
 
 
-def _check(hessian: Tensor, target: Tensor, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    if not isinstance(target, Tensor) or target.ndim != 1 or len(target) == 0:
-        raise ValueError(f"target must be a vector (inp,), got {getattr(target, 'shape', type(target).__name__)}")
-    check_finite("target", target)
-    check_hessian(hessian, len(target))
-    if isinstance(levels, bool) or not isinstance(levels, int) or not 2 <= levels <= 256:
-        raise ValueError(f"levels must be a whole number from 2 to 256, got {levels!r}")
+def _in_float64(hessian: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
     h = hessian.double()
     return ((h + h.T) / 2).numpy(), target.double().numpy()
 
