@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.record import append, origin, timed
+from benchmarks.record import append, common_options, origin, timed
 from mlcomp.data import make_layer
 from mlcomp.metrics import relative_error
 from mlcomp.obs import exact_obs, layer_hessian, obq, refit, sparsegpt
@@ -169,11 +169,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=576, help="inputs and outputs of the layer, a multiple of 4")
     parser.add_argument("--rows", type=int, default=8, help="rows that the literal versions are run on")
-    parser.add_argument("--threads", type=int, help="torch's threads; default: as torch finds")
-    parser.add_argument("--no-record", action="store_true", help=f"print only, do not append to {RESULTS.name}")
-    options = parser.parse_args(argv)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = common_options(parser, RESULTS, argv)
     source = origin() | {"layer": f"{options.size}x{options.size}"}
     print(source)
     print(

@@ -17,7 +17,7 @@ import torch
 from sklearn.cluster import KMeans as ScikitKMeans
 from threadpoolctl import threadpool_limits
 
-from benchmarks.record import append, origin, timed
+from benchmarks.record import append, common_options, origin, timed
 from mlcomp.quant import kmeans
 
 RESULTS = Path(__file__).parent / "results" / "kmeans.csv"
@@ -81,11 +81,7 @@ def main(argv=None):
     parser.add_argument("--dim", type=int, default=8)
     parser.add_argument("--entries", type=int, default=256)
     parser.add_argument("--steps", type=int, default=10, help="iterations of the first case")
-    parser.add_argument("--threads", type=int, help="threads of both; default: as they find")
-    parser.add_argument("--no-record", action="store_true", help=f"print only, do not append to {RESULTS.name}")
-    options = parser.parse_args(argv)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = common_options(parser, RESULTS, argv)
     threads = torch.get_num_threads()
     points = torch.randn(options.points, options.dim, generator=torch.Generator().manual_seed(0))
     source = origin() | {"problem": f"{options.points}x{options.dim}, K={options.entries}, steps={options.steps}"}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.record import append, origin, timed
+from benchmarks.record import append, common_options, origin, timed
 from mlcomp.data import make_layer
 from mlcomp.obs import gptq, layer_hessian, ldl, ldlq
 from mlcomp.obs.ldlq import feedback_rounding
@@ -70,11 +70,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[576, 1536], help="inputs of the layers")
     parser.add_argument("--rows", type=int, default=576, help="outputs of the layers")
-    parser.add_argument("--threads", type=int, help="torch's threads; default: as torch finds")
-    parser.add_argument("--no-record", action="store_true", help=f"print only, do not append to {RESULTS.name}")
-    options = parser.parse_args(argv)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = common_options(parser, RESULTS, argv)
     source = origin()
     print(source)
     rows = []

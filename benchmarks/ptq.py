@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.record import append, origin
+from benchmarks.record import append, common_options, origin
 from mlcomp.data import mnist_calibration
 from mlcomp.layer_inputs import call_model, evaluating
 from mlcomp.models import convnet
@@ -133,11 +133,7 @@ def compare(images):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1024, help="calibration images, in batches of 128")
-    parser.add_argument("--threads", type=int, help="torch's threads; default: as torch finds")
-    parser.add_argument("--no-record", action="store_true", help=f"print only, do not append to {RESULTS.name}")
-    options = parser.parse_args(argv)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = common_options(parser, RESULTS, argv)
     source = origin()
     print(source)
     rows = []

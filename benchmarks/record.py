@@ -1,5 +1,6 @@
 """The CSV of results: one row a measurement, with what it was measured on."""
 
+import argparse
 import csv
 import datetime
 import os
@@ -33,6 +34,16 @@ def origin() -> dict[str, object]:
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     machine = f"{_model()}, {os.cpu_count()} cores"
     return _when() | {"machine": machine, "threads": torch.get_num_threads()} | versions
+
+
+def common_options(parser: argparse.ArgumentParser, results: Path, argv: list[str] | None) -> argparse.Namespace:
+    """Add --threads and --no-record, parse, and set torch's threads."""
+    parser.add_argument("--threads", type=int, help="threads to use; default: as torch finds")
+    parser.add_argument("--no-record", action="store_true", help=f"print only, do not append to {results.name}")
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return options
 
 
 def timed(function: Callable[[], T]) -> tuple[T, float, float]:
