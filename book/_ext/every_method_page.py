@@ -25,7 +25,7 @@ KINDS = {
     "pruning": ("Zeros", "#a259c4", "M-4,-4L4,4M-4,4L4,-4"),
     "both": ("Zeros and codes", "#d6455d", "M0,-5.5L5,-1.5L3,4.5H-3L-5,-1.5Z"),
 }
-LEFT, TOP, WIDTH, HEIGHT = 62, 14, 640, 380
+LEFT, TOP, WIDTH, HEIGHT = 78, 14, 640, 380
 X_RANGE, X_TICKS = (1.7, 18), (2, 3, 4, 6, 8, 12, 16)
 
 
@@ -64,7 +64,14 @@ def page(rows: list[dict[str, str]], not_run: list[str]) -> list[str]:
         chosen = sorted((r for r in rows if r["kind"] == kind), key=lambda r: float(r["bits_per_weight"]))
         if not chosen:
             continue
-        lines += ["", f"## {title}", "", "| method | options | bits / weight | MB | cosine | neighbours kept | s |"]
+        # No headings: their sections would be moved out of the directive, to before the picture.
+        lines += [
+            "",
+            f"```{{rubric}} {title}",
+            "```",
+            "",
+            "| method | options | bits / weight | MB | cosine | neighbours kept | s |",
+        ]
         lines.append("|---|---|---:|---:|---:|---:|---:|")
         for row in chosen:
             mark = "**" if (row["method"], row["setting"]) in best else ""
@@ -105,10 +112,10 @@ def picture(rows: list[dict[str, str]]) -> str:
             f'stroke="{colour}" stroke-width="1.8"><title>{html.escape(told)}</title></path>'
         )
     for i, (title, colour, mark) in enumerate(KINDS.values()):
-        b = TOP + 22 + 20 * i
-        parts.append(f'<path transform="translate({LEFT + WIDTH - 200},{b})" d="{mark}" fill="{colour}" ')
+        b = TOP + HEIGHT - 20 * (len(KINDS) - i) + 4  # few bits with a small error: that corner stays empty
+        parts.append(f'<path transform="translate({LEFT + 18},{b})" d="{mark}" fill="{colour}" ')
         parts.append(f'fill-opacity="0.45" stroke="{colour}" stroke-width="1.8"/>')
-        parts.append(f'<text x="{LEFT + WIDTH - 188}" y="{b + 4}">{html.escape(title)}</text>')
+        parts.append(f'<text x="{LEFT + 30}" y="{b + 4}">{html.escape(title)}</text>')
     box = f"0 0 {LEFT + WIDTH + 10} {TOP + HEIGHT + 46}"
     head = f'<svg viewBox="{box}" role="img" aria-label="Size against quality of every method" '
     style = 'style="width:100%;max-width:56rem;color:var(--pst-color-text-base)" font-size="13" fill="currentColor" '
@@ -144,7 +151,7 @@ class EveryMethod(SphinxDirective):
         node.document = self.state.document
         node += nodes.raw("", f'<figure class="every-method">{picture(rows)}</figure>', format="html")
         lines = StringList(page(rows, missing(rows)), source=self.get_location())
-        self.state.nested_parse(lines, self.content_offset, node, match_titles=1)
+        self.state.nested_parse(lines, self.content_offset, node)
         return node.children
 
 

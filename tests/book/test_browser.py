@@ -121,6 +121,14 @@ def test_index_leads_to_the_introduction(tab, site):
     assert tab.faults == []
 
 
+def test_the_picture_of_every_method_stands_above_its_tables(tab, site):
+    tab.set_viewport_size(DESK)
+    tab.goto(site + "book/every_method.html")
+    picture = tab.locator("figure.every-method svg").bounding_box()
+    table = tab.locator("article table").first.bounding_box()
+    assert picture["height"] > 200 and picture["y"] + picture["height"] <= table["y"]
+
+
 def test_search_finds_the_inverse_hessian(tab, site):
     tab.faults.clear()
     tab.set_viewport_size(DESK)
