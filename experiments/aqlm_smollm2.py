@@ -12,17 +12,21 @@ SmolLM2's weights come from a 4-bit file, each block of 32 on a grid of its own;
 import argparse
 import copy
 import json
-import platform
+import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
+
+from benchmarks.record import append, origin
 from mlcomp.assets import cache_dir
 from mlcomp.data import python_reference, token_batches
+from mlcomp.data.committed_table import TABLES, committed_table
 from mlcomp.layerwise import collect_hessians, compress
 from mlcomp.metrics import perplexity
 from mlcomp.models import smollm2
@@ -30,7 +34,8 @@ from mlcomp.obs import gptq
 from mlcomp.quant import aqlm, capture_block, pv_tuning, rtn
 from mlcomp.resume import ResumeFolder
 
-RESULTS = Path(__file__).parent / "results" / "aqlm_smollm2.json"
+RESULTS = TABLES / "aqlm_smollm2.csv"
+FIELDS = ["method", "blocks", "bits_per_weight", "perplexity", "loss_before", "loss_after", "seconds"]
 SETTINGS = {
     "blocks": 2, "length": 128, "calibration": 48, "held_out": 32, "dim": 4, "books": 1, "code_bits": 8, "tau": 0.03,
     "rounds": 4, "steps": 12, "v_steps": 3, "v_batch_size": 16, "batch_size": 4, "learning_rate": 3e-3, "seed": 0,
@@ -63,7 +68,7 @@ def compress_block(model: nn.Module, dense: nn.Module, block: str, batches: list
     inside = {"block" + name.removeprefix(block): q for name, q in codes.items()}
     tuned = pv_tuning(
         here.block, here.inputs, inside, targets=targets, rounds=0 if method == "aqlm" else s["rounds"],
-        method="pv" if method == "aqlm+pv" else "continuous", **options,
+        method={"aqlm+pv": "pv", "aqlm+ste": "ste"}.get(method, "continuous"), **options,
     )  # fmt: skip
     model.get_submodule(block).load_state_dict(tuned.block.block.state_dict())
     return {"layers": {block + k.removeprefix("block"): q for k, q in tuned.layers.items()}, "loss": tuned.history}
@@ -89,7 +94,8 @@ def additive(
         nbytes += facts["nbytes"]
         count += sum(result.get_submodule(name).weight.numel() for name in linear_layers(result, block))
         losses.append([facts["loss"][0], min(facts["loss"])])
-    return result, {"bits_per_weight": nbytes * 8 / count, "block_loss": losses}
+    before, after = (" ".join(f"{value:.5f}" for value in column) for column in zip(*losses, strict=True))
+    return result, {"bits_per_weight": round(nbytes * 8 / count, 4), "loss_before": before, "loss_after": after}
 
 
 def scalar(model: nn.Module, calibration: list, method: object, s: dict) -> tuple[nn.Module, dict]:
@@ -98,7 +104,7 @@ def scalar(model: nn.Module, calibration: list, method: object, s: dict) -> tupl
     result, report = compress(model, calibration, method, layers=names, progress=False)
     rows = [row for row in report.rows if row.name in set(names)]
     count = sum(model.get_submodule(name).weight.numel() for name in names)
-    return result, {"bits_per_weight": sum(row.nbytes_after for row in rows) * 8 / count}
+    return result, {"bits_per_weight": round(sum(row.nbytes_after for row in rows) * 8 / count, 4)}
 
 
 def nearest(weight: torch.Tensor, _hessian: torch.Tensor, *, bits: int) -> object:
@@ -106,42 +112,37 @@ def nearest(weight: torch.Tensor, _hessian: torch.Tensor, *, bits: int) -> objec
     return rtn(weight, bits=bits, clip="mse")
 
 
-def run(s: dict, *, keep: bool) -> dict:
-    """Return every method's perplexity on held-out text, size and seconds."""
-    model, tokenizer = smollm2()
-    calibration = token_batches(
-        tokenizer, python_reference(), length=s["length"], count=s["calibration"], batch_size=s["batch_size"]
-    )
-    held_out = token_batches(
-        tokenizer, python_reference("held_out"), length=s["length"], count=s["held_out"], batch_size=s["batch_size"]
-    )
-    methods = {
-        "rtn": partial(scalar, method=partial(nearest, bits=2)),
-        "gptq": partial(scalar, method=partial(gptq, bits=2)),
-        "gptq, activation order, mse clip": partial(
-            scalar, method=partial(gptq, bits=2, order="activation", clip="mse")
-        ),
-    }
-    for name in ("aqlm", "aqlm+block tuning", "aqlm+pv"):
+def methods(s: dict, *, keep: bool) -> dict[str, Callable]:
+    """Return the methods by name: (model, calibration) → compressed copy and facts."""
+    ordered = partial(gptq, bits=2, order="activation", clip="mse")
+    layerwise = {"rtn": partial(nearest, bits=2), "gptq": partial(gptq, bits=2), "gptq, order and clip": ordered}
+    made = {name: partial(scalar, method=method, s=s) for name, method in layerwise.items()}
+    for name in ("aqlm", "aqlm+block tuning", "aqlm+ste", "aqlm+pv"):
         folder = cache_dir() / "experiments" / "aqlm_smollm2" / name.replace(" ", "_") if keep else None
-        methods[name] = partial(additive, method=name, folder=folder)
-    rows = {"dense": {"perplexity": perplexity(model, held_out), "bits_per_weight": 32.0, "seconds": 0.0}}
-    for name, method in methods.items():
+        made[name] = partial(additive, method=name, s=s, folder=folder)
+    return made
+
+
+def run(s: dict, path: Path | None) -> None:
+    """Measure every method that ``path`` lacks: perplexity on held-out text, size and seconds; add a row for each."""
+    model, tokenizer = smollm2()
+    shape = {"length": s["length"], "batch_size": s["batch_size"]}
+    calibration = token_batches(tokenizer, python_reference(), count=s["calibration"], **shape)
+    held_out = token_batches(tokenizer, python_reference("held_out"), count=s["held_out"], **shape)
+    settings = json.dumps(s)
+    have = committed_table(path.stem) if path is not None and path.exists() else []
+    finished = {row["method"] for row in have if row["settings"] == settings}
+    for name, method in {"dense": None, **methods(s, keep=path is not None)}.items():
+        if name in finished:
+            continue
         start = time.perf_counter()
-        compressed, facts = method(model, calibration, s=s)
+        compressed, facts = method(model, calibration) if method else (model, {"bits_per_weight": 32.0})
         seconds = round(time.perf_counter() - start, 1)
-        rows[name] = {"perplexity": perplexity(compressed, held_out), **facts, "seconds": seconds}
-        print(name, json.dumps(rows[name]), flush=True)
-    return {
-        "settings": s,
-        "blocks": f"the first {s['blocks']} of {model.config.num_hidden_layers}",
-        "methods": rows,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "processor": f"{platform.machine()}, CPU",
-    }
+        row = dict.fromkeys(FIELDS, "") | {"method": name, "blocks": s["blocks"]} | facts
+        row |= {"perplexity": round(perplexity(compressed, held_out), 3), "seconds": seconds}
+        print({k: v for k, v in row.items() if v != ""}, flush=True)
+        if path is not None:
+            append([row | origin() | {"settings": settings}], path)
 
 
 def main() -> None:
@@ -151,11 +152,9 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=SETTINGS["blocks"])
     arguments = parser.parse_args()
     if arguments.tiny:
-        run(TINY, keep=False)
-        return
-    results = run(SETTINGS | {"blocks": arguments.blocks}, keep=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        run(TINY, None)
+    else:
+        run(SETTINGS | {"blocks": arguments.blocks}, RESULTS)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mlcomp.prune.pruning_snr import pruning_snr
 from mlcomp.quant.quantization_snr import quantization_snr
-from mlcomp.scalar_source import Sample, SymmetricDensity, student_t
+from mlcomp.sources import Source, student_t
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,7 @@ class Comparison:
         return self.quantization_db - self.pruning_db
 
 
-def compare(
-    source: SymmetricDensity | Sample, *, bits: int, storage: str = "values", zero: str = "on_grid"
-) -> Comparison:
+def compare(source: Source, *, bits: int, storage: str = "values", zero: str = "on_grid") -> Comparison:
     """Return the SNR of the best b-bit grid and of magnitude pruning at the size of b bits.
 
     Args:
@@ -47,7 +45,7 @@ def crossover_kurtosis(
     Args:
         bits: 1 to 8.
         storage: see :func:`mlcomp.prune.kept_share`.
-        limit: where t is cut off (see :func:`mlcomp.scalar_source.student_t`).
+        limit: where t is cut off (see :func:`mlcomp.sources.student_t`).
         largest: the largest kurtosis that is looked at.
     Returns:
         κ to three digits or better; infinite where quantization still leads at ``largest``.

@@ -1,22 +1,27 @@
 """The table of every method: registration, storage that is really packed, the runner, and what must be registered."""
 
+import copy
 import csv
 import inspect
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from experiments.every_method import methods, registry
+from experiments.every_method import methods, networks, registry
 from experiments.every_method.registry import ENTRIES, describe, register
-from experiments.every_method.run import FIELDS, Subject, recall_of_neighbours, run, run_all
+from experiments.every_method.run import FIELDS, run, run_all
 from experiments.every_method.storage import store
+from experiments.every_method.subject import Subject, recall_of_neighbours
 from mlcomp.data import make_layer
 from mlcomp.formats import absmax_int8, sparse_nbytes, unpack
 from mlcomp.obs import exact_obs, gptq, obq
 from mlcomp.prune import magnitude
 from mlcomp.quant import blockwise, rtn
 from tests.contract.test_modules import METHOD_PACKAGES
+from tools.inventory import FINISHED_LECTURES, SYLLABUS
 from tools.inventory import methods as modules_with_rows
 
 # Layer-wise functions of lectures 1 and 2 that are no method of their own, and why.
@@ -27,6 +32,15 @@ NO_ROW_OF_ITS_OWN = {
     "masked_finetune": "mends the weights on another method's mask",
     "refit": "mends the weights on another method's mask",
     "weight_correction": "mends mean and variance after another method",
+}
+
+# Rows of finished lectures that compress nothing by themselves, and why.
+NO_METHOD = {
+    "1.16": "the table itself",
+    "1.18": "a cost model",
+    "1.22": "a comparison and bounds",
+    "2.01": "the problem that the methods solve",
+    "2.03": "one step; ExactOBS repeats it",
 }
 
 
@@ -57,16 +71,23 @@ def test_every_finished_layerwise_method_is_in_the_table():
     assert set(NO_ROW_OF_ITS_OWN) <= set(found)
 
 
+def test_every_row_of_a_finished_lecture_is_in_the_table():
+    shown = {row for entry in ENTRIES.values() for row in entry.syllabus.split(", ")}
+    rows = [row for lecture in FINISHED_LECTURES for row in SYLLABUS[lecture]]
+    assert [row for row in rows if row not in shown and row not in NO_METHOD] == []
+    assert not shown & set(NO_METHOD)
+
+
 @pytest.fixture(scope="module")
 def subject():
-    """Two small layers with real Hessians; quality: agreement of the outputs."""
+    """Two small blocks of one layer with real Hessians; quality: agreement of the outputs."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    model = nn.Sequential(nn.Sequential(nn.Linear(64, 64), nn.ReLU()), nn.Sequential(nn.Linear(64, 64)))
     x = make_layer(64, 64, 300, seed=0)[1]
     reference = model(x.T).detach()
-    hessians = {"0": 2 * x @ x.T}
-    inner = model[:2](x.T).detach().T
-    hessians["2"] = 2 * inner @ inner.T
+    hessians = {"0.0": 2 * x @ x.T}
+    inner = model[:1](x.T).detach().T
+    hessians["1.0"] = 2 * inner @ inner.T
 
     def quality(candidate):
         with torch.no_grad():
@@ -75,7 +96,7 @@ def subject():
             reference, outputs
         )
 
-    return Subject(model, hessians, 0.5, quality)
+    return Subject(model, hessians, 0.5, x.T[:96], lambda network, batch: network(batch), ("0", "1"), quality)
 
 
 QUICK = [(e, s) for e in ENTRIES.values() for s in e.settings[:1] if e.name not in ("AdaQuant", "AQLM")]
@@ -89,18 +110,55 @@ def test_every_registered_method_gives_an_honest_row(entry, setting, subject):
     assert all(torch.equal(v, before[k]) for k, v in subject.model.state_dict().items())
     bits = float(row["bits_per_weight"])
     # Codebooks of 256 entries weigh more than so small a layer.
-    assert 0 < bits <= (16 if entry.kind != "vector" else 100)
+    assert 0 < bits <= (100 if entry.kind == "vector" or entry.name.startswith("AQLM") else 16)
     assert float(row["megabytes"]) == pytest.approx(bits * 8192 / 8e6, abs=6e-4)
     if "bits" in setting and entry.kind != "both":
         assert bits >= setting["bits"]
     assert 0 <= float(row["layer_error"]) < 1 and -1 <= float(row["similarity"]) <= 1.0001
-    assert (row["hessian_seconds"] == "0") == entry.data_free
+    assert (row["hessian_seconds"] == "0") == (entry.data_free or entry.whole)
+
+
+@pytest.mark.parametrize("name", [e.name for e in ENTRIES.values() if e.kind == "tuned" and e.name != "DiffQ"])
+def test_tuning_reaches_the_outputs_better_than_the_same_without(name, subject, monkeypatch):
+    """With the steps of training turned off (a rate of nearly 0, no rounds) the outputs are further away."""
+    entry = ENTRIES[name]
+    setting = dict(entry.settings[0])
+    if name.startswith("AQLM"):
+        # With 256 entries for 1024 groups, or after the full search in a block of one layer, nothing is left to tune.
+        setting |= {"code_bits": 4, "tau": 0.9}
+
+    def distance():
+        made = entry.method(subject, **setting)
+        with torch.no_grad():
+            return float((made.model(subject.inputs) - subject.model(subject.inputs)).square().mean())
+
+    tuned = distance()
+    monkeypatch.setattr(networks, "RATE", 1e-12)
+    monkeypatch.setattr(networks, "SETTINGS", networks.SETTINGS | {"rounds": 0})
+    monkeypatch.setattr(networks, "calibrate", lambda dense, pruned, *_, **__: pruned)
+    monkeypatch.setattr(networks, "brecq", partial(networks.brecq, learning_rate=1e-12))
+    assert tuned < distance()
+
+
+def test_diffq_keeps_to_its_target(subject, monkeypatch):
+    monkeypatch.setattr(networks, "EPOCHS", 30)  # of only six steps
+    made = networks.learned_bits(subject, target_bits=4.0)
+    size = sum(q.nbytes for q in made.results.values()) * 8 / 8192
+    assert 2.5 < size <= 4
+
+
+def test_training_leaves_what_is_outside_of_the_blocks(subject):
+    outside = nn.Sequential(*copy.deepcopy(subject.model), nn.Linear(64, 64))
+    networks.trained(outside, replace(subject, model=copy.deepcopy(outside).requires_grad_(False)))
+    assert [n for n, p in outside.named_parameters() if p.requires_grad] == [
+        "0.0.weight", "0.0.bias", "1.0.weight", "1.0.bias",
+    ]  # fmt: skip
 
 
 def test_data_free_methods_do_not_see_the_hessian():
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     for entry in ENTRIES.values():
-        if entry.data_free:
+        if entry.data_free and not entry.whole:
             a, b = (store(entry.method(weight, h, **entry.settings[0])).weight for h in (torch.eye(64), None))
             assert torch.equal(a, b)
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from mlcomp.pruning_vs_quantization import compare, crossover_kurtosis
-from mlcomp.scalar_source import gaussian, laplace, student_t
+from mlcomp.sources import gaussian, laplace, student_t
 
 
 def test_quantization_leads_for_a_gaussian_from_one_bit_to_eight_and_the_lead_grows():

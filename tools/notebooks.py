@@ -105,7 +105,7 @@ def first_cells(nb: nbformat.NotebookNode, path: Path) -> list[nbformat.Notebook
         "# Set-up: installs mlcomp where it is missing (on Colab, for example) and asks for sharp figures.\n"
         "import importlib.util\n\n"
         'if importlib.util.find_spec("mlcomp") is None:\n'
-        f'    %pip install --quiet "mlcomp-book[llm] @ git+{url}"\n'
+        f'    %pip install --quiet "mlcomp-book[notebooks] @ git+{url}"\n'
         "import matplotlib_inline.backend_inline\n\n"
         'matplotlib_inline.backend_inline.set_matplotlib_formats("retina")',
         metadata={"tags": ["remove-cell"]},

@@ -1,11 +1,14 @@
 """The registrations. Options are those a user would take; the table shows what differs from the defaults."""
 
+from functools import partial
+
 import torch
 
+from experiments.every_method import networks
 from experiments.every_method.registry import register
 from mlcomp.formats import absmax_int8
 from mlcomp.obs import exact_obs, gptq, l_obs, obd, obq, quip, quip_sharp, sparsegpt, spqr
-from mlcomp.prune import adaprune, magnitude, wanda
+from mlcomp.prune import adaprune, calibrate, global_magnitude, gradual_pruning, layer_normalized, magnitude, wanda
 from mlcomp.quant import (
     MuLaw,
     adaquant,
@@ -13,19 +16,26 @@ from mlcomp.quant import (
     aqlm,
     bitsplit,
     blockwise,
+    brecq,
     companded_codebook,
     lloyd_max,
+    prepare_diffq,
+    prepare_qat,
     product_quantization,
+    ptq,
+    pv_tuning,
     quantile_codebook,
     residual_quantization,
     rtn,
     table_quantize,
     tree_quantization,
+    tune_block,
     vector_quantization,
 )
 
 BITS = [{"bits": b} for b in (2, 3, 4)]
-GROUPS = [{"bits": b, "group_size": 64} for b in (2, 3, 4)]
+# A step of 32 bits for 64 weights would be half a bit each, for digits that no method needs.
+GROUPS = [{"bits": b, "group_size": 64, "scale_dtype": torch.float16} for b in (2, 3, 4)]
 ZEROS = [{"sparsity": 0.5}, {"sparsity": 0.7}, {"pattern": (2, 4)}]
 
 
@@ -52,9 +62,9 @@ register(
 )  # fmt: skip
 
 # Each weight on its own.
-register("round to nearest", "1.02", "scalar", rtn, *BITS, {"bits": 8}, *GROUPS, data_free=True)
+register("round to nearest", "1.02, 1.03", "scalar", rtn, *BITS, {"bits": 8}, *GROUPS, data_free=True)
 register(
-    "round to nearest, clipped", "1.02", "scalar", rtn, *BITS, *GROUPS, method=data_free(rtn, clip="mse"),
+    "round to nearest, clipped", "1.02, 1.03", "scalar", rtn, *BITS, *GROUPS, method=data_free(rtn, clip="mse"),
     data_free=True,
 )  # fmt: skip
 register("int8 by absolute maximum", "4.02", "scalar", absmax_int8, {"dim": -1}, data_free=True)
@@ -107,7 +117,10 @@ register(
     method=seeded(tree_quantization, max_steps=20), data_free=True,
 )  # fmt: skip
 register("QuIP#", "1.14", "vector", quip_sharp, *BITS)
-register("AQLM", "1.13", "vector", aqlm, {"dim": 8, "books": 2, "max_rounds": 2})
+register(
+    "AQLM", "1.13", "vector", aqlm, {"dim": 8, "books": 2, "max_rounds": 2}, {"dim": 4, "books": 1},
+    {"dim": 4, "books": 2, "code_bits": 6}, {"dim": 4, "books": 2},
+)  # fmt: skip
 
 # Zeros.
 register("magnitude", "2.07", "pruning", magnitude, *ZEROS, data_free=True)
@@ -115,11 +128,19 @@ register(
     "Wanda", "4.09", "pruning", wanda, *ZEROS,
     method=lambda weight, hessian, **setting: wanda(weight, hessian.diagonal().sqrt(), **setting),
 )  # fmt: skip
+register(
+    "magnitude, one threshold", "2.07", "pruning", global_magnitude, *ZEROS[:2],
+    method=networks.ranked(global_magnitude), whole=True, data_free=True,
+)  # fmt: skip
+register(
+    "layer-normalised magnitude", "1.20", "pruning", layer_normalized, *ZEROS[:2],
+    method=networks.ranked(layer_normalized), whole=True, data_free=True,
+)  # fmt: skip
 register("OBD", "2.02", "pruning", obd, *ZEROS)
 register("L-OBS", "2.04", "pruning", l_obs, *ZEROS[:2])
 register("AdaPrune", "2.07", "pruning", adaprune, *ZEROS)
-register("SparseGPT", "2.05", "pruning", sparsegpt, *ZEROS)
-register("ExactOBS", "2.05", "pruning", exact_obs, *({**s, "damp": 0.01} for s in (ZEROS[0], ZEROS[2])))
+register("SparseGPT", "2.05, 2.06", "pruning", sparsegpt, *ZEROS)
+register("ExactOBS", "2.05, 2.06", "pruning", exact_obs, *({**s, "damp": 0.01} for s in (ZEROS[0], ZEROS[2])))
 
 
 def prune_then_round(weight, hessian, *, pattern, bits):
@@ -131,3 +152,31 @@ register(
     "SparseGPT, then rounding", "2.10", "both", rtn, *({"pattern": (2, 4), "bits": b} for b in (3, 4)),
     method=prune_then_round,
 )  # fmt: skip
+
+# Towards the outputs of blocks, or of the network.
+register(
+    "PTQ, inputs rounded", "1.08", "scalar", ptq, *({"weight_bits": b, "input_bits": 8} for b in (4, 8)),
+    method=networks.post_training, whole=True,
+)  # fmt: skip
+register(
+    "BRECQ", "2.09", "tuned", brecq, *({**bits, "steps": 100} for bits in BITS), method=networks.block_rounding,
+    whole=True,
+)  # fmt: skip
+register(
+    "AQLM, blocks tuned", "1.13", "tuned", tune_block, {"dim": 4, "books": 1},
+    method=partial(networks.additive, tuning="aqlm+block tuning"), whole=True,
+)  # fmt: skip
+register(
+    "AQLM, PV-tuning", "1.15", "tuned", pv_tuning, {"dim": 4, "books": 1},
+    method=partial(networks.additive, tuning="aqlm+pv"), whole=True,
+)  # fmt: skip
+register("QAT, learned steps", "1.09", "tuned", prepare_qat, *BITS, method=networks.aware_training, whole=True)
+register(
+    "DiffQ", "1.10", "tuned", prepare_diffq, *({"target_bits": float(b)} for b in (3, 4)),
+    method=networks.learned_bits, whole=True,
+)  # fmt: skip
+register(
+    "layer-normalised magnitude, calibrated", "1.21", "tuned", calibrate, *ZEROS[:2], method=networks.calibrated,
+    whole=True,
+)  # fmt: skip
+register("gradual pruning", "1.17, 1.19", "tuned", gradual_pruning, *ZEROS[:2], method=networks.gradual, whole=True)

@@ -1,14 +1,15 @@
 """Where a method enters the table: its name, its rows of the syllabus, the function, and the settings to run.
 
-A method is a function (weight, hessian, **setting). It returns a pruned weight (a tensor), or a result with
-``dequantize()`` and ``nbytes``. To add one, call :func:`register` in ``methods.py``; nothing else needs to change.
+A method is a function (weight, hessian, **setting), called for each layer. It returns a pruned weight (a tensor), or
+a result with ``dequantize()`` and ``nbytes``. A method of the whole network is a function (subject, **setting) and
+returns a ``networks.Compressed``. To add one, call :func:`register` in ``methods.py``; nothing else needs to change.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KINDS = ("reference", "scalar", "compensated", "vector", "pruning", "both")
+KINDS = ("reference", "scalar", "compensated", "vector", "pruning", "both", "tuned")
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Entry:
         name: unique; what the table shows.
         syllabus: rows of the syllabus.
         kind: "reference" (nothing is compressed), "scalar" (each weight on its own), "compensated" (scalar codes
-            chosen with the Hessian), "vector", "pruning", or "both" (pruning and quantization).
+            chosen with the Hessian), "vector", "pruning", "both" (pruning and quantization), or "tuned" (towards the
+            outputs of blocks or of the network).
         function: the library's function that does the work; the contract test looks for it.
-        method: (weight, hessian, **setting) → tensor or result.
+        method: (weight, hessian, **setting) → tensor or result; if ``whole``, (subject, **setting) → Compressed.
         settings: the runs, each a mapping of options.
         data_free: the method does not look at the Hessian.
+        whole: the method works on the network instead of one layer.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Entry:
     method: Callable[..., Any]
     settings: tuple[Mapping[str, Any], ...]
     data_free: bool
+    whole: bool
 
 
 ENTRIES: dict[str, Entry] = {}
@@ -46,11 +50,12 @@ def register(
     *settings: Mapping[str, Any],
     method: Callable[..., Any] | None = None,
     data_free: bool = False,
+    whole: bool = False,
 ) -> None:
     """Put a method into the table.
 
     Args:
-        name, syllabus, kind, function, data_free: as in :class:`Entry`.
+        name, syllabus, kind, function, data_free, whole: as in :class:`Entry`.
         settings: at least one mapping of options for ``method``.
         method: None: ``function`` itself, called without the Hessian if it is data-free.
     Raises:
@@ -67,10 +72,10 @@ def register(
         def method(weight, hessian, **setting):
             return function(weight, **setting)
 
-    ENTRIES[name] = Entry(name, syllabus, kind, function, method or function, settings, data_free)
+    ENTRIES[name] = Entry(name, syllabus, kind, function, method or function, settings, data_free, whole)
 
 
 def describe(setting: Mapping[str, Any]) -> str:
     """Return a setting as the table shows it: ``bits=4 group_size=64``; a pattern (2, 4) as ``2:4``."""
-    shown = {k: f"{v[0]}:{v[1]}" if isinstance(v, tuple) else v for k, v in setting.items()}
-    return " ".join(f"{k}={v}" for k, v in shown.items())
+    shown = {k: f"{v[0]}:{v[1]}" if isinstance(v, tuple) else str(v) for k, v in setting.items()}
+    return " ".join(f"{k}={v.removeprefix('torch.')}" for k, v in shown.items())

@@ -22,7 +22,7 @@ def digits(split: str = "all") -> tuple[Float[Tensor, "n 1 8 8"], Int64[Tensor, 
     """
     if split not in ("all", "train", "held_out"):
         raise ValueError(f'split must be "all", "train" or "held_out", got {split!r}')
-    bunch = need("sklearn.datasets", "llm").load_digits()
+    bunch = need("sklearn.datasets", "notebooks").load_digits()
     images = torch.from_numpy(bunch.images).float()[:, None] / 16  # pixels are counts from 0 to 16
     labels = torch.from_numpy(bunch.target).long()
     if split == "all":

@@ -29,6 +29,7 @@ def obq(
     symmetric: bool = False,
     group_size: int | None = None,
     clip: str = "minmax",
+    scale_dtype: torch.dtype | None = None,
     outliers: bool = True,
     damp: float = 0.0,
     dtype: torch.dtype = torch.float64,
@@ -40,7 +41,8 @@ def obq(
     $w \leftarrow w - \frac{w_p - \mathrm{quant}(w_p)}{B_{pp}} B_{:,p}$.
 
     Args:
-        weight, hessian, bits, symmetric, group_size, clip, outliers, damp: as the reference, with its greedy order.
+        weight, hessian, bits, symmetric, group_size, clip, scale_dtype, outliers, damp: as the reference, with its
+            greedy order.
         dtype: that a row is worked on in: float64 as the reference, or float32.
         max_bytes: bound on the working memory: it limits how many rows run at once, not the result.
     Returns:
@@ -63,7 +65,7 @@ def obq(
     inverse = inverse_hessian(hessian, damp=damp)
     live = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(inverse.dead, 0)
     size = group_size or inp
-    grid = fit_grid(live.reshape(-1, size), bits=bits, symmetric=symmetric, clip=clip)
+    grid = fit_grid(live.reshape(-1, size), bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
     step, zero = grid.step.reshape(out, -1), grid.zero.reshape(out, -1)
     vectors = scratch(out, inp, inp, dtype, max_bytes, weight.device)
     floor = (1 / damped_hessian(hessian, damp=damp).matrix.diagonal()).to(dtype)
@@ -73,7 +75,7 @@ def obq(
         inverse.inverse.to(dtype).contiguous(), floor, vectors, out, inp, size, 2**bits - 1,
         OUTLIERS=outliers, enable_fp_fusion=False, **launch_sizes(inp, dtype),
     )  # fmt: skip
-    return Quantized(codes, step, zero, bits, symmetric)
+    return Quantized(codes, step.to(scale_dtype or step.dtype), zero, bits, symmetric)
 
 
 @triton.jit

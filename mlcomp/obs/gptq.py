@@ -22,6 +22,7 @@ def gptq(
     group_size: int | None = None,
     symmetric: bool = False,
     clip: str = "minmax",
+    scale_dtype: torch.dtype | None = None,
     order: str = "natural",
     static_groups: bool = False,
     damp: float = 0.01,
@@ -38,6 +39,7 @@ def gptq(
         group_size: columns that share a step; must divide ``inp``. None: the whole row.
         symmetric: zero code fixed at 2^(b−1), not stored.
         clip: "minmax" or "mse", how a grid is fitted (see :func:`mlcomp.quant.fit_grid`).
+        scale_dtype: dtype that the steps are stored in, as in :func:`mlcomp.quant.rtn`.
         order: "natural"; "activation" (largest diagonal of H first, while many columns can still compensate);
             or "ascending", its opposite.
         static_groups: with ``group_size``: fit every grid before the sweep, to the original weights of consecutive
@@ -72,7 +74,7 @@ def gptq(
     static = group_size is None or static_groups
 
     def fit(w: Tensor) -> Grid:
-        return fit_grid(w.to(dtype), bits=bits, symmetric=symmetric, clip=clip)
+        return fit_grid(w.to(dtype), bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
 
     grids = [fit(part) for part in live.split(size, dim=1)] if static else []
     group = columns // size if static else torch.arange(inp, device=weight.device) // size
@@ -88,7 +90,7 @@ def gptq(
 
     column_sweep(live.T.double()[columns], factor, choose, block_size=block_size)
     back = columns.argsort()
-    step = torch.cat([grid.step for grid in grids], dim=1)
+    step = torch.cat([grid.step for grid in grids], dim=1).to(scale_dtype or dtype)
     zero = torch.cat([grid.zero for grid in grids], dim=1)
     scattered = not static and order != "natural"
     return Quantized(codes[back].T.contiguous(), step, zero, bits, symmetric, group[back] if scattered else None)

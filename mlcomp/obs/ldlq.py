@@ -138,6 +138,7 @@ def ldlq(
     bits: int,
     symmetric: bool = False,
     clip: str = "minmax",
+    scale_dtype: torch.dtype | None = None,
     order: str = "natural",
     rounding: str = "nearest",
     generator: torch.Generator | None = None,
@@ -152,6 +153,7 @@ def ldlq(
         bits: bits per code, 1 to 8.
         symmetric: zero code fixed at 2^(b−1), not stored.
         clip: "minmax" or "mse", how a grid is fitted (see :func:`mlcomp.quant.fit_grid`).
+        scale_dtype: dtype that the steps are stored in, as in :func:`mlcomp.quant.rtn`.
         order: of the columns: "natural", "activation" or "ascending", as in ``gptq``.
         rounding: "nearest" or "stochastic".
         generator: for "stochastic"; on the weight's device.
@@ -173,14 +175,14 @@ def ldlq(
     damped = damped_hessian(hessian, damp=damp)
     columns = column_order(hessian, order)
     live = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(damped.dead, 0)
-    grid = fit_grid(live, bits=bits, symmetric=symmetric, clip=clip)
+    grid = fit_grid(live, bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
     feedback, _ = ldl(damped.matrix[columns][:, columns], summed_in=hessian.dtype)
     scaled = (live.double() / grid.step.double())[:, columns]
     zero = grid.zero[:, 0].double()
     coin = generator if rounding == "stochastic" else None
     rounded = _round(scaled, feedback, -zero, 2**bits - 1 - zero, coin, block_size)
     codes = (rounded + grid.zero)[:, columns.argsort()].to(torch.uint8)
-    return Quantized(codes, grid.step, grid.zero, bits, symmetric)
+    return Quantized(codes, grid.step.to(scale_dtype or grid.step.dtype), grid.zero, bits, symmetric)
 
 
 def _round(

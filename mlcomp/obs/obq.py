@@ -28,6 +28,7 @@ def obq(
     symmetric: bool = False,
     group_size: int | None = None,
     clip: str = "minmax",
+    scale_dtype: torch.dtype | None = None,
     order: str = "greedy",
     outliers: bool = True,
     damp: float = 0.0,
@@ -46,6 +47,7 @@ def obq(
         group_size: columns that share a step; must divide ``inp``. None: the whole row. Grids are fitted once, to the
             original weights.
         clip: "minmax" or "mse", how a grid is fitted (see :func:`mlcomp.quant.fit_grid`).
+        scale_dtype: dtype that the steps are stored in, as in :func:`mlcomp.quant.rtn`.
         order: "greedy", the method; "saving", greedy too, but next comes the weight with the largest
             $((s/2)^2 - (\mathrm{quant}(w_p) - w_p)^2)/B_{pp}$; or one order for all rows: "natural", "activation"
             (largest diagonal of H first), "ascending" (smallest first).
@@ -80,7 +82,7 @@ def obq(
     inverse = inverse_hessian(hessian, damp=damp)
     live = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(inverse.dead, 0)
     size = group_size or inp
-    grid = fit_grid(live.reshape(-1, size), bits=bits, symmetric=symmetric, clip=clip)
+    grid = fit_grid(live.reshape(-1, size), bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
     if order in OWN_ORDERS:
         diagonal = damped_hessian(hessian, damp=damp).matrix.diagonal()
         batch = rows_per_batch(inp, out, max_bytes)
@@ -93,7 +95,8 @@ def obq(
         codes = torch.cat(done)
     else:
         codes = _round_in_order(live, hessian, grid, size, order, damp)
-    return Quantized(codes, grid.step.reshape(out, -1), grid.zero.reshape(out, -1), bits, symmetric)
+    stored = grid.step.to(scale_dtype or grid.step.dtype).reshape(out, -1)
+    return Quantized(codes, stored, grid.zero.reshape(out, -1), bits, symmetric)
 
 
 def _round_rows(

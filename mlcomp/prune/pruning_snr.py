@@ -7,7 +7,7 @@ Source: Kuzmin et al. 2023, arXiv:2307.02973, section 3: sparsity 1 − b/16.   
 
 import math
 
-from mlcomp.scalar_source import Sample, SymmetricDensity
+from mlcomp.sources import Source
 
 
 def kept_share(bits: float | int, *, storage: str = "values") -> float:
@@ -39,11 +39,11 @@ def kept_share(bits: float | int, *, storage: str = "values") -> float:
     return low
 
 
-def pruning_snr(source: SymmetricDensity | Sample, *, bits: float | int, storage: str = "values") -> float:
+def pruning_snr(source: Source, *, bits: float | int, storage: str = "values") -> float:
     r"""Return the SNR [dB] of keeping the largest weights exactly and setting the others to zero.
 
     Args:
-        source: see :mod:`mlcomp.scalar_source`.
+        source: see :mod:`mlcomp.sources`.
         bits: bits per weight in all, 0 to 16.
         storage: what is paid besides the kept values (see :func:`kept_share`).
     Raises:

@@ -15,8 +15,15 @@ from mlcomp.quant.brecq import QuantizedBlock, brecq
 from mlcomp.quant.calibration import activation_grid, observer
 from mlcomp.quant.codebook import Codebook
 from mlcomp.quant.companding import ALaw, MuLaw, companded_codebook, optimal_companding
-from mlcomp.quant.density import Density
-from mlcomp.quant.diffq import DiffQLayer, SizeTarget, diffq_codes, diffq_size, prepare_diffq, pseudo_noise
+from mlcomp.quant.diffq import (
+    DiffQLayer,
+    SizeTarget,
+    diffq_codes,
+    diffq_size,
+    meet_size,
+    prepare_diffq,
+    pseudo_noise,
+)
 from mlcomp.quant.e8 import e8_nearest, e8p_decode, e8p_encode
 from mlcomp.quant.fake_quantized import FakeQuantized, integer_linear
 from mlcomp.quant.grid import Grid, fit_grid, range_grid
@@ -42,6 +49,7 @@ from mlcomp.quant.tree_quantization import TreeCodebook, fit_tree, tree_quantiza
 from mlcomp.quant.vector_quantization import vector_quantization
 from mlcomp.quant.vector_quantized import VectorQuantized
 from mlcomp.quant.w4a16 import PackedW4, pack_w4, w4a16_matmul
+from mlcomp.sources import Density
 
 __all__ = [
     "ALaw",
@@ -106,6 +114,7 @@ __all__ = [
     "lloyd_max",
     "lsq_initial_step",
     "lsq_quantize",
+    "meet_size",
     "nf4_codebook",
     "observer",
     "optimal_companding",

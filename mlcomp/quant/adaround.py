@@ -55,6 +55,7 @@ def adaround(
     group_size: int | None = None,
     symmetric: bool = False,
     clip: str = "mse",
+    scale_dtype: torch.dtype | None = None,
     steps: int = 500,
     learning_rate: float = 0.05,
     penalty: float = 2.0,
@@ -64,7 +65,7 @@ def adaround(
     Args:
         weight: (out, inp), any float dtype, computed in float32 (float64 stays); not modified.
         hessian: (inp, inp), $2XX^\top$, float32 or float64; may be singular; not modified.
-        bits, group_size, symmetric, clip: the grid, as in :func:`mlcomp.quant.rtn`; it is not learned.
+        bits, group_size, symmetric, clip, scale_dtype: the grid, as in :func:`mlcomp.quant.rtn`; it is not learned.
         steps: Adam steps. learning_rate: of V. penalty: λ, against an output error measured in squared steps.
     Returns:
         codes within one step of the weight, on the same grid as ``rtn`` with the same options.
@@ -87,12 +88,12 @@ def adaround(
     width = group_size or inp
     dead = hessian.diagonal() == 0
     w = (weight if weight.dtype == torch.float64 else weight.float()).masked_fill(dead, 0)
-    grid = fit_grid(w.reshape(-1, width), bits=bits, symmetric=symmetric, clip=clip)
+    grid = fit_grid(w.reshape(-1, width), bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
     step, zero = grid.step.reshape(out, -1), grid.zero.reshape(out, -1)
     wide_step = step.repeat_interleave(width, 1)
     position = w / wide_step + zero.repeat_interleave(width, 1)
     codes = round_for_output(position, wide_step, hessian, 2**bits - 1, steps, learning_rate, penalty)
-    return Quantized(codes.to(torch.uint8), step, zero, bits, symmetric)
+    return Quantized(codes.to(torch.uint8), step.to(scale_dtype or step.dtype), zero, bits, symmetric)
 
 
 def round_for_output(

@@ -12,10 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_finite
-from mlcomp.quant.density import Cells
-from mlcomp.quant.source import Source
-
-ENDS = torch.tensor([-math.inf, math.inf], dtype=torch.float64)
+from mlcomp.sources import Cells, Source
 
 
 @dataclass(frozen=True)
@@ -56,18 +53,23 @@ def check_levels(levels: int) -> None:
         raise ValueError(f"levels must be a whole number from 2 to 256, got {levels!r}")
 
 
-def nearest(levels: Float[Tensor, " levels"]) -> Float[Tensor, " thresholds"]:
+def nearest(levels: Float[Tensor, "*grids levels"]) -> Float[Tensor, "*grids thresholds"]:
     """Return the thresholds that give each value its nearest level: the midpoints."""
-    return (levels[:-1] + levels[1:]) / 2
+    return (levels[..., :-1] + levels[..., 1:]) / 2
 
 
-def cells_between(source: Source, thresholds: Tensor) -> Cells:
+def cells_between(source: Source, thresholds: Float[Tensor, "*grids thresholds"]) -> Cells:
     """Return the cells that the thresholds cut the whole line into."""
-    ends = ENDS.to(thresholds)
-    return source.cells(torch.cat([ends[:1], thresholds, ends[1:]]))
+    edges = torch.nn.functional.pad(thresholds, (1, 1), value=math.inf)
+    edges[..., 0] = -math.inf
+    return source.cells(edges)
+
+
+def squared_error(cells: Cells, levels: Float[Tensor, "*grids levels"]) -> Float[Tensor, "*grids"]:
+    """Return the mean squared error of giving each cell its level."""
+    return (cells.spread + cells.mass * (levels - cells.centre).square()).sum(-1)
 
 
 def distortion(source: Source, levels: Tensor, thresholds: Tensor) -> float:
     """Return the mean squared error of the quantizer on the source."""
-    mass, centre, spread = cells_between(source, thresholds)
-    return float((spread + mass * (levels - centre).square()).sum())
+    return float(squared_error(cells_between(source, thresholds), levels))

@@ -14,8 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.quant.codebook import Codebook, check_levels, distortion
-from mlcomp.quant.density import Density
-from mlcomp.quant.source import as_source
+from mlcomp.sources import Density, as_source
 
 
 @dataclass(frozen=True)

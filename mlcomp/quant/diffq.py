@@ -7,6 +7,7 @@ loss = L(F(x, Ŵ)) + λM.
 Source: Défossez, Adi, Synnaeve 2021, arXiv:2104.09987, eq. (5)-(11).   Syllabus: 1.10
 """
 
+import bisect
 import copy
 import math
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.layer_matrix import check_names, is_layer
-from mlcomp.quant.mixed_bits import MixedBits, quantize_mixed
+from mlcomp.quant.mixed_bits import MixedBits, mixed_bits_nbytes, quantize_mixed
 from mlcomp.quant.ptq import replace_module
 
 _GRID_BYTES = 8  # least and largest weight of the tensor, float32
@@ -86,6 +87,11 @@ class DiffQLayer(nn.Module):
         """Return the weight as codes, each group at its number of bits, rounded to the nearest whole number."""
         bits = torch.round(self.bits.detach()).to(torch.uint8)
         return quantize_mixed(self.layer.weight.detach(), bits, group_size=self.group_size)
+
+    def packed_nbytes(self, bits: Tensor) -> int:
+        """Return the bytes that the weight takes with these whole numbers of bits (groups,), uint8."""
+        count = self.layer.weight.numel()
+        return mixed_bits_nbytes(bits, self.group_size or count, count) + _GRID_BYTES
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, noisy in training mode."""
@@ -188,3 +194,52 @@ class SizeTarget:
 def diffq_codes(model: nn.Module) -> dict[str, MixedBits]:
     """Return name → the codes of each DiffQ layer, ready to be packed."""
     return {name: m.quantized() for name, m in model.named_modules() if isinstance(m, DiffQLayer)}
+
+
+@torch.no_grad()
+def meet_size(model: nn.Module, nbytes: int | float) -> nn.Module:
+    """Return a copy of a trained model in which some groups give up whole bits, until the packed size fits.
+
+    :class:`SizeTarget` aims with real numbers of bits: rounded to whole ones, or after few steps, the size may miss.
+    The groups whose learned numbers are the least above the next half round down first.
+
+    Args:
+        model: from :func:`prepare_diffq`, trained; not modified.
+        nbytes: the most that the codes of all DiffQ layers may take, packed, with their widths and ranges.
+    Raises:
+        ValueError: no DiffQLayer, or more bytes than ``nbytes`` even with ``min_bits`` everywhere.
+    Guarantee: the packed size is at most ``nbytes``; a model that fits already stays as it is.
+    """
+    diffq_size(model)  # raises where there is no layer
+    result = copy.deepcopy(model)
+    layers = [m for m in result.modules() if isinstance(m, DiffQLayer)]
+    groups = [len(m.logit) for m in layers]
+    learned = torch.cat([m.bits for m in layers])
+    order = _giving_up(learned, torch.cat([torch.full_like(m.bits, m.min_bits) for m in layers]))
+
+    def whole(steps: int) -> tuple[Tensor, ...]:
+        """Return each layer's bits after the first so many bits are given up."""
+        return (learned.round() - torch.bincount(order[:steps], minlength=len(learned))).split(groups)
+
+    def size(steps: int) -> int:
+        return sum(m.packed_nbytes(bits.to(torch.uint8)) for m, bits in zip(layers, whole(steps), strict=True))
+
+    if size(len(order)) > nbytes:
+        raise ValueError(f"with the fewest bits everywhere the codes take {size(len(order))} bytes, above {nbytes:g}")
+    steps = bisect.bisect_left(range(len(order)), True, key=lambda n: size(n) <= nbytes)
+    for layer, bits, before in zip(layers, whole(steps), whole(0), strict=True):
+        share = (bits - layer.min_bits) / (layer.max_bits - layer.min_bits)
+        # eps: the ends of the range have no finite logit; a thousandth of a bit inside rounds to them all the same.
+        logit = torch.logit(share, eps=1e-4) / layer.speed
+        layer.logit.copy_(torch.where(bits < before, logit, layer.logit))
+    return result
+
+
+def _giving_up(learned: Tensor, least: Tensor) -> Tensor:
+    """Return the groups in the order in which each of their bits above ``least`` is given up."""
+    whole = learned.round()
+    depth = torch.arange(int((whole - least).max()), device=learned.device)
+    cost = (learned - whole)[:, None] + depth
+    cost[depth >= (whole - least)[:, None]] = torch.inf
+    order = cost.flatten().sort(stable=True).indices[: int(cost.isfinite().sum())]
+    return order // max(1, len(depth))

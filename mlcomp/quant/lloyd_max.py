@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mlcomp.quant.codebook import Codebook, cells_between, check_levels, distortion, nearest
-from mlcomp.quant.density import Cells, Density, from_zero
-from mlcomp.quant.source import Gaussian, Laplace, Samples, Source, as_source
+from mlcomp.quant.codebook import Codebook, cells_between, check_levels, distortion, nearest, squared_error
+from mlcomp.sources import Cells, Density, Gaussian, Laplace, Samples, Source, as_source
+from mlcomp.sources.source import from_zero
 
 ROUNDING = 1e-13  # relative, of an error summed over up to 256 cells in float64
 RUNS = 1024  # bins of the samples among which dynamic programming finds the best start
@@ -27,7 +27,7 @@ def lloyd_max(
 
     Args:
         source: samples (a float tensor of any shape), "gaussian" or "laplace" (mean 0, variance 1), or a
-            :class:`mlcomp.quant.Density`. Not modified; computed in float64.
+            :class:`mlcomp.sources.Density`. Not modified; computed in float64.
         levels: N, 2 to 256.
         max_steps: turns at the most.
         tolerance: stop when no level moves by more than this share of the levels' range.
@@ -101,7 +101,7 @@ def _cells(source: Source, y: Tensor) -> Cells:
 
 
 def _error(cells: Cells, y: Tensor) -> float:
-    return float((cells.spread + cells.mass * (y - cells.centre).square()).sum())
+    return float(squared_error(cells, y))
 
 
 def _newton(source: Source, cells: Cells, y: Tensor) -> Tensor | None:

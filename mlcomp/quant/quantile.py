@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from mlcomp.quant.codebook import Codebook, cells_between, check_levels, distortion, nearest
-from mlcomp.quant.density import Density
-from mlcomp.quant.source import as_source
+from mlcomp.sources import Density, as_source
 
 # QLoRA's outermost quantile: the mean of 1 − 1/32 and 1 − 1/30, halfway to the ends of 16 and of 15 equal masses.
 NF4_OFFSET = 1 - (1 / 32 + 1 / 30) / 2
@@ -21,7 +20,7 @@ def quantile_codebook(source: Tensor | str | Density, levels: int, *, representa
 
     Args:
         source: samples (a float tensor of any shape), "gaussian" or "laplace" (mean 0, variance 1), or a
-            :class:`mlcomp.quant.Density`. Not modified; computed in float64.
+            :class:`mlcomp.sources.Density`. Not modified; computed in float64.
         levels: N, 2 to 256.
         representative: "mean" (the centroid, which has the least error) or "median" (the quantile (i + ½)/N) of a
             bin.

@@ -170,7 +170,7 @@ def _solve(h: np.ndarray, t: np.ndarray, columns: np.ndarray, levels: int) -> tu
 
     Codes are counted from the nearest code to the target, so that the numbers stay small.
     """
-    clarabel, sparse = need("clarabel", "llm"), need("scipy.sparse", "llm")
+    clarabel, sparse = need("clarabel", "notebooks"), need("scipy.sparse", "notebooks")
     n, count = columns.shape
     origin = np.clip(np.round(t), 0, levels - 1)
     shifted, low, high = t - origin, -origin, levels - 1 - origin

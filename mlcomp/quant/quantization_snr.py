@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits
-from mlcomp.scalar_source import Sample, SymmetricDensity
+from mlcomp.quant.codebook import cells_between, nearest, squared_error
+from mlcomp.sources import Source
 
 # Steps tried first, as shares of the step whose grid reaches the largest value; then golden section around the best.
 _SHARES = torch.logspace(-3.5, 0, 120, dtype=torch.float64)
@@ -29,11 +30,11 @@ class QuantizationSNR:
     zero: float
 
 
-def quantization_snr(source: SymmetricDensity | Sample, *, bits: int, zero: str = "on_grid") -> QuantizationSNR:
+def quantization_snr(source: Source, *, bits: int, zero: str = "on_grid") -> QuantizationSNR:
     r"""Return the SNR of rounding to $2^b$ equally spaced values, at the step of least mean squared error.
 
     Args:
-        source: see :mod:`mlcomp.scalar_source`.
+        source: see :mod:`mlcomp.sources`.
         bits: 1 to 8.
         zero: "on_grid" puts 0 at the code $2^{b-1}$ or, mirrored, $2^{b-1}-1$, whichever is better; "between" puts
             it midway between two values, so that the grid is symmetric (Max's quantizer).
@@ -47,31 +48,20 @@ def quantization_snr(source: SymmetricDensity | Sample, *, bits: int, zero: str 
         raise ValueError(f'zero must be "on_grid" or "between", got {zero!r}')
     middle = 2 ** (bits - 1)
     places = (float(middle), middle - 1.0) if zero == "on_grid" else (middle - 0.5,)
-    if isinstance(source, SymmetricDensity):
+    if source.symmetric:
         places = places[:1]  # its mirror is the same
     best = min((_best_step(source, bits, place) for place in places), key=lambda found: found[0])
     error, step, place = best
     return QuantizationSNR(10 * math.log10(source.energy / error) if error > 0 else math.inf, step, place)
 
 
-def uniform_error(
-    source: SymmetricDensity | Sample, steps: Float[Tensor, " n"], *, bits: int, zero: float
-) -> Float[Tensor, " n"]:
-    r"""Return the mean squared error of the grids $c_i = s\,(i - z)$, i = 0 … 2^b − 1, one for each step s.
-
-    Between its borders (midway to the neighbours) a value contributes $M_2 - 2cM_1 + c^2M_0$, with $M_k$ the
-    source's partial moments there.
-    """
+def uniform_error(source: Source, steps: Float[Tensor, " n"], *, bits: int, zero: float) -> Float[Tensor, " n"]:
+    r"""Return the mean squared error of the grids $c_i = s\,(i - z)$, i = 0 … 2^b − 1, one for each step s."""
     values = steps[:, None] * (torch.arange(2**bits, dtype=torch.float64) - zero)
-    borders = (values[:, 1:] + values[:, :-1]) / 2
-    inner = source.moments(borders.flatten()).reshape(3, *borders.shape)
-    top = source.moments(torch.tensor([source.bound], dtype=torch.float64))[:, :, None].expand(3, len(steps), 1)
-    m0, m1, m2 = torch.cat([torch.zeros_like(top), inner, top], 2).diff(dim=2)
-    # Rounding may leave −1e-17 where a grid fits a tensor exactly.
-    return (m2 - 2 * values * m1 + values**2 * m0).sum(1).clamp(min=0)
+    return squared_error(cells_between(source, nearest(values)), values)
 
 
-def _best_step(source: SymmetricDensity | Sample, bits: int, place: float) -> tuple[float, float, float]:
+def _best_step(source: Source, bits: int, place: float) -> tuple[float, float, float]:
     """Return (error, step, place): the best of the coarse grid, refined by golden section."""
 
     def error(*steps: float) -> Tensor:

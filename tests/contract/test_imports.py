@@ -9,11 +9,12 @@ from tools.inventory import modules
 
 # A package may import what stands in its row, and the shared modules at the root; nothing imports kernels.
 MAY_IMPORT = {
-    "formats": {"formats"},
-    "quant": {"formats", "quant"},
-    "prune": {"formats", "prune"},
-    "obs": {"formats", "quant", "prune", "obs"},
-    "distill": {"formats", "quant", "prune", "obs", "distill"},
+    "sources": {"sources"},
+    "formats": {"sources", "formats"},
+    "quant": {"sources", "formats", "quant"},
+    "prune": {"sources", "formats", "prune"},
+    "obs": {"sources", "formats", "quant", "prune", "obs"},
+    "distill": {"sources", "formats", "quant", "prune", "obs", "distill"},
     "models": {"models", "data"},
     "data": {"data"},
 }
@@ -67,7 +68,7 @@ import sys
 for name in {[*HEAVY, "accelerate", "gguf", "hypothesis", "beartype", "scipy"]}:
     sys.modules[name] = None  # an import of it raises ImportError
 import mlcomp, mlcomp.formats, mlcomp.quant, mlcomp.prune, mlcomp.obs, mlcomp.layerwise, mlcomp.metrics
-import mlcomp.models, mlcomp.data, mlcomp.assets
+import mlcomp.sources, mlcomp.models, mlcomp.data, mlcomp.assets
 print("imported")
 """
     assert in_fresh_python(code) == "imported"

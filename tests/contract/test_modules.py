@@ -6,7 +6,7 @@ import pytest
 
 from tools.inventory import FINISHED_LECTURES, ROOT, SYLLABUS, Module, methods, modules, notebooks
 
-METHOD_PACKAGES = ("formats", "quant", "prune", "obs", "distill")
+METHOD_PACKAGES = ("sources", "formats", "quant", "prune", "obs", "distill")
 EVERY = pytest.mark.parametrize("module", modules(), ids=lambda m: m.name)
 
 

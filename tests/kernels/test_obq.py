@@ -8,14 +8,14 @@ from tests.kernels.test_exact_obs import layer, loss
 
 
 @pytest.mark.parametrize(("out", "inp", "options"), [
-    (5, 7, {"bits": 3}), (3, 37, {"bits": 4, "symmetric": True}), (2, 24, {"bits": 2, "group_size": 8}),
+    (5, 7, {"bits": 3}), (3, 37, {"bits": 4, "symmetric": True}), (2, 24, {"bits": 2, "group_size": 8, "scale_dtype": torch.float16}),
     (3, 20, {"bits": 3, "outliers": False}), (3, 20, {"bits": 1, "clip": "mse"}), (2, 9, {"bits": 8}),
 ])  # fmt: skip
 def test_equals_the_reference(random, out, inp, options):
     weight, hessian = layer(random, out, inp)
     got, want = (f(weight.double(), hessian, **options) for f in (obq, reference))
     assert torch.equal(got.codes, want.codes)
-    assert torch.equal(got.step, want.step) and torch.equal(got.zero, want.zero)
+    assert torch.equal(got.step, want.step) and got.step.dtype == want.step.dtype and torch.equal(got.zero, want.zero)
 
 
 def test_float32_costs_little(random):

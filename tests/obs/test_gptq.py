@@ -100,14 +100,16 @@ def test_order_by_activation_beats_natural_beats_ascending_and_all_beat_rounding
     order=st.sampled_from(["natural", "activation", "ascending"]),
     symmetric=st.booleans(),
     clip=st.sampled_from(["minmax", "mse"]),
+    scale_dtype=st.sampled_from([None, torch.float16]),
     block_size=st.sampled_from([1, 5, 8, 24, 100]),
 )
-def test_codes_are_those_of_the_literal_loop(seed, bits, group_size, order, symmetric, clip, block_size):
+def test_codes_are_those_of_the_literal_loop(seed, bits, group_size, order, symmetric, clip, scale_dtype, block_size):
     weight, _, hessian = small(seed=seed)
     options = {"bits": bits, "group_size": group_size, "order": order, "symmetric": symmetric, "clip": clip}
+    options["scale_dtype"] = scale_dtype
     codes, values, group = literal_gptq(weight, hessian, **options)
     q = gptq(weight, hessian, block_size=block_size, **options)
-    assert torch.equal(q.codes, codes)
+    assert torch.equal(q.codes, codes) and q.step.dtype == (scale_dtype or torch.float32)
     # Steps are float32 fits of float64 weights that differ by rounding, so they may differ in the last place.
     torch.testing.assert_close(q.dequantize().double(), values, rtol=1e-6, atol=1e-6)
     if group_size is not None and order != "natural":
@@ -139,10 +141,12 @@ def test_static_groups_keep_the_grids_of_the_original_weights_in_any_order():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_identity_hessian_gives_round_to_nearest(dtype, group_size):
     weight = small()[0].to(dtype)
-    q = gptq(weight, 3.7 * torch.eye(24), bits=3, group_size=group_size)
-    plain = rtn(weight, bits=3, group_size=group_size)
-    assert torch.equal(q.codes, plain.codes) and torch.equal(q.dequantize(), plain.dequantize())
-    assert q.step.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for scale_dtype in (None, torch.float16, torch.bfloat16):
+        options = {"bits": 3, "group_size": group_size, "scale_dtype": scale_dtype}
+        q, plain = gptq(weight, 3.7 * torch.eye(24), **options), rtn(weight, **options)
+        assert torch.equal(q.codes, plain.codes) and torch.equal(q.dequantize(), plain.dequantize())
+        assert q.step.dtype == (scale_dtype or (torch.float64 if dtype == torch.float64 else torch.float32))
+        assert q.nbytes == plain.nbytes
 
 
 @settings(max_examples=20)

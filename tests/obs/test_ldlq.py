@@ -76,12 +76,14 @@ def test_whole_numbers_are_those_of_the_literal_loop(seed, block_size, ends):
     order=st.sampled_from(["natural", "activation", "ascending"]),
     symmetric=st.booleans(),
     clip=st.sampled_from(["minmax", "mse"]),
+    scale_dtype=st.sampled_from([None, torch.bfloat16]),
 )
-def test_codes_are_gptqs_to_the_last(seed, bits, order, symmetric, clip):
+def test_codes_are_gptqs_to_the_last(seed, bits, order, symmetric, clip, scale_dtype):
     weight, h = small(seed=seed)
-    options = {"bits": bits, "order": order, "symmetric": symmetric, "clip": clip}
+    options = {"bits": bits, "order": order, "symmetric": symmetric, "clip": clip, "scale_dtype": scale_dtype}
     ours, theirs = ldlq(weight, h, **options), gptq(weight, h, **options)
     assert torch.equal(ours.codes, theirs.codes) and torch.equal(ours.dequantize(), theirs.dequantize())
+    assert ours.nbytes == theirs.nbytes
 
 
 def test_codes_are_gptqs_on_a_larger_layer_with_dead_inputs():

@@ -56,17 +56,20 @@ def test_fixed_orders_are_the_literal_loop_and_gptq(order):
 
 
 @pytest.mark.parametrize("order", ["greedy", "activation"])
-def test_groups_have_their_own_grids(order):
+@pytest.mark.parametrize("scale_dtype", [None, torch.float16])
+def test_groups_have_their_own_grids(order, scale_dtype):
     weight, _, hessian = small(4, 24)
-    result = obq(weight, hessian, bits=3, group_size=8, order=order)
-    plain = rtn(weight, bits=3, group_size=8)
+    grid_options = {"bits": 3, "group_size": 8, "scale_dtype": scale_dtype}
+    result = obq(weight, hessian, order=order, **grid_options)
+    plain = rtn(weight, **grid_options)
     assert torch.equal(result.step, plain.step) and torch.equal(result.zero, plain.zero)
+    assert result.nbytes == plain.nbytes
     columns = None if order == "greedy" else hessian.diagonal().argsort(descending=True).tolist()
     for i, row in enumerate(weight):
-        grid = fit_grid(row.view(3, 8), bits=3)
+        grid = fit_grid(row.view(3, 8), bits=3, scale_dtype=scale_dtype)
         assert torch.equal(result.codes[i], algorithm_2(row, hessian, grid, order=columns)[0])
     if order == "activation":
-        static = gptq(weight, hessian, bits=3, group_size=8, order=order, static_groups=True, damp=0.0)
+        static = gptq(weight, hessian, order=order, static_groups=True, damp=0.0, **grid_options)
         assert torch.equal(result.codes, static.codes)
 
 

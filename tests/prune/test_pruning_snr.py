@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from mlcomp.metrics import snr_db
 from mlcomp.prune import kept_share, magnitude, pruning_snr
-from mlcomp.scalar_source import gaussian, laplace, sample
+from mlcomp.sources import gaussian, laplace, sample
 
 
 def binary_entropy(p):

@@ -44,15 +44,17 @@ def test_close_to_the_best_of_all_roundings():
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [None, 8])
-@pytest.mark.parametrize("bits", [1, 3, 8])
-def test_codes_are_neighbours_on_the_grid_of_rtn(bits, group_size, symmetric):
+@pytest.mark.parametrize(("bits", "scale_dtype"), [(1, None), (3, torch.float16), (8, None)])
+def test_codes_are_neighbours_on_the_grid_of_rtn(bits, scale_dtype, group_size, symmetric):
     weight, x, _ = make_layer(6, 24, 100, seed=1)
     options = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "clip": "mse"}
+    options |= {"scale_dtype": scale_dtype}
     learned = adaround(weight, layer_hessian(x), steps=60, **options)
     nearest = rtn(weight, **options)
     assert torch.equal(learned.step, nearest.step) and torch.equal(learned.zero, nearest.zero)
     width = group_size or 24
-    step, zero = (t.repeat_interleave(width, 1) for t in (nearest.step, nearest.zero))
+    assert learned.step.dtype == nearest.step.dtype
+    step, zero = (t.float().repeat_interleave(width, 1) for t in (nearest.step, nearest.zero))
     low = torch.floor(weight / step) + zero
     allowed = torch.stack([low, low + 1]).clamp(0, 2**bits - 1)
     assert (learned.codes == allowed).any(0).all()

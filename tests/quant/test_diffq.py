@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from mlcomp.quant import DiffQLayer, MixedBits, SizeTarget, diffq_codes, diffq_size, prepare_diffq, pseudo_noise
+from mlcomp.quant import (
+    DiffQLayer,
+    MixedBits,
+    SizeTarget,
+    diffq_codes,
+    diffq_size,
+    meet_size,
+    prepare_diffq,
+    pseudo_noise,
+)
 from mlcomp.train import train
 from tests.quant.test_qat import trained
 
@@ -125,6 +134,35 @@ def test_a_size_target_is_met_with_different_bits_for_each_layer(seed):
         assert learned < 0.5 * (student(x) - y).square().mean()
 
 
+@pytest.mark.parametrize("group_size", [None, 8, 24])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
+def test_meet_size_gives_up_the_nearest_bits_and_no_more(group_size, share):
+    model = nn.Sequential(nn.Linear(20, 24), nn.Linear(24, 5))
+    student = prepare_diffq(model, group_size=group_size, speed=3.0).eval()
+    with torch.no_grad():
+        for layer in student:
+            layer.logit.copy_(torch.randn(layer.logit.shape, generator=torch.Generator().manual_seed(1)))
+    bits = torch.cat([m.bits.detach() for m in student])
+
+    def size(network):
+        return sum(len(c.pack()) + 8 for c in diffq_codes(network).values())
+
+    least = prepare_diffq(model, group_size=group_size, init_bits=2.0001).eval()
+    target = size(least) + share * (size(student) - size(least))
+    fitted = meet_size(student, target)
+    assert size(fitted) <= target < size(student)
+    # Literally: again and again the group that is the least above the half below it, of those above two bits.
+    literal = bits.round()
+    parts = [len(m.logit) for m in student]
+    while (
+        sum(m.packed_nbytes(b.to(torch.uint8)) for m, b in zip(student, literal.split(parts), strict=True)) > target
+    ):
+        literal[torch.where(literal > 2, bits - literal, torch.inf).argmin()] -= 1
+    assert torch.equal(torch.cat([c.bits for c in diffq_codes(fitted).values()]).float(), literal)
+    # What fits stays, to the last bit of the logits.
+    assert all(torch.equal(a.logit, b.logit) for a, b in zip(student, meet_size(student, 1e9), strict=True))
+
+
 def test_the_model_stays_and_the_rest_is_not_touched():
     model, x, _ = trained()
     before = {k: t.clone() for k, t in model.state_dict().items()}
@@ -155,3 +193,7 @@ def test_bad_input():
         SizeTarget(model, 100.0)
     with pytest.raises(ValueError, match="must be positive"):
         SizeTarget(prepare_diffq(model), 0.0)
+    with pytest.raises(ValueError, match="no DiffQLayer"):
+        meet_size(model, 100.0)
+    with pytest.raises(ValueError, match="with the fewest bits everywhere the codes take 13 bytes, above 12"):
+        meet_size(prepare_diffq(model), 12)

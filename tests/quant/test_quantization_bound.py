@@ -177,5 +177,5 @@ def test_bad_input(as_user, monkeypatch):
     with pytest.raises(ValueError, match="between must be"):
         certify(hessian, target, torch.zeros(3, 2), torch.zeros(3), levels=4)
     monkeypatch.setitem(sys.modules, "clarabel", None)
-    with pytest.raises(ImportError, match=r"mlcomp-book\[llm\]"):
+    with pytest.raises(ImportError, match=r"mlcomp-book\[notebooks\]"):
         quantization_bound(hessian, target, levels=4)

@@ -1,7 +1,6 @@
-r"""Any density on an interval, by quadrature: what a scalar quantizer asks of its source.
+r"""Any density on an interval, by quadrature.
 
-Notation: f density; of a cell [a, b] its mass $m_0 = \int f$, centroid $m_1/m_0$ and spread
-$\int (x - m_1/m_0)^2 f = m_2 - m_1^2/m_0$, with $m_k = \int_a^b x^k f(x)\,dx$.
+Notation: as in :mod:`mlcomp.sources.source`.
 Source: Golub and Welsch 1969 (the rule).   Syllabus: 1.04, 1.05
 """
 
@@ -9,34 +8,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_finite
+from mlcomp.sources.source import Cells, Source, cells_from_moments, from_zero, interpolate
 
 PANELS, POINTS = 4096, 8  # panels over the support, Gauss–Legendre points in each
 
 
-class Cells(NamedTuple):
-    """Of each interval: its mass, its centroid (0 where it is empty), and its squared deviation from the centroid."""
-
-    mass: Float[Tensor, " cells"]
-    centre: Float[Tensor, " cells"]
-    spread: Float[Tensor, " cells"]
-
-
-def cells_from_moments(m0: Tensor, m1: Tensor, m2: Tensor) -> Cells:
-    """Return the cells with these moments about 0."""
-    full = m0 > 0
-    centre = torch.where(full, m1 / torch.where(full, m0, 1.0), 0.0)
-    return Cells(m0.clamp(min=0), centre, torch.where(full, m2 - m1 * centre, 0.0).clamp(min=0))
-
-
 @dataclass(frozen=True)
-class Density:
+class Density(Source):
     """A density on a finite interval, for :func:`mlcomp.quant.lloyd_max` and :func:`mlcomp.quant.quantile_codebook`.
 
     Attributes:
@@ -63,10 +47,10 @@ class Density:
         if float(self._table[0][-1]) <= 0:
             raise ValueError("pdf is zero everywhere on its support")
 
-    def cells(self, edges: Float[Tensor, " n"]) -> Cells:
+    def cells(self, edges: Float[Tensor, "*grids edges"]) -> Cells:
         """Return the cells between neighbouring ascending edges."""
         at = edges.clamp(*self.support)
-        panel = (torch.searchsorted(self._edges, at, right=True) - 1).clamp(0, PANELS - 1)
+        panel = (torch.searchsorted(self._edges, at, right=True) - 1).clamp(0, len(self._edges) - 2)
         rest = self._integrals(self._edges[panel], at)
         total = self._table[0][-1]
         return cells_from_moments(*(((t[panel] + r) / total).diff() for t, r in zip(self._table, rest, strict=True)))
@@ -80,10 +64,28 @@ class Density:
         mass = self._integrals(self._edges[:-1], self._edges[1:], power=1 / 3)[0]
         return interpolate(from_zero(mass), self._edges, share)
 
-    def density(self, x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def density(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return f(x), 0 outside the support."""
         low, high = self.support
         return torch.where((x >= low) & (x <= high), self.pdf(x.clamp(low, high)) / self._table[0][-1], 0.0)
+
+    @property
+    def bound(self) -> float:
+        """The largest magnitude on the support."""
+        return max(map(abs, self.support))
+
+    @cached_property
+    def energy(self) -> float:
+        """E W²."""
+        return float(self._table[2][-1] / self._table[0][-1])
+
+    @cached_property
+    def kurtosis(self) -> float:
+        """κ, by the same rule."""
+        x = self._nodes(self._edges[:-1], self._edges[1:])
+        f = self._masses(x, self._edges.diff())
+        away = x - (f * x).sum() / f.sum()
+        return float((f * away**4).sum() * f.sum() / (f * away**2).sum() ** 2)
 
     @cached_property
     def _edges(self) -> Tensor:
@@ -103,23 +105,12 @@ class Density:
         return [from_zero(part) for part in self._integrals(self._edges[:-1], self._edges[1:])]
 
     def _nodes(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a + b)[:, None] / 2 + (b - a)[:, None] / 2 * self._rule[0]
+        return (a + b)[..., None] / 2 + (b - a)[..., None] / 2 * self._rule[0]
+
+    def _masses(self, x: Tensor, width: Tensor, power: float = 1.0) -> Tensor:
+        return self.pdf(x) ** power * self._rule[1] * width[..., None] / 2
 
     def _integrals(self, a: Tensor, b: Tensor, power: float = 1.0) -> list[Tensor]:
         x = self._nodes(a, b)
-        f = self.pdf(x) ** power * self._rule[1] * (b - a)[:, None] / 2
-        return [(f * x**k).sum(1) for k in range(3)]
-
-
-def from_zero(parts: Float[Tensor, " n"]) -> Tensor:
-    """Return the running sums of ``parts``, beginning with 0."""
-    return torch.nn.functional.pad(parts.cumsum(0), (1, 0))
-
-
-def interpolate(cumulative: Tensor, edges: Tensor, share: Tensor) -> Tensor:
-    """Return where a running sum over intervals reaches each share of its total, linear inside an interval."""
-    target = share.to(cumulative) * cumulative[-1]
-    at = (torch.searchsorted(cumulative, target) - 1).clamp(0, len(edges) - 2)
-    mass = cumulative[at + 1] - cumulative[at]
-    inside = torch.where(mass > 0, (target - cumulative[at]) / torch.where(mass > 0, mass, 1.0), 0.5)
-    return edges[at] + inside.clamp(0, 1) * (edges[at + 1] - edges[at])
+        f = self._masses(x, b - a, power)
+        return [(f * x**k).sum(-1) for k in range(3)]

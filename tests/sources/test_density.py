@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mlcomp.quant import Density
+from mlcomp.sources import Density
 
 
 def test_cells_quantiles_and_density_of_a_beta_distribution():
