@@ -12,7 +12,7 @@ The network is the multilayer perceptron of the course on mnist5k, 235 146 weigh
     post-training      12 epochs dense, prune by layer-normalized magnitude; then nothing more, or calibration of the
                        layers on 1024 training images without labels (weight, bias, masked fine-tuning)
 
-Numbers go to ``experiments/results/pruning_taxonomy.json``: accuracy on the 1000 held-out digits for each seed, and
+Numbers go to ``mlcomp/data/tables/pruning_taxonomy.json``: accuracy on the 1000 held-out digits for each seed, and
 the seconds of everything after the dense training that rows share.
 """
 
@@ -21,12 +21,12 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from mlcomp.data import mnist5k, mnist_calibration, random_shift
+from mlcomp.data.committed_table import TABLES
 from mlcomp.metrics import accuracy
 from mlcomp.models import mlp
 from mlcomp.prune import (
@@ -43,7 +43,7 @@ from mlcomp.prune import (
 )
 from mlcomp.train import train
 
-RESULTS = Path(__file__).parent / "results" / "pruning_taxonomy.json"
+RESULTS = TABLES / "pruning_taxonomy.json"
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 SEEDS = (0, 1, 2)
 EPOCHS = 12

@@ -7,7 +7,7 @@
 For b = 8 … 2 bits the trained convnet is trained on for the same few epochs, once with its weights quantized to b
 bits (LSQ, one step an output channel, activations untouched, all layers), once while it is pruned gradually by
 magnitude, one threshold for the network, to the sparsity 1 − b/16, the size of b bits if the places of 16-bit weights
-cost nothing. Numbers go to ``experiments/results/pruning_vs_quantization.json``, run by run, with the honest sizes,
+cost nothing. Numbers go to ``mlcomp/data/tables/pruning_vs_quantization.json``, run by run, with the honest sizes,
 too: quantized codes with their steps; kept weights with one bit a weight for their places. Finished runs are not
 repeated; delete the file to start over.
 """
@@ -22,13 +22,14 @@ from pathlib import Path
 import torch
 
 from mlcomp.data import mnist5k, mnist_calibration, random_shift
+from mlcomp.data.committed_table import TABLES
 from mlcomp.metrics import accuracy
 from mlcomp.models import convnet
 from mlcomp.prune import gradual_pruning, layer_weights, network_sparsity
 from mlcomp.quant.qat import finish_qat, prepare_qat
 from mlcomp.train import train
 
-RESULTS = Path(__file__).parent / "results" / "pruning_vs_quantization.json"
+RESULTS = TABLES / "pruning_vs_quantization.json"
 BITS = (8, 7, 6, 5, 4, 3, 2)
 METHODS = ("quantization", "pruning")
 

@@ -3,7 +3,7 @@
     python experiments/train_small_nets.py             # both; a few minutes on two cores
     python experiments/train_small_nets.py convnet     # one of them
 
-Weights go to ``mlcomp/models/weights/``, numbers to ``experiments/results/small_nets.json`` and from there to the
+Weights go to ``mlcomp/models/weights/``, numbers to ``mlcomp/data/tables/small_nets.json`` and from there to the
 table in ``book/models.md`` (a test compares them). Interrupted, it goes on from the last epoch (checkpoints in the
 cache); ``seconds`` then counts the last part only.
 """
@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 
 from mlcomp.assets import cache_dir
 from mlcomp.data import mnist5k, random_shift
+from mlcomp.data.committed_table import TABLES
 from mlcomp.metrics import accuracy
 from mlcomp.models import convnet, mlp
 from mlcomp.models.pretrained import WEIGHTS
 from mlcomp.train import train
 
-RESULTS = Path(__file__).parent / "results" / "small_nets.json"
+RESULTS = TABLES / "small_nets.json"
 CARD = Path(__file__).parents[1] / "book" / "models.md"
 MARKS = ("<!-- small_nets.json: begin -->\n", "<!-- small_nets.json: end -->\n")
 NETWORKS = {"mlp": mlp, "convnet": convnet}

@@ -1,8 +1,8 @@
 """Re-estimate BatchNorm statistics of a compressed model, whose layers' outputs have shifted.
 
 Notation: μ, σ² running mean and variance of a channel.
-Source: Hubara et al. 2021, arXiv:2006.10518, section 5; Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 6
-(after compression).   Syllabus: 1.08, 2.10
+Source: Hubara et al. 2021, arXiv:2006.10518 (para-normalization); Frantar, Singh, Alistarh 2022, arXiv:2208.11580,
+section 6 (after compression).   Syllabus: 1.08, 2.10
 """
 
 import copy

@@ -2,7 +2,7 @@ r"""Compress the layers of any torch model, each by a method that sees its weigh
 
 Notation: W weight (out, inp), $H = 2XX^\top$ of the layer's inputs X, Ŵ = method(W, H).
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 3; inputs taken from the already compressed
-part: Hubara et al. 2021, arXiv:2006.10518, section 4.   Syllabus: 2.01
+part: Hubara et al. 2021, arXiv:2006.10518 (sequential AdaQuant).   Syllabus: 2.01
 """
 
 import copy

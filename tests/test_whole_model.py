@@ -16,8 +16,9 @@ def test_methods_keep_to_their_bits(bits):
     errors = {}
     for name, method in methods(bits).items():
         result = method(weight, hessian)
-        # A row of 192 pays 32 bits for its step; SpQR's statistics and outliers come to a bit and a half at most.
-        assert bits <= result.bits_per_weight < bits + (1.5 if name == "spqr" else 0.6)
+        # A row of 192 pays 32 bits for its step; SpQR's statistics and outliers come to a bit and a half at most, and
+        # AQLM's codebooks, 16 bits for each of up to 2·256·4 numbers, to 0.9 bits for so few weights.
+        assert bits <= result.bits_per_weight < bits + {"spqr": 1.5, "aqlm": 1.0}.get(name, 0.6)
         assert torch.isfinite(result.dequantize()).all()
         errors[name] = hessian_error(weight, result.dequantize(), hessian)
-    assert errors["quip_sharp"] < errors["quip"] and errors["gptq"] < errors["rtn"]
+    assert errors["quip_sharp"] < errors["quip"] and errors["aqlm"] < errors["gptq"] < errors["rtn"]

@@ -24,6 +24,7 @@ KINDS = {
     "vector": ("Several weights to a code", "#2f9e5b", "M0,-5.5L5.5,0L0,5.5L-5.5,0Z"),
     "pruning": ("Zeros", "#a259c4", "M-4,-4L4,4M-4,4L4,-4"),
     "both": ("Zeros and codes", "#d6455d", "M0,-5.5L5,-1.5L3,4.5H-3L-5,-1.5Z"),
+    "tuned": ("Tuned to the outputs of blocks or of the network", "#0f8f9c", "M0,5.5L5,-4H-5Z"),
 }
 LEFT, TOP, WIDTH, HEIGHT = 78, 14, 640, 380
 X_RANGE, X_TICKS = (1.7, 18), (2, 3, 4, 6, 8, 12, 16)
@@ -65,14 +66,11 @@ def page(rows: list[dict[str, str]], not_run: list[str]) -> list[str]:
         if not chosen:
             continue
         # No headings: their sections would be moved out of the directive, to before the picture.
+        lines += ["", f"```{{rubric}} {title}", "```", ""]
         lines += [
-            "",
-            f"```{{rubric}} {title}",
-            "```",
-            "",
             "| method | options | bits / weight | MB | cosine | neighbours kept | s |",
+            "|---|---|---:|---:|---:|---:|---:|",
         ]
-        lines.append("|---|---|---:|---:|---:|---:|---:|")
         for row in chosen:
             mark = "**" if (row["method"], row["setting"]) in best else ""
             size = f"{float(row['bits_per_weight']):.2f}" + ("" if row["size"] == "packed" else "\\*")

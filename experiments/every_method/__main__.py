@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import torch
+
 from experiments.every_method import methods  # noqa: F401  (registers)
 from experiments.every_method.registry import ENTRIES, describe
 from experiments.every_method.run import RESULTS, run_all
@@ -22,6 +24,7 @@ def main() -> None:
         for entry in chosen:
             print(f"{entry.name} ({entry.kind}, {entry.syllabus}): " + "; ".join(map(describe, entry.settings)))
         return
+    torch.set_num_threads(1)  # so that processor seconds compare
     count = run_all(chosen, minilm_subject, options.out)
     print(f"{count} new row(s) in {options.out.name}")
 

@@ -76,12 +76,13 @@ def only_blocks(model: nn.Module, subject: Subject) -> nn.Module:
     return model
 
 
-def trained(model: nn.Module, subject: Subject, loss: Callable = squared_error) -> nn.Module:
-    """Train the blocks of ``model`` in place towards the dense outputs; return the model."""
-    student = Student(only_blocks(model, subject), subject.output)
+def trained(
+    model: nn.Module, subject: Subject, loss: Callable = squared_error, epochs: int | None = None
+) -> nn.Module:
+    """Train what may be trained of ``model``, in place, towards the dense outputs; return the model."""
     train(
-        student, subject.inputs, targets(subject), epochs=EPOCHS, lr=RATE, batch_size=BATCH, seed=SEED, loss=loss,
-        progress=False,
+        Student(model, subject.output), subject.inputs, targets(subject), epochs=epochs or EPOCHS, lr=RATE,
+        batch_size=BATCH, seed=SEED, loss=loss, progress=False,
     )  # fmt: skip
     return model.eval()
 
@@ -102,7 +103,7 @@ def post_training(subject: Subject, *, weight_bits: int, input_bits: int) -> Com
 def aware_training(subject: Subject, *, bits: int) -> Compressed:
     """QAT with learned steps, weights only."""
     model = prepare_qat(subject.model, subject.inputs.split(BATCH), weight_bits=bits, input_bits=None)
-    made = finish_qat(trained(model, subject)).model
+    made = finish_qat(trained(only_blocks(model, subject), subject)).model
     return Compressed(made, {name: made.get_submodule(name).weight for name in subject.hessians})
 
 
@@ -110,8 +111,10 @@ def learned_bits(subject: Subject, *, target_bits: float) -> Compressed:
     """DiffQ with a number of bits for each layer, and a target for the size."""
     model = prepare_diffq(subject.model, layers=list(subject.hessians), group_size=None, speed=SPEED)
     target = sum(model.get_submodule(name).layer.weight.numel() for name in subject.hessians) * target_bits / 8
-    codes = diffq_codes(meet_size(trained(model, subject, SizeTarget(model, target, loss=squared_error)), target))
-    return Compressed(plain_layers(model, codes), codes)
+    aim = SizeTarget(model, target, loss=squared_error)
+    fitted = meet_size(trained(only_blocks(model, subject), subject, aim, epochs=EPOCHS - 1), target)
+    codes = diffq_codes(trained(fitted, subject, epochs=1))
+    return Compressed(plain_layers(fitted, codes), codes)
 
 
 def block_rounding(subject: Subject, *, bits: int, steps: int) -> Compressed:

@@ -1,6 +1,6 @@
 """Loaders of real data, and synthetic layers."""
 
-from mlcomp.data.committed_table import committed_table
+from mlcomp.data.committed_table import committed_results, committed_table
 from mlcomp.data.digits import digits
 from mlcomp.data.mnist5k import mnist5k, mnist_calibration
 from mlcomp.data.python_reference import python_reference, python_sentences
@@ -10,6 +10,7 @@ from mlcomp.data.synthetic import make_layer
 from mlcomp.data.tokens import token_batches
 
 __all__ = [
+    "committed_results",
     "committed_table",
     "digits",
     "make_layer",

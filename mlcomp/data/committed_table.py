@@ -1,10 +1,13 @@
-"""Measurements too long for a notebook, committed as tables: each row says what it was made on.
+"""Measurements too long for a notebook, committed with what they were made on, and shipped with the package.
 
-``kbit_scaling``: ``experiments/kbit_scaling.py``; ``every_method``: ``python -m experiments.every_method``.
+``tables/`` holds CSV files with a row for each measurement, and JSON files of runs with their settings. Each is
+written by the script of ``experiments/`` that has its name, or names it.
 """
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
 TABLES = Path(__file__).parent / "tables"
 
@@ -15,8 +18,21 @@ def committed_table(name: str) -> list[dict[str, str]]:
     Raises:
         ValueError: there is no such table.
     """
-    names = sorted(path.stem for path in TABLES.glob("*.csv"))
-    if name not in names:
-        raise ValueError(f"the tables are {', '.join(names)}, got {name!r}")
-    with (TABLES / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+    with _find(name, "csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def committed_results(name: str) -> dict[str, Any]:
+    """Return what a run wrote about itself: settings, versions, numbers.
+
+    Raises:
+        ValueError: there are no such results.
+    """
+    return json.loads(_find(name, "json").read_text(encoding="utf-8"))
+
+
+def _find(name: str, kind: str) -> Path:
+    names = sorted(path.stem for path in TABLES.glob(f"*.{kind}"))
+    if name not in names:
+        raise ValueError(f"the {kind} files are {', '.join(names)}, got {name!r}")
+    return TABLES / f"{name}.{kind}"

@@ -6,7 +6,7 @@ $|Q_{ij}| \le \mu/\sqrt n$, and W if all $|W_{ij}| \le \mu\,\lVert W\rVert_F/\sq
 $\mathrm{tr}(WHW^\top)$ as it was and make both μ small with high probability.
 "orthogonal": V = (V₁ ⊗ V₂)·Π with random orthogonal factors of the two most equal sizes whose product is n, and a
 random permutation Π: O(n√n) a row. "hadamard": V = Hₙ·S/√n with random signs S: O(n log n) a row.
-Source: Chee et al. 2023, QuIP, arXiv:2307.13304, Definition 1, Lemma 5, section 4.2; Tseng et al. 2024, QuIP#,
+Source: Chee et al. 2023, QuIP, arXiv:2307.13304, Definition 1, Lemma 5, section 4; Tseng et al. 2024, QuIP#,
 arXiv:2402.04396, section 3.   Syllabus: 1.14
 """
 

@@ -86,8 +86,9 @@ def quip_sharp(
         ValueError: malformed weight, H or option; inp no multiple of 8; H + λI singular; no Hadamard matrix.
     Guarantee: the scales of X and of W (by powers of two) do not matter.
     Cost: out·inp² FLOPs for the feedback, and 2·1400·8 a vector for the nearest entry, which is more for inp < 10⁴.
-    Deviations: no fine-tuning of signs and scales afterwards (section 5 of the paper); rotations from a seed, where
-        the paper stores a sign a row and a column; dead inputs decode to the noise of the others.
+    Deviations: no fine-tuning afterwards (of sign vectors and unquantized parameters, section 5 of the paper);
+        rotations from a seed, where the paper stores a sign a row and a column; dead inputs decode to the
+        noise of the others.
     """
     check_weight(weight)
     out, inp = weight.shape

@@ -5,7 +5,8 @@ z zero point (a real number) of a group of $\beta_1$ columns of one row, τ thre
 A weight is an outlier if its rounding error costs more than τ: $(w - \hat w)^2/U_{jj}^2 > \tau$. Outliers first leave
 the fit: weight i of a group stays out if the error of the others on a grid fitted without it, plus τ, is less than
 that of all (leave one out). The rest is GPTQ: later columns make up for each error; an outlier has nearly none.
-Source: Dettmers et al. 2023, arXiv:2306.03078, Algorithm 1 and section 4.   Syllabus: 1.11
+Source: Dettmers et al. 2023, arXiv:2306.03078, Algorithm 1 and section 4, with the second test (the first formula)
+of the authors' code.   Syllabus: 1.11
 """
 
 from dataclasses import replace
@@ -47,8 +48,8 @@ def spqr(
         statistic_rows: β₂, rows whose statistics share a second-level grid.
         threshold: τ in units of the mean cost of removing a weight, $\mathrm{mean}_j(\overline{w_j^2}/U_{jj}^2)$:
             less gives more outliers; about 1 % at 1.0 for 2 bits, 0.3 for 3, 0.07 for 4. None: no outliers.
-        order: of the columns, and with it of the groups: "natural"; "activation" (largest diagonal of H first, as in
-            the paper) or "ascending", which store the order in 16 bits a column.
+        order: of the columns, and with it of the groups: "natural"; "activation" (largest diagonal of H first, as
+            the authors' code does) or "ascending", which store the order in 16 bits a column.
         damp: share of the mean live diagonal of H added to its diagonal.
         block_size: columns per lazy batch; speed only.
     Raises:

@@ -2,7 +2,7 @@ r"""AdaPrune: choose a mask by magnitude, then re-fit what is kept to the layer'
 
 Notation: W weight (out, inp), M mask of kept weights, $H = 2 X X^\top$;
 $\min_{\hat W} \lVert WX - (M \odot \hat W) X \rVert^2$, row by row a convex quadratic.
-Source: Hubara et al. 2021, arXiv:2102.08124, section 4.   Syllabus: 2.07
+Source: Hubara et al. 2021, arXiv:2102.08124.   Syllabus: 2.07
 """
 
 import torch

@@ -3,7 +3,7 @@ r"""The best weights of a row to remove there are, the others refitted: best sub
 Notation: H = 2XXᵀ, w row, R the removed inputs, $G = (H_{UU})^{-1}$ on the inputs U that are left; the least error
 with R removed is $E(R) = \tfrac12\, w_R^\top ([H^{-1}]_{RR})^{-1} w_R$, and one more removal i adds
 $w_i^2 / (2 G_{ii})$ with the refitted w.
-Source: Furnival and Wilson 1974, Technometrics 16(4) (leaps and bounds); the problem is section 4.1 of Kuzmin et al.
+Source: Furnival and Wilson 1974, Technometrics 16(4) (leaps and bounds); the problem is in section 4 of Kuzmin et al.
 2023, arXiv:2307.02973, solved there as a mixed-integer programme.   Syllabus: 1.22
 """
 

@@ -2,7 +2,7 @@ r"""Calibration of a pruned network, layer after layer: weight correction, bias 
 
 Notation: X a layer's inputs in the dense network, $\hat X$ those in the pruned one, whose earlier layers are
 calibrated already; the layer should give the dense layer's outputs Y on $\hat X$.
-Source: Lazarevich, Kozlov, Malinin 2021, arXiv:2104.15023, eq. (5) and (6).   Syllabus: 1.17, 1.21
+Source: Lazarevich, Kozlov, Malinin 2021, arXiv:2104.15023, the formulas up to eq. (6).   Syllabus: 1.17, 1.21
 """
 
 import copy

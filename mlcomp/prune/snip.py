@@ -32,7 +32,7 @@ def connection_sensitivity(
     Args:
         model: run in training mode (BatchNorm normalizes by the batch: before training it knows nothing else), as a
             copy: parameters, gradients and running statistics of ``model`` stay.
-        inputs, labels: the one batch; about ten samples a class are enough, the authors say.
+        inputs, labels: the one batch; a hundred or so are enough; ten a class is a common choice.
         loss: ``loss(model(inputs), labels)``, a scalar.
         layers: names of the layers; None: all linear and convolutional ones.
         seed: for dropout and its like; the global random state is left alone.

@@ -3,8 +3,8 @@ r"""Weight correction: give a pruned layer's weights back the mean and the sprea
 Notation: W dense weight, $W^s$ the same with the pruned weights set to zero, E and σ mean and (population) standard
 deviation over an output channel, zeros counted; $\lambda = \sigma(W)/(\sigma(W^s) + \epsilon)$,
 $W_{corr} = \lambda W^s + E(W) - E(\lambda W^s)$.
-Source: Lazarevich, Kozlov, Malinin 2021, arXiv:2104.15023, eq. (5); the authors' implementation is the
-Post-Training Optimization Tool of OpenVINO.   Syllabus: 1.21
+Source: Lazarevich, Kozlov, Malinin 2021, arXiv:2104.15023, the formulas before eq. (5); the authors' implementation
+is the Post-Training Optimization Tool of OpenVINO.   Syllabus: 1.21
 """
 
 import torch

@@ -19,7 +19,8 @@ from mlcomp.quant.quantized import Quantized
 
 ZETA, GAMMA = 1.1, -0.1
 # The penalty's exponent falls from the first to the second number: first only weights near 0 and 1 are drawn to the
-# ends, in the end all are. It is off for the first fifth of the steps, as in the paper.
+# ends, in the end all are. It is off for the first fifth of the steps, as in common
+# implementations.
 BETA_RANGE = (20.0, 2.0)
 WARM_UP = 0.2
 

@@ -75,13 +75,18 @@ class DiffQLayer(nn.Module):
         return self.min_bits + torch.sigmoid(self.speed * self.logit) * (self.max_bits - self.min_bits)
 
     @property
+    def group_weights(self) -> Tensor:
+        """(groups,) how many weights each group has: the last one may have fewer."""
+        count = self.layer.weight.numel()
+        sizes = torch.full_like(self.logit, count if self.group_size is None else self.group_size)
+        sizes[-1] -= sizes.sum() - count
+        return sizes.detach()
+
+    @property
     def size_bits(self) -> Tensor:
         """The weight's size in bits, differentiable: codes, 4 bits for each group's own number, and the range."""
-        count = self.layer.weight.numel()
-        size = count if self.group_size is None else self.group_size
-        last = count - (len(self.logit) - 1) * size
         bits = self.bits
-        return size * bits[:-1].sum() + last * bits[-1] + 4 * len(bits) + 8 * _GRID_BYTES
+        return (self.group_weights * bits).sum() + 4 * len(bits) + 8 * _GRID_BYTES
 
     def quantized(self) -> MixedBits:
         """Return the weight as codes, each group at its number of bits, rounded to the nearest whole number."""
@@ -123,8 +128,9 @@ def prepare_diffq(
             of epochs; with one optimizer for everything and a few epochs, about 10 does the same.
     Raises:
         ValueError: options outside these limits, no layer, unknown names.
-    Deviations: bits per group, one range (min, max) per tensor, uniform noise, b from 2 to 15 and groups of 8 are the
-        paper's; ``speed`` and :class:`SizeTarget` (the paper sets λ by hand) are ours.
+    Deviations: bits per group, one range (min, max) per tensor, uniform noise and b from 2 to 15 are the paper's (the
+        authors' code offers Gaussian noise, too); ``speed`` and :class:`SizeTarget` (the paper sets λ by hand) are
+        ours.
     """
     modules = dict(model.named_modules())
     names = [n for n, m in modules.items() if is_layer(m)] if layers is None else list(layers)
@@ -201,14 +207,17 @@ def meet_size(model: nn.Module, nbytes: int | float) -> nn.Module:
     """Return a copy of a trained model in which some groups give up whole bits, until the packed size fits.
 
     :class:`SizeTarget` aims with real numbers of bits: rounded to whole ones, or after few steps, the size may miss.
-    The groups whose learned numbers are the least above the next half round down first.
+    The groups whose learned numbers are the least above a half round down first; the last one is the smallest that
+    suffices, so that little of the size is wasted where groups are whole layers. Then the bits are fixed; the weights
+    adapt if training goes on.
 
     Args:
         model: from :func:`prepare_diffq`, trained; not modified.
         nbytes: the most that the codes of all DiffQ layers may take, packed, with their widths and ranges.
     Raises:
         ValueError: no DiffQLayer, or more bytes than ``nbytes`` even with ``min_bits`` everywhere.
-    Guarantee: the packed size is at most ``nbytes``; a model that fits already stays as it is.
+    Guarantee: the packed size is at most ``nbytes``; the bits of a model that fits already stay as they are. No logit
+        requires a gradient any more.
     """
     diffq_size(model)  # raises where there is no layer
     result = copy.deepcopy(model)
@@ -218,7 +227,7 @@ def meet_size(model: nn.Module, nbytes: int | float) -> nn.Module:
     order = _giving_up(learned, torch.cat([torch.full_like(m.bits, m.min_bits) for m in layers]))
 
     def whole(steps: int) -> tuple[Tensor, ...]:
-        """Return each layer's bits after the first so many bits are given up."""
+        """Return each layer's bits after the first so many are given up."""
         return (learned.round() - torch.bincount(order[:steps], minlength=len(learned))).split(groups)
 
     def size(steps: int) -> int:
@@ -227,11 +236,18 @@ def meet_size(model: nn.Module, nbytes: int | float) -> nn.Module:
     if size(len(order)) > nbytes:
         raise ValueError(f"with the fewest bits everywhere the codes take {size(len(order))} bytes, above {nbytes:g}")
     steps = bisect.bisect_left(range(len(order)), True, key=lambda n: size(n) <= nbytes)
+    if steps > 0:
+        rest, weights = order[steps - 1 :], torch.cat([m.group_weights for m in layers])
+        need = 4 * (size(steps - 1) - nbytes)  # two widths may be padded to whole bytes
+        enough = rest[weights[rest] >= need]
+        if len(enough) > 0:
+            order[steps - 1] = enough[weights[enough].sort(stable=True).indices[0]]
     for layer, bits, before in zip(layers, whole(steps), whole(0), strict=True):
         share = (bits - layer.min_bits) / (layer.max_bits - layer.min_bits)
         # eps: the ends of the range have no finite logit; a thousandth of a bit inside rounds to them all the same.
         logit = torch.logit(share, eps=1e-4) / layer.speed
         layer.logit.copy_(torch.where(bits < before, logit, layer.logit))
+        layer.logit.requires_grad_(False)
     return result
 
 

@@ -7,7 +7,7 @@ E8P is 2¹⁶ of these points: a pattern of absolute values (8 bits), seven sign
 sign of the shift (1 bit). The patterns: all 227 of $|\hat D_8|$ with norm² ≤ 10, and 29 of norm² 12. The 1-bit
 codebook: 0, the 240 points of E8 with norm² 2, and 15 of norm² 4.
 Source: Tseng et al. 2024, QuIP#, arXiv:2402.04396, section 4.2; nearest point: Conway and Sloane 1982, Fast
-quantizing and decoding algorithms for lattice quantizers.   Syllabus: 1.14
+quantizing and decoding algorithms for lattice quantizers and codes.   Syllabus: 1.14
 """
 
 import itertools

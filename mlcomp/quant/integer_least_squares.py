@@ -3,7 +3,7 @@ r"""The best codes of a row there are: integer least squares in a box, by sphere
 Notation: H = 2XXᵀ, t target (a row in units of its step, plus the zero code), x codes in 0 … L − 1;
 error $\tfrac12 (x-t)^\top H (x-t)$, which times step² is the row's squared output error.
 Source: Schnorr and Euchner 1994, Math. Programming 66 (the order of visits); Wolniansky et al. 1998, V-BLAST (the
-order of coordinates); the problem is eq. (8) of Kuzmin et al. 2023, arXiv:2307.02973.   Syllabus: 1.22
+order of coordinates); the problem is in section 4 of Kuzmin et al. 2023, arXiv:2307.02973.   Syllabus: 1.22
 """
 
 import math

@@ -2,7 +2,7 @@ r"""Quantization-aware training: a network whose layers see quantized weights an
 
 Notation: WbAc means b bits for weights and c for the inputs of linear and convolutional layers; s step,
 $\hat v = s\,\mathrm{round}(\mathrm{clip}(v/s))$.
-Source: Esser et al. 2020, arXiv:1902.08153 (LSQ; first and last layer at 8 bits in section 3); Jacob et al. 2018,
+Source: Esser et al. 2020, arXiv:1902.08153 (LSQ; first and last layer at 8 bits); Jacob et al. 2018,
 arXiv:1712.05877, section 3 (training with simulated quantization).   Syllabus: 1.09
 """
 

@@ -1,7 +1,7 @@
 r"""The quantile quantizer: every code is used equally often. And NF4, its descendant for normal weights.
 
 Notation: F distribution function, N levels, thresholds $t_i = F^{-1}(i/N)$.
-Source: Dettmers et al. 2022, arXiv:2110.02861, section 2; NF4: Dettmers et al. 2023, arXiv:2305.14314, section 3.
+Source: Dettmers et al. 2022, arXiv:2110.02861, appendix; NF4: Dettmers et al. 2023, arXiv:2305.14314, section 3.
 Syllabus: 1.04
 """
 

@@ -11,7 +11,7 @@ least γ that makes $[[A, b],[b^\top, \gamma]] \succeq 0$, bounds f from below. 
 with the largest bound.
 
 Source: Park and Boyd 2018, arXiv:1504.07672, section 3 (one k for each coordinate, no box), used by Kuzmin et al.
-2023, arXiv:2307.02973, section 4.1.   Syllabus: 1.22
+2023, arXiv:2307.02973, section 4.   Syllabus: 1.22
 """
 
 import math

@@ -2,8 +2,8 @@ r"""The straight-through estimator: round on the way forward, and pretend on the
 
 Notation: QW = Q(W), y = F(x, QW), $W \leftarrow W - \alpha\,\partial loss/\partial QW$: the gradient at the rounded
 weights moves the real ones, which are kept beside them.
-Source: Bengio, Léonard, Courville 2013, arXiv:1308.3432, section 3; Hubara et al. 2016, arXiv:1602.02830 (weights
-that are kept in floating point).   Syllabus: 1.09
+Source: Bengio, Léonard, Courville 2013, arXiv:1308.3432, section 3; Courbariaux et al. 2016, arXiv:1602.02830
+(weights that are kept in floating point).   Syllabus: 1.09
 """
 
 import torch

@@ -2,7 +2,7 @@ import pytest
 
 from experiments import kbit_scaling
 from experiments.every_method.run import FIELDS
-from mlcomp.data import committed_table
+from mlcomp.data import committed_results, committed_table
 from mlcomp.models.byte_lm import WIDTHS
 from mlcomp.scaling import quantize_matrices
 
@@ -38,5 +38,7 @@ def test_every_method_table_has_the_runners_columns():
 
 
 def test_unknown_table(as_user):
-    with pytest.raises(ValueError, match="the tables are every_method, kbit_scaling"):
+    with pytest.raises(ValueError, match=r"the csv files are .*every_method, kbit_scaling.*got 'other'"):
         committed_table("other")
+    with pytest.raises(ValueError, match=r"the json files are pruning_taxonomy.*got 'kbit_scaling'"):
+        committed_results("kbit_scaling")

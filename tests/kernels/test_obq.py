@@ -8,8 +8,9 @@ from tests.kernels.test_exact_obs import layer, loss
 
 
 @pytest.mark.parametrize(("out", "inp", "options"), [
-    (5, 7, {"bits": 3}), (3, 37, {"bits": 4, "symmetric": True}), (2, 24, {"bits": 2, "group_size": 8, "scale_dtype": torch.float16}),
-    (3, 20, {"bits": 3, "outliers": False}), (3, 20, {"bits": 1, "clip": "mse"}), (2, 9, {"bits": 8}),
+    (5, 7, {"bits": 3}), (3, 37, {"bits": 4, "symmetric": True}), (3, 20, {"bits": 1, "clip": "mse"}),
+    (2, 24, {"bits": 2, "group_size": 8, "scale_dtype": torch.float16}),
+    (3, 20, {"bits": 3, "outliers": False}), (2, 9, {"bits": 8}),
 ])  # fmt: skip
 def test_equals_the_reference(random, out, inp, options):
     weight, hessian = layer(random, out, inp)

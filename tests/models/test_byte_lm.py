@@ -1,20 +1,18 @@
-import json
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from mlcomp.data import reference_bytes
+from mlcomp.data import committed_results, reference_bytes
 from mlcomp.models import byte_lm
 from mlcomp.models.byte_lm import HEAD, LAYERS, WIDTHS, rotary_angles, rotate
 from mlcomp.models.pretrained import WEIGHTS
 from mlcomp.scaling import bits_per_byte
 
-RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "scaling_family.json"
+RESULTS = committed_results("scaling_family")
 
 
 def literal(model, tokens):
@@ -79,7 +77,7 @@ def test_size_seed_and_global_state(width):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_committed_weights_are_the_stated_ones(width):
-    facts = json.loads(RESULTS.read_text())["models"][str(width)]
+    facts = RESULTS["models"][str(width)]
     path = WEIGHTS / f"byte_lm_{width}.safetensors"
     assert path.stat().st_size == facts["file_bytes"]
     assert all(v.dtype == torch.float16 for v in load_file(path).values())
@@ -91,7 +89,7 @@ def test_committed_weights_are_the_stated_ones(width):
 
 
 def test_loss_falls_with_width():
-    facts = json.loads(RESULTS.read_text())["models"]
+    facts = RESULTS["models"]
     losses = [facts[str(width)]["held_out_bits_per_byte"] for width in WIDTHS]
     assert all(b < a - 0.01 for a, b in pairwise(losses))
     assert sum(facts[str(width)]["file_bytes"] for width in WIDTHS) < 4_000_000

@@ -1,5 +1,4 @@
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
@@ -7,12 +6,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mlcomp.data import mnist5k
+from mlcomp.data import committed_results, mnist5k
 from mlcomp.metrics import accuracy
 from mlcomp.models import convnet, mlp
 from mlcomp.models.pretrained import WEIGHTS
 
-RESULTS = json.loads((Path(__file__).parents[2] / "experiments" / "results" / "small_nets.json").read_text())
+RESULTS = committed_results("small_nets")
 NETWORKS = {"mlp": mlp, "convnet": convnet}
 
 

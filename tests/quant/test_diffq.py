@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from mlcomp.quant import (
     DiffQLayer,
@@ -151,14 +152,31 @@ def test_meet_size_gives_up_the_nearest_bits_and_no_more(group_size, share):
     target = size(least) + share * (size(student) - size(least))
     fitted = meet_size(student, target)
     assert size(fitted) <= target < size(student)
-    # Literally: again and again the group that is the least above the half below it, of those above two bits.
-    literal = bits.round()
+    # Literally: again and again the group that is the least above the half below it, of those above two bits ...
     parts = [len(m.logit) for m in student]
-    while (
-        sum(m.packed_nbytes(b.to(torch.uint8)) for m, b in zip(student, literal.split(parts), strict=True)) > target
-    ):
-        literal[torch.where(literal > 2, bits - literal, torch.inf).argmin()] -= 1
-    assert torch.equal(torch.cat([c.bits for c in diffq_codes(fitted).values()]).float(), literal)
+    weights = torch.cat([m.group_weights for m in student])
+
+    def packed(whole):
+        return sum(m.packed_nbytes(b.to(torch.uint8)) for m, b in zip(student, whole.split(parts), strict=True))
+
+    steps = [bits.round()]
+    while packed(steps[-1]) > target:
+        lower = steps[-1].clone()
+        lower[torch.where(lower > 2, bits - lower, torch.inf).argmin()] -= 1
+        steps.append(lower)
+    # ... but for the last one, where a smaller group may do.
+    last = (steps[-2] - steps[-1]).argmax()
+    changed = (steps[-2] - torch.cat([c.bits for c in diffq_codes(fitted).values()])).float()
+    assert changed.sum() == 1 and (changed >= 0).all() and weights[changed.argmax()] <= weights[last]
+    sufficient = [
+        g
+        for g in range(len(bits))
+        if steps[-2][g] > 2 and packed(steps[-2] - F.one_hot(torch.tensor(g), len(bits))) <= target
+    ]
+    assert weights[changed.argmax()] <= min(weights[g] for g in sufficient) + 16
+    # The bits are fixed from then on, while the weights train.
+    assert not any(m.logit.requires_grad for m in fitted) and all(m.layer.weight.requires_grad for m in fitted)
+    assert all(m.logit.requires_grad for m in student)
     # What fits stays, to the last bit of the logits.
     assert all(torch.equal(a.logit, b.logit) for a, b in zip(student, meet_size(student, 1e9), strict=True))
 
