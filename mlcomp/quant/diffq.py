@@ -241,7 +241,7 @@ def meet_size(model: nn.Module, nbytes: int | float) -> nn.Module:
         need = 8 * (size(steps - 1) - nbytes) + 16  # two widths may be padded to whole bytes
         enough = rest[weights[rest] >= need]
         if len(enough) > 0:
-            order[steps - 1] = enough[weights[enough].sort(stable=True).indices[-1]]
+            order[steps - 1] = enough[weights[enough].sort(stable=True).indices[0]]
     for layer, bits, before in zip(layers, whole(steps), whole(0), strict=True):
         share = (bits - layer.min_bits) / (layer.max_bits - layer.min_bits)
         # eps: the ends of the range have no finite logit; a thousandth of a bit inside rounds to them all the same.
