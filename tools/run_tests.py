@@ -72,7 +72,7 @@ def all_steps() -> list[Step]:
     if (ROOT / "mlcomp" / "grading").is_dir():
         steps.append(Step("exercises in sync", [PYTHON, "-m", "mlcomp.grading", "generate", "--check"]))
     steps.append(Step("book", [PYTHON, "tools/build_book.py", "--out", str(BUILD)]))
-    steps.append(Step("internal links", [PYTHON, "tools/check_links.py", str(HTML)]))
+    steps.append(Step("pages", [PYTHON, "tools/check_pages.py", str(HTML)]))
     steps.append(Step("book in a browser", [*PYTEST, "-m", "browser", "tests"]))
     return steps
 
