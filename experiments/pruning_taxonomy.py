@@ -2,13 +2,15 @@
 
     python experiments/pruning_taxonomy.py          # some minutes on two cores
     python experiments/pruning_taxonomy.py --quick  # one seed, one sparsity, two epochs, nothing written
+    python experiments/pruning_taxonomy.py --row "during training, layer-normalized"  # this row only
 
 The network is the multilayer perceptron of the course on mnist5k, 235 146 weights, 12 epochs in every row:
 
     dense              12 epochs, no pruning
     train-prune-tune   6 epochs dense, prune by global magnitude, 6 epochs with the mask fixed
     at initialization  prune the untrained network (SNIP, magnitude, or at random), 12 epochs with the mask fixed
-    during training    12 epochs, the cubic schedule from the first step to the ninth epoch
+    during training    12 epochs, the cubic schedule from the first step to the ninth epoch, by global magnitude;
+                       once more by layer-normalized magnitude
     post-training      12 epochs dense, prune by layer-normalized magnitude; then nothing more, or calibration of the
                        layers on 1024 training images without labels (weight, bias, masked fine-tuning)
 
@@ -21,6 +23,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -57,8 +60,16 @@ class Run:
         self.seed, self.epochs = seed, epochs
         self.data = mnist5k("train")
         self.start = mlp(pretrained=False, seed=seed)
-        self.dense = self.trained(self.start, epochs)
-        self.half = self.trained(self.start, epochs // 2)
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        """The network after all epochs, nothing pruned."""
+        return self.trained(self.start, self.epochs)
+
+    @cached_property
+    def half(self) -> nn.Module:
+        """The network after half of the epochs, nothing pruned."""
+        return self.trained(self.start, self.epochs // 2)
 
     def trained(self, model: nn.Module, epochs: int) -> nn.Module:
         """Return a copy of ``model`` after training that keeps its zeros."""
@@ -69,6 +80,11 @@ class Run:
     def pruned(self, model: nn.Module, pruner: Callable, sparsity: float) -> nn.Module:
         """Return a copy of ``model`` with the pruner's weights."""
         return with_weights(model, pruner(layer_weights(model), sparsity=sparsity))
+
+    def gradual(self, pruner: Callable, sparsity: float) -> nn.Module:
+        """Return the network that was pruned while it trained."""
+        options = {"epochs": self.epochs, "every": 20, "seed": self.seed, **TRAINING}
+        return gradual_pruning(self.start, *self.data, sparsity=sparsity, pruner=pruner, **options).model
 
     def rows(self, sparsity: float) -> dict[str, Callable[[], nn.Module]]:
         """Return name → what makes the sparse network."""
@@ -85,17 +101,8 @@ class Run:
             "at initialization, SNIP": lambda: at_start(snip(self.start, *batch, sparsity=sparsity)),
             "at initialization, magnitude": lambda: at_start(global_magnitude(start, sparsity=sparsity)),
             "at initialization, random": lambda: at_start(random_pruning(start, sparsity=sparsity, seed=self.seed)),
-            "during training": lambda: (
-                gradual_pruning(
-                    self.start,
-                    *self.data,
-                    sparsity=sparsity,
-                    epochs=self.epochs,
-                    every=20,
-                    seed=self.seed,
-                    **TRAINING,
-                ).model
-            ),
+            "during training": lambda: self.gradual(global_magnitude, sparsity),
+            "during training, layer-normalized": lambda: self.gradual(layer_normalized, sparsity),
             "post-training, nothing more": lambda: self.pruned(self.dense, layer_normalized, sparsity),
             "post-training, calibrated": lambda: calibrate(
                 self.dense, self.pruned(self.dense, layer_normalized, sparsity), mnist_calibration(1024)
@@ -103,17 +110,21 @@ class Run:
         }
 
 
-def run(seeds: tuple[int, ...], sparsities: tuple[float, ...], epochs: int) -> dict:
-    """Return the numbers of all rows."""
+def run(seeds: tuple[int, ...], sparsities: tuple[float, ...], epochs: int, only: str | None = None) -> dict:
+    """Return the numbers of all rows, or of the row ``only``."""
     found: dict[str, dict] = {}
     began = time.perf_counter()
     for seed in seeds:
         one = Run(seed, epochs)
-        found.setdefault("dense", {"accuracy": {}})["accuracy"].setdefault("0", []).append(
-            accuracy(one.dense, *mnist5k("held_out"))
-        )
+        if only is None or only.startswith(("train-", "post-")):
+            _ = one.dense, one.half  # shared by rows, so trained before the clocks start
+        if only is None:
+            found.setdefault("dense", {"accuracy": {}})["accuracy"].setdefault("0", []).append(
+                accuracy(one.dense, *mnist5k("held_out"))
+            )
         for sparsity in sparsities:
-            for name, make in one.rows(sparsity).items():
+            rows = one.rows(sparsity)
+            for name, make in rows.items() if only is None else [(only, rows[only])]:
                 start = time.perf_counter()
                 model = make()
                 seconds = time.perf_counter() - start
@@ -122,7 +133,7 @@ def run(seeds: tuple[int, ...], sparsities: tuple[float, ...], epochs: int) -> d
                 row = found.setdefault(name, {"accuracy": {}, "seconds": {}})
                 row["accuracy"].setdefault(str(sparsity), []).append(accuracy(model, *mnist5k("held_out")))
                 row["seconds"].setdefault(str(sparsity), []).append(round(seconds, 2))
-                print(f"seed {seed}  {sparsity:.2f}  {name:<30} {row['accuracy'][str(sparsity)][-1]:.3f}", flush=True)
+                print(f"seed {seed}  {sparsity:.2f}  {name:<34} {row['accuracy'][str(sparsity)][-1]:.3f}", flush=True)
     options = {key: value for key, value in TRAINING.items() if key not in ("augment", "progress")}
     return {
         "network": "mlp",
@@ -142,7 +153,17 @@ def main(arguments: list[str]) -> None:
     if "--quick" in arguments:
         print(json.dumps(run((0,), (0.9,), 2), indent=1))
         return
-    results = run(SEEDS, SPARSITIES, EPOCHS)
+    if "--row" in arguments:
+        name = arguments[arguments.index("--row") + 1]
+        added = run(SEEDS, SPARSITIES, EPOCHS, only=name)
+        results = json.loads(RESULTS.read_text())
+        same = ("training", "seeds", "threads", "torch", "python", "processor")
+        if differ := [key for key in same if results[key] != added[key]]:
+            raise RuntimeError(f"the rows in the file were made otherwise: {', '.join(differ)}")
+        results["rows"][name] = added["rows"][name]
+        results["seconds"] = round(results["seconds"] + added["seconds"], 1)
+    else:
+        results = run(SEEDS, SPARSITIES, EPOCHS)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

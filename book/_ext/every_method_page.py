@@ -24,7 +24,7 @@ KINDS = {
     "vector": ("Several weights to a code", "#2f9e5b", "M0,-5.5L5.5,0L0,5.5L-5.5,0Z"),
     "pruning": ("Zeros", "#a259c4", "M-4,-4L4,4M-4,4L4,-4"),
     "both": ("Zeros and codes", "#d6455d", "M0,-5.5L5,-1.5L3,4.5H-3L-5,-1.5Z"),
-    "tuned": ("Tuned to the outputs of blocks or of the network", "#0f8f9c", "M0,5.5L5,-4H-5Z"),
+    "tuned": ("Tuned to outputs of blocks or network", "#0f8f9c", "M0,5.5L5,-4H-5Z"),
 }
 LEFT, TOP, WIDTH, HEIGHT = 78, 14, 640, 380
 X_RANGE, X_TICKS = (1.7, 18), (2, 3, 4, 6, 8, 12, 16)
@@ -37,10 +37,11 @@ def results(path: Path = CSV) -> list[dict[str, str]]:
     return list({(row["method"], row["setting"]): row for row in rows}.values())
 
 
-def front(rows: list[dict[str, str]]) -> set[tuple[str, str]]:
-    """Return (method, setting) of the rows that no other row beats in size without losing in similarity."""
+def front(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Return (method, setting) of the rows that no other row beats in size without losing, the smallest first."""
     sizes, qualities = ([float(r[name]) for r in rows] for name in ("bits_per_weight", "similarity"))
-    return {(rows[i]["method"], rows[i]["setting"]) for i in pareto_front(sizes, qualities)}
+    best = sorted(pareto_front(sizes, qualities), key=sizes.__getitem__)
+    return [(rows[i]["method"], rows[i]["setting"]) for i in best]
 
 
 def missing(rows: list[dict[str, str]]) -> list[str]:
@@ -109,6 +110,9 @@ def picture(rows: list[dict[str, str]]) -> str:
             f'<path transform="translate({a:.1f},{b:.1f})" d="{mark}" fill="{colour}" fill-opacity="0.45" '
             f'stroke="{colour}" stroke-width="1.8"><title>{html.escape(told)}</title></path>'
         )
+        if (row["method"], row["setting"]) in best:  # below and left of a point of the front nothing lies
+            number = best.index((row["method"], row["setting"])) + 1
+            parts.append(f'<text x="{a - 7:.1f}" y="{b + 13:.1f}" font-size="11" text-anchor="end">{number}</text>')
     for i, (title, colour, mark) in enumerate(KINDS.values()):
         b = TOP + HEIGHT - 20 * (len(KINDS) - i) + 4  # few bits with a small error: that corner stays empty
         parts.append(f'<path transform="translate({LEFT + 18},{b})" d="{mark}" fill="{colour}" ')
@@ -118,6 +122,12 @@ def picture(rows: list[dict[str, str]]) -> str:
     head = f'<svg viewBox="{box}" role="img" aria-label="Size against quality of every method" '
     style = 'style="width:100%;max-width:56rem;color:var(--pst-color-text-base)" font-size="13" fill="currentColor" '
     return head + style + 'font-family="sans-serif">' + "".join(parts) + "</svg>"
+
+
+def caption(rows: list[dict[str, str]]) -> str:
+    """Return the names of the numbered points, as HTML."""
+    names = (f"{i} {method} ({setting})" for i, (method, setting) in enumerate(front(rows), 1))
+    return f"<figcaption>On the front: {html.escape('; '.join(names))}.</figcaption>"
 
 
 def _axes(x, y, low: float) -> str:
@@ -147,7 +157,7 @@ class EveryMethod(SphinxDirective):
         rows = results()
         node = nodes.container()
         node.document = self.state.document
-        node += nodes.raw("", f'<figure class="every-method">{picture(rows)}</figure>', format="html")
+        node += nodes.raw("", f'<figure class="every-method">{picture(rows)}{caption(rows)}</figure>', format="html")
         lines = StringList(page(rows, missing(rows)), source=self.get_location())
         self.state.nested_parse(lines, self.content_offset, node)
         return node.children

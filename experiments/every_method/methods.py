@@ -119,7 +119,7 @@ register(
 register("QuIP#", "1.14", "vector", quip_sharp, *BITS)
 register(
     "AQLM", "1.13", "vector", aqlm, {"dim": 8, "books": 2, "max_rounds": 2}, {"dim": 4, "books": 1},
-    {"dim": 4, "books": 2, "code_bits": 6}, {"dim": 4, "books": 2},
+    {"dim": 4, "books": 2, "code_bits": 6},
 )  # fmt: skip
 
 # Zeros.
@@ -159,7 +159,7 @@ register(
     method=networks.post_training, whole=True,
 )  # fmt: skip
 register(
-    "BRECQ", "2.09", "tuned", brecq, *({**bits, "steps": 100} for bits in BITS), method=networks.block_rounding,
+    "BRECQ", "2.09", "tuned", brecq, *({"bits": b, "steps": 100} for b in (2, 3)), method=networks.block_rounding,
     whole=True,
 )  # fmt: skip
 register(
@@ -172,11 +172,11 @@ register(
 )  # fmt: skip
 register("QAT, learned steps", "1.09", "tuned", prepare_qat, *BITS, method=networks.aware_training, whole=True)
 register(
-    "DiffQ", "1.10", "tuned", prepare_diffq, *({"target_bits": float(b)} for b in (3, 4)),
+    "DiffQ", "1.10", "tuned", prepare_diffq, {"target_bits": 3.0},
     method=networks.learned_bits, whole=True,
 )  # fmt: skip
 register(
     "layer-normalised magnitude, calibrated", "1.21", "tuned", calibrate, *ZEROS[:2], method=networks.calibrated,
     whole=True,
 )  # fmt: skip
-register("gradual pruning", "1.17, 1.19", "tuned", gradual_pruning, *ZEROS[:2], method=networks.gradual, whole=True)
+register("gradual pruning", "1.17, 1.19", "tuned", gradual_pruning, ZEROS[0], method=networks.gradual, whole=True)

@@ -23,7 +23,8 @@ def test_front_by_hand():
     found = subject.front(
         rows(("a", 2, 0.5), ("b", 3, 0.4), ("c", 3, 0.7), ("d", 4, 0.7), ("e", 8, 0.9), ("f", 8, 0.9))
     )
-    assert {name for name, _ in found} == {"a", "c", "e", "f"}
+    assert [name for name, _ in found] == ["a", "c", "e", "f"]
+    assert subject.caption(rows(("<b>", 2, 0.5))) == "<figcaption>On the front: 1 &lt;b&gt; (bits=4).</figcaption>"
 
 
 def test_no_other_row_dominates_the_front_of_the_committed_file():
