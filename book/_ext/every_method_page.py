@@ -112,7 +112,8 @@ def picture(rows: list[dict[str, str]]) -> str:
         )
         if (row["method"], row["setting"]) in best:  # below and left of a point of the front nothing lies
             number = best.index((row["method"], row["setting"])) + 1
-            parts.append(f'<text x="{a - 7:.1f}" y="{b + 13:.1f}" font-size="11" text-anchor="end">{number}</text>')
+            below = b + 13 if b + 13 < TOP + HEIGHT else b - 6
+            parts.append(f'<text x="{a - 7:.1f}" y="{below:.1f}" font-size="11" text-anchor="end">{number}</text>')
     for i, (title, colour, mark) in enumerate(KINDS.values()):
         b = TOP + HEIGHT - 20 * (len(KINDS) - i) + 4  # few bits with a small error: that corner stays empty
         parts.append(f'<path transform="translate({LEFT + 18},{b})" d="{mark}" fill="{colour}" ')

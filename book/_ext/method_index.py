@@ -1,6 +1,7 @@
 """`{method-index}` and `{measurements}`: tables made from the source, the notebooks and the measurements."""
 
 import csv
+import re
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -57,7 +58,8 @@ class MethodIndex(Generated):
                     documented = m.name in exported or f"automodule:: {m.name}\n" in standalone
                     where = m.path.relative_to(ROOT).as_posix()
                     page = f"../_modules/{m.name.replace('.', '/')}.html"
-                    code = f'<a href="{page if documented else blob + where}">{m.name.removeprefix("mlcomp.")}</a>'
+                    short = re.sub(r"([._])", r"\1<wbr>", m.name.removeprefix("mlcomp."))  # may break there
+                    code = f'<a href="{page if documented else blob + where}">{short}</a>'
                     books = [n for n in lectures if row in n.syllabus]
                     links = ", ".join(self.page_link(n, in_toc, blob) for n in books)
                     test = m.test.relative_to(ROOT).as_posix()

@@ -176,7 +176,7 @@ register(
     method=networks.learned_bits, whole=True,
 )  # fmt: skip
 register(
-    "layer-normalised magnitude, calibrated", "1.21", "tuned", calibrate, *ZEROS[:2], method=networks.calibrated,
+    "layer-normalised magnitude, calibrated", "1.21", "tuned", calibrate, ZEROS[0], method=networks.calibrated,
     whole=True,
 )  # fmt: skip
 register("gradual pruning", "1.17, 1.19", "tuned", gradual_pruning, ZEROS[0], method=networks.gradual, whole=True)
