@@ -14,7 +14,7 @@ from experiments.every_method.registry import ENTRIES, describe, register
 from experiments.every_method.run import FIELDS, run, run_all
 from experiments.every_method.storage import store
 from experiments.every_method.subject import Subject, recall_of_neighbours
-from mlcomp.data import make_layer
+from mlcomp.data import committed_table, make_layer
 from mlcomp.formats import absmax_int8, sparse_nbytes, unpack
 from mlcomp.obs import exact_obs, gptq, obq
 from mlcomp.prune import magnitude
@@ -75,6 +75,14 @@ def test_every_row_of_a_finished_lecture_is_in_the_table():
     rows = [row for lecture in FINISHED_LECTURES for row in SYLLABUS[lecture]]
     assert [row for row in rows if row not in shown and row not in NO_METHOD] == []
     assert not shown & set(NO_METHOD)
+
+
+def test_committed_table_holds_the_registered_runs_and_no_others():
+    rows = {(row["method"], row["setting"]): row for row in committed_table("every_method")}
+    registered = {(e.name, describe(s)): e for e in ENTRIES.values() for s in e.settings}
+    assert rows.keys() - registered.keys() == set(), "rows of settings that are registered no more: delete them"
+    assert registered.keys() - rows.keys() == set(), "run `python -m experiments.every_method`"
+    assert all(rows[key]["kind"] == e.kind and rows[key]["syllabus"] == e.syllabus for key, e in registered.items())
 
 
 @pytest.fixture(scope="module")

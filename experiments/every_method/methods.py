@@ -172,7 +172,7 @@ register(
 )  # fmt: skip
 register("QAT, learned steps", "1.09", "tuned", prepare_qat, *BITS, method=networks.aware_training, whole=True)
 register(
-    "DiffQ", "1.10", "tuned", prepare_diffq, {"target_bits": 3.0},
+    "DiffQ", "1.10", "tuned", prepare_diffq, {"target_bits": 3.0}, {"target_bits": 6.0},
     method=networks.learned_bits, whole=True,
 )  # fmt: skip
 register(
