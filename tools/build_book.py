@@ -13,6 +13,19 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# Jupyter Book's own start page is a bare redirect: without an icon, for which browsers then ask the server's root,
+# and with nothing to click where redirects are switched off.
+START = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="0; url=book/intro.html">
+<link rel="icon" href="_static/favicon.svg">
+<title>Neural Network Compression</title>
+</head>
+<body><a href="book/intro.html">To the book</a></body>
+</html>
+"""
 
 
 def build(root: Path, out: Path, *, keep: bool = False) -> int:
@@ -28,6 +41,7 @@ def build(root: Path, out: Path, *, keep: bool = False) -> int:
     if code:
         print(done.stdout)
     if code == 0:
+        (folder / "html" / "index.html").write_text(START, encoding="utf-8")
         green.touch()
     return code
 
