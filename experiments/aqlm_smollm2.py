@@ -14,7 +14,7 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
 
 from benchmarks.record import append, origin
+from experiments.whole_model import nearest
 from mlcomp.assets import cache_dir
 from mlcomp.data import python_reference, token_batches
 from mlcomp.data.committed_table import TABLES, committed_table
@@ -31,7 +32,7 @@ from mlcomp.layerwise import collect_hessians, compress
 from mlcomp.metrics import perplexity
 from mlcomp.models import smollm2
 from mlcomp.obs import gptq
-from mlcomp.quant import aqlm, capture_block, pv_tuning, rtn
+from mlcomp.quant import CapturedBlock, aqlm, capture_block, pv_tuning
 from mlcomp.resume import ResumeFolder
 
 RESULTS = TABLES / "aqlm_smollm2.csv"
@@ -51,6 +52,15 @@ def linear_layers(model: nn.Module, block: str) -> list[str]:
     return [name for name, m in model.named_modules() if name.startswith(block + ".") and isinstance(m, nn.Linear)]
 
 
+def block_and_targets(
+    model: nn.Module, dense: nn.Module, block: str, batches: Iterable[torch.Tensor], batch_size: int
+) -> tuple[CapturedBlock, torch.Tensor]:
+    """Return the block of ``model`` with the inputs it gets there, and the outputs it gave in the dense network."""
+    here, original = capture_block(model, batches, block), capture_block(dense, batches, block)
+    with torch.no_grad():
+        return here, torch.cat([original.block(x) for x in original.inputs.split(batch_size)])
+
+
 def compress_block(model: nn.Module, dense: nn.Module, block: str, batches: list, method: str, s: dict) -> dict:
     """Give the block of ``model`` codes, tune it in place; return codes by layer name and the facts of the tuning."""
     names = linear_layers(model, block)
@@ -61,9 +71,7 @@ def compress_block(model: nn.Module, dense: nn.Module, block: str, batches: list
         weight = model.get_submodule(name).weight.detach()
         sizes = {key: s[key] for key in ("dim", "books", "code_bits", "tau")}
         codes[name] = aqlm(weight, hessians[name], generator=generator, **sizes)
-    here, original = capture_block(model, batches, block), capture_block(dense, batches, block)
-    with torch.no_grad():
-        targets = torch.cat([original.block(x) for x in original.inputs.split(s["batch_size"])])
+    here, targets = block_and_targets(model, dense, block, batches, s["batch_size"])
     options = {k: s[k] for k in ("steps", "v_steps", "v_batch_size", "batch_size", "learning_rate", "seed")}
     inside = {"block" + name.removeprefix(block): q for name, q in codes.items()}
     tuned = pv_tuning(
@@ -107,15 +115,13 @@ def scalar(model: nn.Module, calibration: list, method: object, s: dict) -> tupl
     return result, {"bits_per_weight": round(sum(row.nbytes_after for row in rows) * 8 / count, 4)}
 
 
-def nearest(weight: torch.Tensor, _hessian: torch.Tensor, *, bits: int) -> object:
-    """Return the weight rounded to nearest."""
-    return rtn(weight, bits=bits, clip="mse")
-
-
 def methods(s: dict, *, keep: bool) -> dict[str, Callable]:
     """Return the methods by name: (model, calibration) → compressed copy and facts."""
-    ordered = partial(gptq, bits=2, order="activation", clip="mse")
-    layerwise = {"rtn": partial(nearest, bits=2), "gptq": partial(gptq, bits=2), "gptq, order and clip": ordered}
+    layerwise = {
+        "rtn": partial(nearest, bits=2, clip="mse"),
+        "gptq": partial(gptq, bits=2),
+        "gptq, order and clip": partial(gptq, bits=2, order="activation", clip="mse"),
+    }
     made = {name: partial(scalar, method=method, s=s) for name, method in layerwise.items()}
     for name in ("aqlm", "aqlm+block tuning", "aqlm+ste", "aqlm+pv"):
         folder = cache_dir() / "experiments" / "aqlm_smollm2" / name.replace(" ", "_") if keep else None

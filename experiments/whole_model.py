@@ -13,7 +13,6 @@ float model, and groups of 32 would find that grid again: none of the methods he
 """
 
 import argparse
-import csv
 import shutil
 import sys
 import time
@@ -24,10 +23,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
 
-from benchmarks.record import origin
+from benchmarks.record import append, origin
 from mlcomp.assets import cache_dir
 from mlcomp.data import python_reference, token_batches
-from mlcomp.data.committed_table import TABLES
+from mlcomp.data.committed_table import TABLES, committed_table
 from mlcomp.layerwise import compress
 from mlcomp.metrics import perplexity
 from mlcomp.models import smollm2
@@ -109,8 +108,8 @@ def main(argv=None):
         "calibration": token_batches(tokenizer, python_reference("calibration"), **CALIBRATION),
         "held_out": token_batches(tokenizer, python_reference("held_out"), **HELD_OUT),
     }
-    done = list(csv.DictReader(RESULTS.open())) if RESULTS.exists() else []
-    finished = {(row["method"], row["bits"]) for row in done}
+    have = committed_table(RESULTS.stem) if RESULTS.exists() else []
+    finished = {(row["method"], row["bits"]) for row in have}
     wanted = [("dense", 32)] + [(name, bits) for bits in options.bits for name in options.methods]
     for name, bits in wanted:
         if options.blocks is None and (name, str(bits)) in finished:
@@ -123,12 +122,7 @@ def main(argv=None):
             row = run(model, text, name, bits, options.blocks)
         print(row, flush=True)
         if options.blocks is None:
-            RESULTS.parent.mkdir(exist_ok=True)
-            done.append(row | origin() | {"seed": SEED})
-            with RESULTS.open("w", newline="") as file:
-                writer = csv.DictWriter(file, done[-1])
-                writer.writeheader()
-                writer.writerows(done)
+            append([row | origin() | {"seed": SEED}], RESULTS)
         shutil.rmtree(store(name, bits, options.blocks), ignore_errors=True)  # "dense" has none
 
 

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 # Jupyter Book's own start page is a bare redirect: without an icon, for which browsers then ask the server's root,
 # and with nothing to click where redirects are switched off.
@@ -21,7 +23,7 @@ START = """<!DOCTYPE html>
 <meta charset="utf-8">
 <meta http-equiv="refresh" content="0; url=book/intro.html">
 <link rel="icon" href="_static/favicon.svg">
-<title>Neural Network Compression</title>
+<title>{title}</title>
 </head>
 <body><a href="book/intro.html">To the book</a></body>
 </html>
@@ -41,7 +43,8 @@ def build(root: Path, out: Path, *, keep: bool = False) -> int:
     if code:
         print(done.stdout)
     if code == 0:
-        (folder / "html" / "index.html").write_text(START, encoding="utf-8")
+        title = yaml.safe_load((root / "_config.yml").read_text())["title"]
+        (folder / "html" / "index.html").write_text(START.format(title=title), encoding="utf-8")
         green.touch()
     return code
 

@@ -3,6 +3,7 @@
 python tools/check_pages.py _build/html
 """
 
+import functools
 import re
 import sys
 from html.parser import HTMLParser
@@ -46,6 +47,7 @@ class Page(HTMLParser):
             self.text.append(data)
 
 
+@functools.cache  # both checks read the same pages
 def pages_of(root: Path) -> dict[Path, Page]:
     """Return each page of the book, by its path."""
     return {p.resolve(): Page(p) for p in sorted(root.rglob("*.html")) if "_static" not in p.parts}

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from experiments.aqlm_smollm2 import SETTINGS, compress_block
+from experiments.aqlm_smollm2 import SETTINGS, block_and_targets, compress_block
 from experiments.every_method.subject import Subject
 from mlcomp.prune import calibrate, gradual_pruning, layer_normalized, with_weights
 from mlcomp.quant import (
     FakeQuantized,
     SizeTarget,
     brecq,
-    capture_block,
     diffq_codes,
     finish_qat,
     meet_size,
@@ -34,7 +34,6 @@ BATCH = 16
 # One recipe for all that train: 32 steps an epoch, a rate as for fine-tuning. No method was given its own.
 EPOCHS, RATE, SEED = 6, 1e-4, 0
 SPEED = 500.0  # of DiffQ's bits: at RATE they would not leave their start
-squared_error = nn.functional.mse_loss
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,11 @@ def only_blocks(model: nn.Module, subject: Subject) -> nn.Module:
 
 
 def trained(
-    model: nn.Module, subject: Subject, loss: Callable = squared_error, epochs: int | None = None
+    model: nn.Module, subject: Subject, goal: Tensor, loss: Callable = F.mse_loss, epochs: int | None = None
 ) -> nn.Module:
-    """Train what may be trained of ``model``, in place, towards the dense outputs; return the model."""
+    """Train what may be trained of ``model``, in place, towards ``goal`` (see ``targets``); return the model."""
     train(
-        Student(model, subject.output), subject.inputs, targets(subject), epochs=epochs or EPOCHS, lr=RATE,
+        Student(model, subject.output), subject.inputs, goal, epochs=epochs or EPOCHS, lr=RATE,
         batch_size=BATCH, seed=SEED, loss=loss, progress=False,
     )  # fmt: skip
     return model.eval()
@@ -103,7 +102,7 @@ def post_training(subject: Subject, *, weight_bits: int, input_bits: int) -> Com
 def aware_training(subject: Subject, *, bits: int) -> Compressed:
     """QAT with learned steps, weights only."""
     model = prepare_qat(subject.model, subject.inputs.split(BATCH), weight_bits=bits, input_bits=None)
-    made = finish_qat(trained(only_blocks(model, subject), subject)).model
+    made = finish_qat(trained(only_blocks(model, subject), subject, targets(subject))).model
     return Compressed(made, {name: made.get_submodule(name).weight for name in subject.hessians})
 
 
@@ -111,9 +110,9 @@ def learned_bits(subject: Subject, *, target_bits: float) -> Compressed:
     """DiffQ with a number of bits for each layer, and a target for the size."""
     model = prepare_diffq(subject.model, layers=list(subject.hessians), group_size=None, speed=SPEED)
     target = sum(model.get_submodule(name).layer.weight.numel() for name in subject.hessians) * target_bits / 8
-    aim = SizeTarget(model, target, loss=squared_error)
-    fitted = meet_size(trained(only_blocks(model, subject), subject, aim, epochs=EPOCHS - 1), target)
-    codes = diffq_codes(trained(fitted, subject, epochs=1))
+    goal, aim = targets(subject), SizeTarget(model, target, loss=F.mse_loss)
+    fitted = meet_size(trained(only_blocks(model, subject), subject, goal, aim, epochs=EPOCHS - 1), target)
+    codes = diffq_codes(trained(fitted, subject, goal, epochs=1))
     return Compressed(plain_layers(fitted, codes), codes)
 
 
@@ -121,10 +120,7 @@ def block_rounding(subject: Subject, *, bits: int, steps: int) -> Compressed:
     """BRECQ block after block, each fed by the blocks that are rounded already."""
     model, results = copy.deepcopy(subject.model), {}
     for block in subject.blocks:
-        here = capture_block(model, subject.inputs.split(BATCH), block)
-        original = capture_block(subject.model, subject.inputs.split(BATCH), block)
-        with torch.no_grad():
-            goal = torch.cat([original.block(x) for x in original.inputs.split(BATCH)])
+        here, goal = block_and_targets(model, subject.model, block, subject.inputs.split(BATCH), BATCH)
         made = brecq(here.block, here.inputs, bits=bits, targets=goal, steps=steps, batch_size=BATCH, seed=SEED)
         model.get_submodule(block).load_state_dict(made.block.block.state_dict())
         results |= {block + name.removeprefix("block"): codes for name, codes in made.layers.items()}
@@ -165,7 +161,7 @@ def gradual(subject: Subject, *, sparsity: float) -> Compressed:
     student = Student(only_blocks(copy.deepcopy(subject.model), subject), subject.output)
     made = gradual_pruning(
         student, subject.inputs, targets(subject), sparsity=sparsity, epochs=EPOCHS, batch_size=BATCH, lr=RATE,
-        loss=squared_error, layers=["model." + name for name in subject.hessians], seed=SEED, progress=False,
+        loss=F.mse_loss, layers=["model." + name for name in subject.hessians], seed=SEED, progress=False,
         pruner=layer_normalized,
     )  # fmt: skip
     model = made.model.model.eval()
