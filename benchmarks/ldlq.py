@@ -16,7 +16,7 @@ import torch
 from benchmarks.record import append, common_options, origin, timed
 from mlcomp.data import make_layer
 from mlcomp.obs import gptq, layer_hessian, ldl, ldlq
-from mlcomp.obs.ldlq import feedback_rounding
+from mlcomp.quant.post_training.ldlq import feedback_rounding
 
 RESULTS = Path(__file__).parent / "results" / "ldlq.csv"
 BITS = 2

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.record import append, common_options, origin
 from mlcomp.data import mnist_calibration
-from mlcomp.layer_inputs import call_model, evaluating
+from mlcomp.layerwise import call_model, evaluating
 from mlcomp.models import convnet
 from mlcomp.quant import activation_grid, observer
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
+from mlcomp.compare import bits_per_byte, quantize_matrices
 from mlcomp.data import reference_bytes
 from mlcomp.data.committed_table import TABLES
 from mlcomp.models import byte_lm
 from mlcomp.models.byte_lm import WIDTHS
-from mlcomp.scaling import bits_per_byte, quantize_matrices
 
 RESULTS = TABLES / "kbit_scaling.csv"
 FIELDS = [

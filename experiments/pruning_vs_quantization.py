@@ -26,7 +26,7 @@ from mlcomp.data.committed_table import TABLES
 from mlcomp.metrics import accuracy
 from mlcomp.models import convnet
 from mlcomp.prune import gradual_pruning, layer_weights, network_sparsity
-from mlcomp.quant.qat import finish_qat, prepare_qat
+from mlcomp.quant.aware_training.qat import finish_qat, prepare_qat
 from mlcomp.train import train
 
 RESULTS = TABLES / "pruning_vs_quantization.json"

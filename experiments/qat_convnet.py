@@ -15,9 +15,9 @@ import time
 
 import torch
 
-from mlcomp.batchnorm import reestimate_batchnorm
 from mlcomp.data import mnist5k, mnist_calibration, random_shift
 from mlcomp.data.committed_table import TABLES
+from mlcomp.layerwise import reestimate_batchnorm
 from mlcomp.metrics import accuracy, kl_divergence
 from mlcomp.models import convnet
 from mlcomp.quant import (

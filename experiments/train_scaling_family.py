@@ -26,9 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mlcomp.compare import bits_per_byte
 from mlcomp.data import python_reference, reference_bytes
 from mlcomp.models.byte_lm import CONTEXT, WIDTHS, ByteLM, byte_lm
-from mlcomp.scaling import bits_per_byte
 
 LR, WARM_UP, WEIGHT_DECAY, CLIP, SEED = 8e-3, 0.05, 0.1, 1.0, 0
 LEAST = 30  # a line of so many characters that stands in the held-out text is left out of the training text

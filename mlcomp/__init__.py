@@ -1,3 +1,9 @@
 """Neural-network compression from first principles."""
 
+import sys
+
+from mlcomp.addresses import MovedModules
+
 __version__ = "0.1.0"
+
+sys.meta_path.append(MovedModules())

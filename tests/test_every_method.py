@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import importlib
 import inspect
 from functools import partial
 
@@ -25,6 +26,7 @@ from tools.inventory import methods as modules_with_rows
 
 # Layer-wise functions of lectures 1 and 2 that are no method of their own, and why.
 NO_ROW_OF_ITS_OWN = {
+    "column_sweep": "the loop that GPTQ and SparseGPT share",
     "bias_correction": "mends a bias after another method",
     "group_update": "one step of a method: the weights after a given removal",
     "ldlq": "codes equal to GPTQ's, which is in the table",
@@ -53,7 +55,7 @@ def layerwise_methods():
         if not own or not any(row[0] in "12" for row in module.syllabus):
             continue
         if [a.arg for a in own[0].args.args[:1]] == ["weight"]:
-            package = __import__(module.name.rpartition(".")[0], fromlist=["x"])
+            package = importlib.import_module(".".join(module.name.split(".")[:2]))
             if own[0].name in package.__all__:  # exported: a finished method
                 found[own[0].name] = getattr(package, own[0].name)
     return found

@@ -15,6 +15,23 @@ ROOT = Path(__file__).resolve().parents[1]
 # Lectures whose every row has code, test, notebook and index entry; the contract test holds them to it.
 FINISHED_LECTURES: list[int] = [1, 2]
 SYLLABUS = {1: [f"1.{n:02d}" for n in range(1, 23)], 2: [f"2.{n:02d}" for n in range(1, 11)]}
+# The packages of the API page, with the heading of each.
+PACKAGES = {
+    "formats": "Number formats and storage",
+    "sources": "Distributions of weights",
+    "layerwise": "One layer's problem, and a model's layers",
+    "quant": "Quantization",
+    "prune": "Pruning",
+    "obs": "Inverse-curvature methods",
+    "budget": "Which level for which layer",
+    "compare": "Which method at the same size",
+    "metrics": "Metrics",
+    "cost": "What a model costs",
+    "train": "Training",
+    "models": "Models",
+    "data": "Data",
+    "assets": "Files that are fetched",
+}
 ID = re.compile(r"\b[1-5]\.\d\d\b")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
@@ -68,6 +85,14 @@ class Module:
         kinds = (ast.FunctionDef, ast.ClassDef)
         return [node for node in self.tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
 
+    @property
+    def exports(self) -> list[str]:
+        """The names in ``__all__``."""
+        for node in self.tree.body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":
+                return ast.literal_eval(node.value)
+        return []
+
     def imports(self, *, top_level: bool = False) -> set[str]:
         """Names of the modules that this one imports, in functions, too, unless only the top level is asked for."""
         names = set()
@@ -91,6 +116,34 @@ class Notebook:
 
 def modules() -> list[Module]:
     return [Module(p) for p in sorted((ROOT / "mlcomp").rglob("*.py"))]
+
+
+def home(package: str, name: str) -> str:
+    """Return the module in which a ``name`` that ``package`` hands on is written, through all faces between."""
+    folder = ROOT / package.replace(".", "/")
+    for node in Module(folder / "__init__.py").tree.body if folder.is_dir() else ():
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            return home(node.module, name)
+    return package
+
+
+def api() -> dict[str, dict[str, list[str]]]:
+    """What a user may import: package → home module → functions and classes that the package hands on.
+
+    A name belongs to the package in which it lives. Kernels are imported one by one.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for package in (f"mlcomp.{name}" for name in PACKAGES):
+        homes = found.setdefault(package, {})
+        face = Module(ROOT / package.replace(".", "/") / "__init__.py")
+        by_name = {name: home(package, name) for name in face.exports}
+        for module in modules():
+            names = [node.name for node in module.public if by_name.get(node.name) == module.name]
+            if names and module.name.startswith(f"{package}."):
+                homes[module.name] = names
+    kernels = [m for m in modules() if m.name.startswith("mlcomp.kernels.") and "REFERENCE" in m.path.read_text()]
+    found["mlcomp.kernels"] = {m.name: [m.path.stem] for m in kernels}
+    return found
 
 
 def methods() -> list[Module]:

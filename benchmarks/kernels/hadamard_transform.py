@@ -3,8 +3,8 @@
 import torch
 
 from benchmarks.measure import Case, close
-from mlcomp.quant.hadamard import hadamard_matrix
-from mlcomp.quant.hadamard import hadamard_transform as reference
+from mlcomp.quant.post_training.hadamard import hadamard_matrix
+from mlcomp.quant.post_training.hadamard import hadamard_transform as reference
 
 
 def cases(device):

@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.measure import Case
-from mlcomp.quant.kmeans import kmeans_assign as reference
+from mlcomp.quant.vector.kmeans import kmeans_assign as reference
 
 
 def cases(device):

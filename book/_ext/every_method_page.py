@@ -13,7 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mlcomp.pareto import pareto_front  # noqa: E402  (the folder is put on the path above)
+from mlcomp.compare import pareto_front  # noqa: E402  (the folder is put on the path above)
 
 CSV = ROOT / "mlcomp" / "data" / "tables" / "every_method.csv"
 # Kind → title of its table, colour that is readable on white and on black, mark.

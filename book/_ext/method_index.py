@@ -47,19 +47,17 @@ class MethodIndex(Generated):
         self.watch(*(m.path for m in methods), *(n.path for n in [*lectures, *exercises]))
         ids = sorted({i for m in methods for i in m.syllabus})
         in_toc = (ROOT / "_toc.yml").read_text()
-        exported = {name for m in inventory.modules() if m.path.name == "__init__.py" for name in m.imports()}
-        standalone = (ROOT / "book" / "api.md").read_text()
+        documented = {module for homes in inventory.api().values() for module in homes}
         lines = []
         for lecture in sorted({i[0] for i in ids}):
             lines += ["", f"## Lecture {lecture}", "", "| Row | Method | Paper | Code | Notebook | Test | Exercise |"]
             lines += ["|---|---|---|---|---|---|---|"]
             for row in (i for i in ids if i[0] == lecture):
                 for m in (m for m in methods if row in m.syllabus):
-                    documented = m.name in exported or f"automodule:: {m.name}\n" in standalone
                     where = m.path.relative_to(ROOT).as_posix()
                     page = f"../_modules/{m.name.replace('.', '/')}.html"
                     short = re.sub(r"([._])", r"\1<wbr>", m.name.removeprefix("mlcomp."))  # may break there
-                    code = f'<a href="{page if documented else blob + where}">{short}</a>'
+                    code = f'<a href="{page if m.name in documented else blob + where}">{short}</a>'
                     books = [n for n in lectures if row in n.syllabus]
                     links = ", ".join(self.page_link(n, in_toc, blob) for n in books)
                     test = m.test.relative_to(ROOT).as_posix()

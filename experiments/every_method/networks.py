@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from experiments.aqlm_smollm2 import SETTINGS, block_and_targets, compress_block
 from experiments.every_method.subject import Subject
+from mlcomp.layerwise import replace_module
 from mlcomp.prune import calibrate, gradual_pruning, layer_normalized, with_weights
 from mlcomp.quant import (
     FakeQuantized,
@@ -27,7 +28,6 @@ from mlcomp.quant import (
     prepare_qat,
     ptq,
 )
-from mlcomp.quant.ptq import replace_module
 from mlcomp.train import train
 
 BATCH = 16

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mlcomp.assets import fetch
+from mlcomp.assets.cache import fetch
 
 # Every fifth digit of each class, in the order of the file, is held out: no random numbers, so the same for ever.
 _EVERY = 5

@@ -6,7 +6,7 @@ from mlcomp.formats.int8_matmul import int8_matmul
 from mlcomp.formats.int_format import IntFormat
 from mlcomp.formats.number_format import NUMBER_FORMATS, FloatFormat
 from mlcomp.formats.packing import pack, packed_nbytes, unpack
-from mlcomp.formats.storage import sparse_nbytes
+from mlcomp.formats.storage import sparse_nbytes, stored_nbytes
 
 __all__ = [
     "NUMBER_FORMATS",
@@ -21,5 +21,6 @@ __all__ = [
     "pack",
     "packed_nbytes",
     "sparse_nbytes",
+    "stored_nbytes",
     "unpack",
 ]

@@ -13,6 +13,8 @@ bytes.
 Source: Mishra et al. 2021, arXiv:2104.08378, section 3 (2:4 and its metadata).   Syllabus: 2.10, 3.06
 """
 
+from torch import Tensor
+
 from mlcomp.checks import check_pattern
 from mlcomp.formats.packing import packed_nbytes
 
@@ -67,3 +69,10 @@ def sparse_nbytes(
     if nnz > slots:
         raise ValueError(f"{nnz} non-zeros do not fit into the {slots} slots of {zeros}:{block}")
     return packed_nbytes(slots, value_bits) + packed_nbytes(slots, (block - 1).bit_length())
+
+
+def stored_nbytes(weight: Tensor) -> int:
+    """Return the bytes of ``weight`` as non-zero values and a bitmask, or dense where that is less."""
+    shape = (1, weight.numel())
+    nonzeros, value_bits = int(weight.count_nonzero()), 8 * weight.element_size()
+    return min(sparse_nbytes(shape, nonzeros, format=kind, value_bits=value_bits) for kind in ("dense", "bitmask"))

@@ -1,7 +1,7 @@
 r"""ExactOBS with every row in its own program: all rows at once, no step waits for another row.
 
 Notation: W weight, B the inverse Hessian of a row over the inputs it still has, p the weight that goes next.
-A program keeps weights, the diagonal of B and the mask of a row in registers; see :mod:`mlcomp.kernels.row_inverse`
+A program keeps weights, the diagonal of B and the mask of a row in registers; see ``mlcomp.kernels.row_inverse``
 for the column of B that a step needs.
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, algorithm 1 and section 4.   Syllabus: 2.05, 2.06
 """
@@ -15,10 +15,10 @@ from torch import Tensor
 from mlcomp.checks import check_hessian, check_target, check_weight, removals
 from mlcomp.kernels.launch import check_devices, tl, triton
 from mlcomp.kernels.row_inverse import current_column, launch_sizes, pick, scratch
-from mlcomp.obs.hessian import damped_hessian, inverse_hessian
+from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
 from mlcomp.obs.row_removal import pattern_room
 
-REFERENCE = "mlcomp.obs.exact_obs.exact_obs"
+REFERENCE = "mlcomp.obs.exact_obs"
 
 
 def exact_obs(

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.kernels.launch import INTERPRETED, check_devices, check_dtype, tl, triton
-from mlcomp.quant.hadamard import hadamard_matrix, paley_order
+from mlcomp.quant.post_training.hadamard import hadamard_matrix, paley_order
 
-REFERENCE = "mlcomp.quant.hadamard.hadamard_transform"
+REFERENCE = "mlcomp.quant.hadamard_transform"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LONGEST = 32768  # values of a padded row
 

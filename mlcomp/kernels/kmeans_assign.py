@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlcomp.kernels.launch import check_devices, check_dtype, tl, triton
 
-REFERENCE = "mlcomp.quant.kmeans.kmeans_assign"
+REFERENCE = "mlcomp.quant.kmeans_assign"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 

@@ -1,7 +1,7 @@
 r"""OBQ with every row in its own program: all rows at once, no step waits for another row.
 
 Notation: W weight, B the inverse Hessian of a row over the weights not yet rounded, quant(w) the nearest grid value.
-See :mod:`mlcomp.kernels.row_inverse` for the column of B that a step needs.
+See ``mlcomp.kernels.row_inverse`` for the column of B that a step needs.
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 5, algorithm 3 (algorithm 2 of the lecture).
 Syllabus: 2.08
 """
@@ -15,10 +15,11 @@ from torch import Tensor
 from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
 from mlcomp.kernels.launch import check_devices, tl, triton
 from mlcomp.kernels.row_inverse import current_column, launch_sizes, pick, scratch
-from mlcomp.obs.hessian import damped_hessian, inverse_hessian
-from mlcomp.quant import Quantized, fit_grid
+from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
+from mlcomp.quant.grid import fit_grid
+from mlcomp.quant.quantized import Quantized
 
-REFERENCE = "mlcomp.obs.obq.obq"
+REFERENCE = "mlcomp.obs.obq"
 
 
 def obq(

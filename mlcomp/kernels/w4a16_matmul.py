@@ -17,7 +17,7 @@ from torch import Tensor
 from mlcomp.kernels.launch import INTERPRETED, check_devices, check_dtype, tl, triton
 from mlcomp.quant.w4a16 import PLANES, PackedW4
 
-REFERENCE = "mlcomp.quant.w4a16.w4a16_matmul"
+REFERENCE = "mlcomp.quant.w4a16_matmul"
 ROWS = 64  # of the weight in a program
 # The interpreter gets bfloat16 arithmetic wrong without a word.
 DTYPES = (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16)

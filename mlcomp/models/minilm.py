@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlcomp.assets import fetch
+from mlcomp.assets.cache import fetch
 from mlcomp.extras import need
 from mlcomp.models.quiet import quiet_transformers
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mlcomp.assets import AssetError, derived, fetch
+from mlcomp.assets.cache import AssetError, derived, fetch
 from mlcomp.extras import need
 from mlcomp.models.quiet import quiet_transformers
 

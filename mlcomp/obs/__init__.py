@@ -1,17 +1,12 @@
-"""Methods that use inverse curvature: OBD, OBS, ExactOBS, OBQ, GPTQ, SparseGPT."""
+"""Methods that use inverse curvature: OBD, OBS, L-OBS, ExactOBS, OBQ."""
 
-from mlcomp.obs.budget import Choice, choose_levels
-from mlcomp.obs.build_database import build_database
-from mlcomp.obs.database import Database, Entry, Level, density_levels, load_database
+from mlcomp.addresses import handed_on, shorten
+from mlcomp.layerwise.hessian import InverseHessian, inverse_hessian, layer_hessian
 from mlcomp.obs.exact_obs import exact_obs, exact_obs_trace
 from mlcomp.obs.fisher_inverse import empirical_fisher_gradients, fisher_inverse
 from mlcomp.obs.global_selection import Selection, select_counts
-from mlcomp.obs.gptq import gptq
 from mlcomp.obs.group_update import group_update
-from mlcomp.obs.hessian import InverseHessian, inverse_hessian, layer_hessian
-from mlcomp.obs.incoherence import hessian_incoherence, weight_incoherence
 from mlcomp.obs.l_obs import l_obs, l_obs_error_bound
-from mlcomp.obs.ldlq import ldl, ldlq, ldlq_round
 from mlcomp.obs.network_hessian import (
     FlatNetwork,
     flatten_network,
@@ -23,15 +18,17 @@ from mlcomp.obs.network_hessian import (
 from mlcomp.obs.obd import NetworkOBD, network_obd, obd, obd_saliency
 from mlcomp.obs.obq import obq
 from mlcomp.obs.obs import NetworkOBS, ObsStep, obs, obs_prune_step
-from mlcomp.obs.quip import QuIP, quip
-from mlcomp.obs.quip_sharp import QuIPSharp, quip_sharp
 from mlcomp.obs.refit import refit
 from mlcomp.obs.replay import replay
-from mlcomp.obs.sparsegpt import sparsegpt
-from mlcomp.obs.spqr import spqr
-from mlcomp.obs.spqr_format import SpQR
-from mlcomp.obs.stitch import level_losses, stitch
 from mlcomp.obs.trace import Trace
+from mlcomp.prune.post_training.sparsegpt import sparsegpt
+from mlcomp.quant.post_training.gptq import gptq
+from mlcomp.quant.post_training.incoherence import hessian_incoherence, weight_incoherence
+from mlcomp.quant.post_training.ldlq import ldl, ldlq, ldlq_round
+from mlcomp.quant.post_training.quip import QuIP, quip
+from mlcomp.quant.post_training.quip_sharp import QuIPSharp, quip_sharp
+from mlcomp.quant.post_training.spqr import spqr
+from mlcomp.quant.post_training.spqr_format import SpQR
 
 __all__ = [
     "Choice",
@@ -88,3 +85,22 @@ __all__ = [
     "stitch",
     "weight_incoherence",
 ]
+
+# They compare methods, or spread them over a network, and stand above this package now.
+__getattr__ = handed_on(
+    __name__,
+    {
+        "Choice": "mlcomp.budget.choose_levels",
+        "Database": "mlcomp.budget.database",
+        "Entry": "mlcomp.budget.database",
+        "Level": "mlcomp.budget.database",
+        "build_database": "mlcomp.budget.build_database",
+        "choose_levels": "mlcomp.budget.choose_levels",
+        "density_levels": "mlcomp.budget.database",
+        "level_losses": "mlcomp.budget.stitch",
+        "load_database": "mlcomp.budget.database",
+        "stitch": "mlcomp.budget.stitch",
+    },
+)
+
+shorten(globals())

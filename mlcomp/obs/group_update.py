@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_weight
-from mlcomp.obs.hessian import inverse_hessian
+from mlcomp.layerwise.hessian import inverse_hessian
 from mlcomp.obs.refit import check_mask
 from mlcomp.obs.row_solve import solve_on_subsets
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_sparsity, check_weight, removals
-from mlcomp.obs.hessian import inverse_hessian
+from mlcomp.layerwise.hessian import inverse_hessian
 from mlcomp.prune.pattern import smallest_mask
 
 

@@ -11,10 +11,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
-from mlcomp.obs.column_sweep import ORDERS, column_order, column_sweep, inverse_factor
-from mlcomp.obs.hessian import damped_hessian, inverse_hessian
+from mlcomp.layerwise.column_sweep import ORDERS, column_order, column_sweep, inverse_factor
+from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
 from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
-from mlcomp.quant import Grid, Quantized, fit_grid
+from mlcomp.quant.grid import Grid, fit_grid
+from mlcomp.quant.quantized import Quantized
 
 # The orders that each row finds for itself; the others, of column_sweep, are one order for all rows.
 OWN_ORDERS = ("greedy", "saving")

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mlcomp.checks import check_finite, check_hessian, check_sparsity, removals
+from mlcomp.layerwise.hessian import inverse_hessian
 from mlcomp.obs.fisher_inverse import empirical_fisher_gradients, fisher_inverse
-from mlcomp.obs.hessian import inverse_hessian
 from mlcomp.obs.network_hessian import FlatNetwork, flatten_network, gauss_newton, network_hessian, network_with
 
 CURVATURES = ("exact", "gauss-newton", "fisher")

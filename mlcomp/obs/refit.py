@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_weight
-from mlcomp.obs.hessian import damped_hessian
+from mlcomp.layerwise.hessian import damped_hessian
 from mlcomp.obs.row_solve import solve_on_subsets
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.obs.hessian import damped_hessian, inverse_hessian
+from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
 from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
 
 

@@ -1,21 +1,20 @@
-"""Which weights to remove: importance, patterns, baselines."""
+"""Which weights to remove, when, and what to do with the rest."""
 
-from mlcomp.prune.adaprune import adaprune
-from mlcomp.prune.best_subset import BestSubset, best_pruned, best_subset
-from mlcomp.prune.bias_correction import bias_correction
-from mlcomp.prune.calibrate import calibrate
-from mlcomp.prune.cubic_schedule import cubic_schedule
-from mlcomp.prune.gradual import GradualPruning, gradual_pruning
-from mlcomp.prune.layer_normalized import layer_normalized
-from mlcomp.prune.magnitude import global_magnitude, magnitude
-from mlcomp.prune.masked_finetune import FinetunedLayer, masked_finetune
-from mlcomp.prune.network import keep_zeros, layer_weights, network_sparsity, with_weights
+from mlcomp.addresses import handed_on, shorten
+from mlcomp.layerwise.bias_correction import bias_correction
+from mlcomp.layerwise.weights import keep_zeros, layer_weights, network_sparsity, with_weights
+from mlcomp.prune.at_initialization import connection_sensitivity, snip
+from mlcomp.prune.during_training import GradualPruning, cubic_schedule, gradual_pruning
+from mlcomp.prune.importance import global_magnitude, layer_normalized, magnitude, random_pruning, wanda
 from mlcomp.prune.pattern import nm_mask, smallest_mask
-from mlcomp.prune.pruning_snr import kept_share, pruning_snr
-from mlcomp.prune.random_pruning import random_pruning
-from mlcomp.prune.snip import connection_sensitivity, snip
-from mlcomp.prune.wanda import wanda
-from mlcomp.prune.weight_correction import weight_correction
+from mlcomp.prune.post_training import (
+    FinetunedLayer,
+    adaprune,
+    calibrate,
+    masked_finetune,
+    sparsegpt,
+    weight_correction,
+)
 
 __all__ = [
     "BestSubset",
@@ -42,7 +41,22 @@ __all__ = [
     "random_pruning",
     "smallest_mask",
     "snip",
+    "sparsegpt",
     "wanda",
     "weight_correction",
     "with_weights",
 ]
+
+# They compare methods, or spread them over a network, and stand above this package now.
+__getattr__ = handed_on(
+    __name__,
+    {
+        "BestSubset": "mlcomp.compare.best_subset",
+        "best_pruned": "mlcomp.compare.best_subset",
+        "best_subset": "mlcomp.compare.best_subset",
+        "kept_share": "mlcomp.compare.pruning_snr",
+        "pruning_snr": "mlcomp.compare.pruning_snr",
+    },
+)
+
+shorten(globals())

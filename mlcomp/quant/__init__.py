@@ -1,55 +1,105 @@
-"""Scalar quantizers and post-training quantization."""
+"""Quantizers: of single weights, of vectors of weights, after training and during training."""
 
-from mlcomp.quant.adaquant import adaquant
-from mlcomp.quant.adaround import adaround
-from mlcomp.quant.additive_student import AdditiveBlock, AdditiveWeight, squared_error
-from mlcomp.quant.aqlm import aqlm, residual_kmeans
-from mlcomp.quant.aqlm_beam_search import beam_search
-from mlcomp.quant.aqlm_codebooks import tune_codebooks
-from mlcomp.quant.batchnorm_folding import batchnorm_pairs, fold_batchnorm
-from mlcomp.quant.bias_correction import analytic_correction, correct_biases, output_means, relu_mean
-from mlcomp.quant.bitsplit import bitsplit
-from mlcomp.quant.block_tuning import CapturedBlock, capture_block, tune_block
-from mlcomp.quant.blockwise import Blockwise, blockwise, data_type_levels
-from mlcomp.quant.brecq import QuantizedBlock, brecq
-from mlcomp.quant.calibration import activation_grid, observer
-from mlcomp.quant.codebook import Codebook
-from mlcomp.quant.companding import ALaw, MuLaw, companded_codebook, optimal_companding
-from mlcomp.quant.diffq import (
+from mlcomp.addresses import handed_on, shorten
+from mlcomp.layerwise.bias_correction import analytic_correction, correct_biases, output_means, relu_mean
+from mlcomp.quant.additive import (
+    AdditiveBlock,
+    AdditiveWeight,
+    CapturedBlock,
+    aqlm,
+    beam_search,
+    capture_block,
+    pv_tuning,
+    residual_kmeans,
+    squared_error,
+    tune_block,
+    tune_codebooks,
+)
+from mlcomp.quant.aware_training import (
     DiffQLayer,
+    QATLayer,
     SizeTarget,
+    StepQuantizer,
     diffq_codes,
     diffq_size,
+    finish_qat,
+    lsq_initial_step,
+    lsq_quantize,
     meet_size,
     prepare_diffq,
+    prepare_qat,
     pseudo_noise,
+    ste_round,
+    straight_through,
 )
-from mlcomp.quant.e8 import e8_nearest, e8p_decode, e8p_encode
-from mlcomp.quant.fake_quantized import FakeQuantized, integer_linear
 from mlcomp.quant.grid import Grid, fit_grid, range_grid
-from mlcomp.quant.hadamard import hadamard_matrix, hadamard_transform
-from mlcomp.quant.integer_least_squares import BestCodes, best_quantized, integer_least_squares
-from mlcomp.quant.kmeans import KMeans, kmeans, kmeans_assign
-from mlcomp.quant.lloyd_max import lloyd_max
-from mlcomp.quant.lsq import lsq_initial_step, lsq_quantize
-from mlcomp.quant.mixed_bits import MixedBits, quantize_mixed
-from mlcomp.quant.product_quantization import product_quantization
-from mlcomp.quant.ptq import PTQResult, PTQRow, input_ranges, ptq
-from mlcomp.quant.pv_tuning import pv_tuning
-from mlcomp.quant.qat import QATLayer, StepQuantizer, finish_qat, prepare_qat
-from mlcomp.quant.quantile import nf4_codebook, quantile_codebook
-from mlcomp.quant.quantization_bound import QuantizationBound, certify, quantization_bound
-from mlcomp.quant.quantization_snr import QuantizationSNR, quantization_snr
+from mlcomp.quant.post_training import (
+    FakeQuantized,
+    PTQResult,
+    PTQRow,
+    QuantizedBlock,
+    QuIP,
+    QuIPSharp,
+    SpQR,
+    activation_grid,
+    adaquant,
+    adaround,
+    batchnorm_pairs,
+    bitsplit,
+    brecq,
+    fold_batchnorm,
+    gptq,
+    hadamard_matrix,
+    hadamard_transform,
+    hessian_incoherence,
+    input_ranges,
+    integer_linear,
+    ldl,
+    ldlq,
+    ldlq_round,
+    observer,
+    ptq,
+    quip,
+    quip_sharp,
+    spqr,
+    weight_incoherence,
+)
 from mlcomp.quant.quantized import Quantized
-from mlcomp.quant.residual_quantization import residual_quantization
 from mlcomp.quant.rtn import rtn
-from mlcomp.quant.ste import ste_round, straight_through
-from mlcomp.quant.table_quantization import TableQuantized, table_quantize
-from mlcomp.quant.tree_quantization import TreeCodebook, fit_tree, tree_quantization
-from mlcomp.quant.vector_quantization import vector_quantization
-from mlcomp.quant.vector_quantized import VectorQuantized
+from mlcomp.quant.scalar import (
+    ALaw,
+    Blockwise,
+    Codebook,
+    MixedBits,
+    MuLaw,
+    TableQuantized,
+    blockwise,
+    companded_codebook,
+    data_type_levels,
+    lloyd_max,
+    nf4_codebook,
+    optimal_companding,
+    quantile_codebook,
+    quantize_mixed,
+    table_quantize,
+)
+from mlcomp.quant.vector import (
+    KMeans,
+    TreeCodebook,
+    VectorQuantized,
+    e8_nearest,
+    e8p_decode,
+    e8p_encode,
+    fit_tree,
+    kmeans,
+    kmeans_assign,
+    product_quantization,
+    residual_quantization,
+    tree_quantization,
+    vector_quantization,
+)
 from mlcomp.quant.w4a16 import PackedW4, pack_w4, w4a16_matmul
-from mlcomp.sources import Density
+from mlcomp.sources.density import Density
 
 __all__ = [
     "ALaw",
@@ -70,11 +120,14 @@ __all__ = [
     "PTQRow",
     "PackedW4",
     "QATLayer",
+    "QuIP",
+    "QuIPSharp",
     "QuantizationBound",
     "QuantizationSNR",
     "Quantized",
     "QuantizedBlock",
     "SizeTarget",
+    "SpQR",
     "StepQuantizer",
     "TableQuantized",
     "TreeCodebook",
@@ -104,13 +157,18 @@ __all__ = [
     "fit_grid",
     "fit_tree",
     "fold_batchnorm",
+    "gptq",
     "hadamard_matrix",
     "hadamard_transform",
+    "hessian_incoherence",
     "input_ranges",
     "integer_least_squares",
     "integer_linear",
     "kmeans",
     "kmeans_assign",
+    "ldl",
+    "ldlq",
+    "ldlq_round",
     "lloyd_max",
     "lsq_initial_step",
     "lsq_quantize",
@@ -130,11 +188,14 @@ __all__ = [
     "quantization_bound",
     "quantization_snr",
     "quantize_mixed",
+    "quip",
+    "quip_sharp",
     "range_grid",
     "relu_mean",
     "residual_kmeans",
     "residual_quantization",
     "rtn",
+    "spqr",
     "squared_error",
     "ste_round",
     "straight_through",
@@ -144,4 +205,22 @@ __all__ = [
     "tune_codebooks",
     "vector_quantization",
     "w4a16_matmul",
+    "weight_incoherence",
 ]
+
+# They compare methods, or spread them over a network, and stand above this package now.
+__getattr__ = handed_on(
+    __name__,
+    {
+        "BestCodes": "mlcomp.compare.integer_least_squares",
+        "QuantizationBound": "mlcomp.compare.quantization_bound",
+        "QuantizationSNR": "mlcomp.compare.quantization_snr",
+        "best_quantized": "mlcomp.compare.integer_least_squares",
+        "certify": "mlcomp.compare.quantization_bound",
+        "integer_least_squares": "mlcomp.compare.integer_least_squares",
+        "quantization_bound": "mlcomp.compare.quantization_bound",
+        "quantization_snr": "mlcomp.compare.quantization_snr",
+    },
+)
+
+shorten(globals())

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from mlcomp.formats import packed_nbytes
+from mlcomp.formats.packing import packed_nbytes
 
 
 @dataclass(frozen=True)

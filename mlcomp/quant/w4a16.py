@@ -68,7 +68,7 @@ class PackedW4:
 
 
 def pack_w4(quantized: Quantized) -> PackedW4:
-    """Pack the 4-bit result of :func:`mlcomp.quant.rtn` or :func:`mlcomp.obs.gptq`.
+    """Pack the 4-bit result of :func:`mlcomp.quant.rtn` or :func:`mlcomp.quant.gptq`.
 
     Args:
         quantized: 4 bits; groups of consecutive columns, their size a multiple of 16, or one for a row or the tensor.

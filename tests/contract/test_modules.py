@@ -1,19 +1,21 @@
 """What every module of the library promises by its form."""
 
 import ast
+import importlib
 
 import pytest
 
-from tools.inventory import FINISHED_LECTURES, ROOT, SYLLABUS, Module, methods, modules, notebooks
+from tools.inventory import FINISHED_LECTURES, PACKAGES, ROOT, SYLLABUS, Module, api, methods, modules, notebooks
 
-METHOD_PACKAGES = ("sources", "formats", "quant", "prune", "obs", "distill")
+METHOD_PACKAGES = ("sources", "formats", "layerwise", "quant", "prune", "obs", "budget", "compare", "distill")
+USED = {name for m in modules() if m.path.name != "__init__.py" for name in m.imports()}
 EVERY = pytest.mark.parametrize("module", modules(), ids=lambda m: m.name)
 
 
 def is_method(module) -> bool:
     """A module whose names its package exports; what is not exported is a part of a method and tested with it."""
     parts = module.name.split(".")
-    if len(parts) != 3 or parts[1] not in METHOD_PACKAGES:
+    if len(parts) < 3 or parts[1] not in METHOD_PACKAGES or module.path.name == "__init__.py":
         return False
     return module.name in Module(module.path.with_name("__init__.py")).imports()
 
@@ -45,8 +47,30 @@ def test_row_of_a_finished_lecture_has_code_test_and_notebook(row):
     assert any(row in n.syllabus for n in notebooks("lectures")), f"no notebook's mlcomp.syllabus holds {row}"
 
 
-def test_every_api_package_is_in_the_reference():
-    page = (ROOT / "book" / "api.md").read_text()
-    packages = {m.name for m in modules() if m.path.name == "__init__.py" and "__all__" in m.path.read_text()}
-    missing = [p for p in sorted(packages) if f"automodule:: {p}\n" not in page and ".grading" not in p]
-    assert missing == []
+# Public by their form, and no part of the API: programs, and what the exercises and notebooks import.
+NO_API = ("mlcomp.grading", "mlcomp.notebook", "mlcomp.extras", "mlcomp.addresses", "mlcomp.assets.__main__")
+
+
+def test_every_package_is_on_the_api_page():
+    packages = {m.name.split(".")[1] for m in modules() if m.name.count(".") >= 2} - {"grading", "kernels"}
+    assert packages == set(PACKAGES)
+
+
+@EVERY
+def test_every_module_is_on_the_api_page_or_part_of_one_that_is(module):
+    """What is neither is dead, or was forgotten: the API page shows what the packages hand on."""
+    if module.name.startswith(NO_API) or module.path.name == "__init__.py":
+        return
+    part = any(name.startswith(f"{module.name}.") for name in USED)
+    assert part or any(module.name in homes for homes in api().values())
+
+
+def test_the_api_page_shows_what_the_packages_hand_out():
+    """Every function and class in an ``__all__`` has its entry, in the package in which it lives."""
+    shown = {name for homes in api().values() for names in homes.values() for name in names}
+    for package in PACKAGES:
+        face = importlib.import_module(f"mlcomp.{package}")
+        things = {name: getattr(face, name) for name in face.__all__}
+        things = [name for name, thing in things.items() if getattr(thing, "__name__", None) == name]
+        assert things and [name for name in things if name not in shown] == []
+    assert {"reestimate_batchnorm", "model_cost", "w4a16_matmul", "gptq"} <= shown

@@ -2,9 +2,9 @@ import pytest
 
 from experiments import kbit_scaling
 from experiments.every_method.run import FIELDS
+from mlcomp.compare import quantize_matrices
 from mlcomp.data import committed_results, committed_table
 from mlcomp.models.byte_lm import WIDTHS
-from mlcomp.scaling import quantize_matrices
 
 
 def test_kbit_table_is_complete_and_counts_as_the_library_does():

@@ -3,7 +3,7 @@ import torch
 
 from mlcomp.kernels.hadamard_transform import hadamard_transform
 from mlcomp.kernels.launch import INTERPRETED
-from mlcomp.quant.hadamard import hadamard_transform as reference
+from mlcomp.quant.post_training.hadamard import hadamard_transform as reference
 
 
 def error(x, **options):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mlcomp.kernels.kmeans_assign import kmeans_assign
-from mlcomp.quant.kmeans import kmeans_assign as reference
+from mlcomp.quant.vector.kmeans import kmeans_assign as reference
 
 # The kernel means some products to overflow to -inf; NumPy, which the interpreter runs on, remarks on it.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")

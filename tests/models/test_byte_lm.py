@@ -6,11 +6,11 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from mlcomp.compare import bits_per_byte
 from mlcomp.data import committed_results, reference_bytes
 from mlcomp.models import byte_lm
 from mlcomp.models.byte_lm import HEAD, LAYERS, WIDTHS, rotary_angles, rotate
 from mlcomp.models.pretrained import WEIGHTS
-from mlcomp.scaling import bits_per_byte
 
 RESULTS = committed_results("scaling_family")
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from mlcomp.checks import removals
 from mlcomp.data.synthetic import make_layer
+from mlcomp.layerwise import layer_hessian
 from mlcomp.metrics import relative_error
 from mlcomp.obs.exact_obs import exact_obs
-from mlcomp.obs.hessian import layer_hessian
 from mlcomp.obs.l_obs import l_obs, l_obs_error_bound
 from mlcomp.obs.obd import obd
 from mlcomp.obs.obs import obs_prune_step

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mlcomp.obs.hessian import layer_hessian
+from mlcomp.layerwise import layer_hessian
 from mlcomp.obs.network_hessian import (
     flatten_network,
     gauss_newton,

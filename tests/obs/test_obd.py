@@ -4,7 +4,7 @@ from torch import nn
 
 from mlcomp.checks import removals
 from mlcomp.data.synthetic import make_layer
-from mlcomp.obs.hessian import layer_hessian
+from mlcomp.layerwise import layer_hessian
 from mlcomp.obs.network_hessian import flatten_network
 from mlcomp.obs.obd import network_obd, obd, obd_saliency
 

@@ -1,0 +1,63 @@
+"""One layer's problem ‖WX − ŴX‖², and a model's layers: the Hessian, the column sweep, running, compressing."""
+
+from mlcomp.layerwise.batchnorm import reestimate_batchnorm
+from mlcomp.layerwise.bias_correction import (
+    analytic_correction,
+    bias_correction,
+    correct_biases,
+    output_means,
+    relu_mean,
+)
+from mlcomp.layerwise.column_sweep import column_order, column_sweep, inverse_factor
+from mlcomp.layerwise.compress import compress
+from mlcomp.layerwise.hessian import (
+    DampedHessian,
+    InverseHessian,
+    damped_hessian,
+    inverse_hessian,
+    layer_hessian,
+    output_loss,
+)
+from mlcomp.layerwise.inputs import LayerTrace, collect_hessians, trace_layers
+from mlcomp.layerwise.matrix import input_matrices, is_layer, set_weight_matrix, weight_matrix
+from mlcomp.layerwise.report import CompressionReport, LayerRow, output_error
+from mlcomp.layerwise.running import StopForward, call_model, evaluating, hooked
+from mlcomp.layerwise.weights import keep_zeros, layer_weights, network_sparsity, replace_module, with_weights
+
+__all__ = [
+    "CompressionReport",
+    "DampedHessian",
+    "InverseHessian",
+    "LayerRow",
+    "LayerTrace",
+    "StopForward",
+    "analytic_correction",
+    "bias_correction",
+    "call_model",
+    "collect_hessians",
+    "column_order",
+    "column_sweep",
+    "compress",
+    "correct_biases",
+    "damped_hessian",
+    "evaluating",
+    "hooked",
+    "input_matrices",
+    "inverse_factor",
+    "inverse_hessian",
+    "is_layer",
+    "keep_zeros",
+    "layer_hessian",
+    "layer_weights",
+    "network_sparsity",
+    "output_error",
+    "output_loss",
+    "output_means",
+    "reestimate_batchnorm",
+    "relu_mean",
+    "replace_module",
+    "set_weight_matrix",
+    "trace_layers",
+    "weight_matrix",
+    "with_weights",
+]

@@ -1,0 +1,62 @@
+"""Re-estimate BatchNorm statistics of a compressed model, whose layers' outputs have shifted.
+
+Notation: μ, σ² running mean and variance of a channel.
+Source: Hubara et al. 2021, arXiv:2006.10518 (para-normalization); Frantar, Singh, Alistarh 2022, arXiv:2208.11580,
+section 6 (after compression).   Syllabus: 1.08, 2.10
+"""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mlcomp.layerwise.running import call_model, check_batches, evaluating
+
+
+def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> nn.Module:
+    """Return a copy of ``model`` whose BatchNorm statistics are the averages over ``batches``.
+
+    Every BatchNorm layer normalizes with the statistics of the batch itself while they are collected, so that the
+    layers after it see inputs that are right already. All batches count alike, whatever their size; the variance is
+    the mean of the batches' own (unbiased) variances, as in training.
+
+    Args:
+        model: not modified; everything but BatchNorm runs in eval mode, without gradients.
+        batches: iterable of batches as for :func:`mlcomp.layerwise.compress`, read once; large ones are better.
+    Returns:
+        The copy, each module in the mode it had. A layer without running statistics stays as it is.
+    Raises:
+        ValueError: the model has no BatchNorm with running statistics, batches is empty, or a batch gives NaN or inf
+            statistics (the message names the layer).
+    Cost: one forward pass over the batches, and a second model.
+    """
+    check_batches(batches)
+    result = copy.deepcopy(model)
+    layers = {
+        name: module
+        for name, module in result.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    }
+    if not layers:
+        raise ValueError("the model has no BatchNorm layer with running statistics")
+    momenta = {name: module.momentum for name, module in layers.items()}
+    count = 0
+    with evaluating(result):
+        for module in layers.values():
+            module.reset_running_stats()
+            module.momentum = None  # torch's name for the plain average over batches
+            module.train()
+        for batch in batches:
+            call_model(result, batch)
+            count += 1
+    if not count:
+        raise ValueError("batches is empty: there is nothing to estimate statistics from")
+    for name, module in layers.items():
+        module.momentum = momenta[name]
+        if not (torch.isfinite(module.running_mean).all() and torch.isfinite(module.running_var).all()):
+            raise ValueError(f"layer {name!r}: its statistics on these batches are NaN or infinite")
+        if not int(module.num_batches_tracked):
+            raise ValueError(f"layer {name!r} was never called, so it has no statistics")
+    return result

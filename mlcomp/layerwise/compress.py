@@ -1,0 +1,270 @@
+r"""Compress the layers of any torch model, each by a method that sees its weight and the Hessian of its inputs.
+
+Notation: W weight (out, inp), $H = 2XX^\top$ of the layer's inputs X, Ŵ = method(W, H).
+Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 3; inputs taken from the already compressed
+part: Hubara et al. 2021, arXiv:2006.10518 (sequential AdaQuant).   Syllabus: 2.01
+"""
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mlcomp.checks import check_finite
+from mlcomp.formats.storage import stored_nbytes
+from mlcomp.layerwise.inputs import HessianSum, Valid, add_hessians, collect_hessians, trace_layers
+from mlcomp.layerwise.matrix import check_names, is_layer, set_weight_matrix, weight_matrix
+from mlcomp.layerwise.report import CompressionReport, LayerRow, output_error, skipped_row
+from mlcomp.layerwise.running import check_batches, check_called, evaluating
+from mlcomp.resume import ResumeFolder, hash_batches, hash_model, hash_values
+
+__all__ = ["CompressionReport", "LayerRow", "collect_hessians", "compress"]
+
+Method = Callable[..., object]
+
+
+def compress(
+    model: nn.Module,
+    batches: Iterable,
+    method: Method | Mapping[str, Method],
+    *,
+    layers: Iterable[str] | Callable[[str, nn.Module], bool] | None = None,
+    sequential: bool = True,
+    progress: bool = True,
+    resume: str | os.PathLike | None = None,
+    held_out: Iterable | None = None,
+    valid: Valid = None,
+    tied: str = "skip",
+    on_error: str = "raise",
+    layers_per_pass: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[nn.Module, CompressionReport]:
+    r"""Return a copy of ``model`` with compressed layers, and a report with one row for each layer.
+
+    Each chosen layer's W is replaced by ``method(W, H)`` with $H = 2XX^\top$ of its own inputs. H is a sum, not a
+    mean: scaling it by a positive number changes no method's result (damping is relative), so no count is needed.
+    A grouped convolution is compressed group by group, each with its own H.
+
+    Args:
+        model: any module with ``nn.Linear`` or ``nn.Conv2d``; never modified. It runs in eval mode without gradients,
+            so BatchNorm statistics stay.
+        batches: calibration batches, each a tensor, a tuple of positional or a mapping of keyword arguments. They are
+            read several times (a list or DataLoader, in the same order each time), or once with sequential=False.
+        method: method(weight, hessian) → a tensor like weight, or a result with ``.dequantize()`` and ``.nbytes``
+            (:class:`mlcomp.quant.Quantized`). Options are bound by functools.partial. A mapping from layer names to
+            methods compresses those layers, each by its own.
+        layers: names, or a predicate (name, module) → bool. None: all, or the keys of a mapping.
+        sequential: take a layer's inputs from the model whose earlier layers are compressed already. False: all from
+            the dense model.
+        progress: show a progress bar.
+        resume: folder in which finished layers are stored; a run with the same settings continues after the last.
+        held_out: batches on which the error is also measured.
+        valid: padded positions to ignore, see :func:`collect_hessians`.
+        tied: a weight shared with another module (an output head tied to the embedding) is left alone with "skip",
+            and an error if the layer was asked for by name; "untie" gives the layer a weight of its own.
+        on_error: a layer whose method raises ValueError is an error ("raise") or left as it is, with the message in
+            the report ("skip").
+        layers_per_pass: with sequential=False, how many layers' H are held at once (None: all), one pass each.
+        dtype: of H, float32 or float64. The weight is passed in float32 (float64 if it is float64).
+    Returns:
+        The copy, each module in the mode it had, weights in their dtype; and the report.
+    Raises:
+        ValueError: no layer chosen, unknown name, a layer that is never called, NaN or inf in a layer's input, a
+            result of wrong shape or with NaN, batches that can be read only once, a resume folder of other settings.
+    Guarantee: ``model`` is bit for bit as before; a run killed at any time and resumed gives the same result.
+    Cost: sequential: one pass over the calibration set to find the order, then one for each stage (a stage is a
+        layer, or several that read the same tensor), each ended at its layer: about stages/2 forward passes in all.
+        Memory: a second model and the H of one stage, whatever the number of batches.
+    """
+    _check_options(tied, on_error, sequential, layers_per_pass)
+    check_batches(batches, again=_why_again(sequential, resume, layers_per_pass))
+    if held_out is not None:
+        check_batches(held_out, again="measuring held-out errors")
+    result = copy.deepcopy(model)
+    methods, skipped = _select(result, method, layers, tied)
+    store = None
+    if resume is not None:
+        options = (sequential, valid, tied, on_error, str(dtype))
+        print_of = {"model": hash_model(model), "method": hash_values(methods), "options": hash_values(options)}
+        print_of |= {"batches": hash_batches(batches), "held_out": hash_batches(held_out or ())}
+        store = ResumeFolder(resume, print_of)
+    run = _Run(result, batches, held_out, valid, on_error, dtype, store)
+    with evaluating(result), tqdm(total=len(methods), disable=not progress, desc="layers", unit="layer") as bar:
+        rows = _sequential(run, methods, bar) if sequential else _parallel(run, methods, layers_per_pass, bar)
+    modules = dict(result.named_modules())
+    rows |= {name: skipped_row(name, modules[name], reason) for name, reason in skipped.items()}
+    return result, CompressionReport(tuple(rows[name] for name in modules if name in rows))
+
+
+def _sequential(run: "_Run", methods: Mapping[str, Method], bar: tqdm) -> dict[str, LayerRow]:
+    trace = trace_layers(run.model, run.batches, methods)
+    check_called(trace.calls)
+    rows = {}
+    for stage in trace.stages:
+        # A layer that is called more than once has its inputs all over the pass, so that one must run to the end.
+        sums = run.hessians(stage, stop=all(trace.calls[name] == 1 for name in stage))
+        for name in stage:
+            weight, rows[name] = run.compress_layer(name, methods[name], sums)
+            set_weight_matrix(run.modules[name], weight)
+            bar.update()
+    return rows
+
+
+def _parallel(run: "_Run", methods: Mapping[str, Method], size: int | None, bar: tqdm) -> dict[str, LayerRow]:
+    names = list(methods)
+    size = size or len(names)
+    rows, weights = {}, {}
+    for start in range(0, len(names), size):
+        sums = run.hessians(names[start : start + size], stop=False)
+        for name in names[start : start + size]:
+            weights[name], rows[name] = run.compress_layer(name, methods[name], sums)
+            bar.update()
+    for name, weight in weights.items():  # only now, so that every pass saw the dense model
+        set_weight_matrix(run.modules[name], weight)
+    return rows
+
+
+@dataclass
+class _Run:
+    """What all layers of one call share."""
+
+    model: nn.Module
+    batches: Iterable
+    held_out: Iterable | None
+    valid: Valid
+    on_error: str
+    dtype: torch.dtype
+    store: ResumeFolder | None
+
+    def __post_init__(self) -> None:
+        self.modules = dict(self.model.named_modules())
+
+    def hessians(self, names: Iterable[str], *, stop: bool) -> list[dict[str, HessianSum]]:
+        """Return the sums on calibration and held-out batches, for those layers that are not finished."""
+        todo = [name for name in names if self.store is None or name not in self.store]
+        sums = []
+        for batches in (self.batches, self.held_out):
+            part = {name: HessianSum(name, self.modules[name], self.dtype) for name in todo}
+            if batches is not None and todo:
+                add_hessians(self.model, batches, part, stop=stop, valid=self.valid)
+                check_called({name: total.samples for name, total in part.items()})
+            sums.append(part)
+        return sums
+
+    def compress_layer(self, name: str, method: Method, sums: list[dict[str, HessianSum]]) -> tuple[Tensor, LayerRow]:
+        """Return the new weight matrices (groups, out, inp) and the row, from the store if they are there."""
+        module = self.modules[name]
+        if self.store is not None and name in self.store:
+            tensors, facts = self.store.load(name)
+            return tensors["weight"].to(module.weight.device), LayerRow(**{**facts, "shape": tuple(facts["shape"])})
+        weight, (calibration, held_out) = weight_matrix(module), (part[name] for part in sums)
+        start = time.perf_counter()
+        try:
+            matrix, nbytes = _apply(method, weight, calibration.hessian)
+            status = "compressed"
+        except (ValueError, TypeError) as problem:
+            if self.on_error == "raise" or isinstance(problem, TypeError):
+                raise type(problem)(f"layer {name!r}: {problem}") from problem
+            matrix, nbytes, status = weight, None, f"skipped: {problem}"
+        seconds = time.perf_counter() - start
+        matrix = matrix.to(module.weight.dtype).to(weight.dtype)  # what the model can hold is what is measured
+        row = LayerRow(
+            name=name,
+            shape=tuple(module.weight.shape),
+            status=status,
+            error=output_error(weight, matrix, calibration.hessian),
+            held_out_error=output_error(weight, matrix, held_out.hessian) if held_out.samples else None,
+            samples=calibration.samples,
+            nbytes_before=weight.numel() * module.weight.element_size(),
+            nbytes_after=nbytes if nbytes is not None else stored_nbytes(matrix.to(module.weight.dtype)),
+            sparsity=float((matrix == 0).double().mean()),
+            seconds=seconds,
+        )
+        if self.store is not None:
+            self.store.save(name, {"weight": matrix.to(module.weight.dtype)}, asdict(row))
+        return matrix, row
+
+
+def _apply(method: Method, weight: Tensor, hessian: Tensor) -> tuple[Tensor, int | None]:
+    """Run the method on each group; return the matrices and the bytes of quantized results (None for tensors)."""
+    matrices, nbytes = [], None
+    for w, h in zip(weight, hessian, strict=True):
+        result = method(w.clone(), h.clone())  # a method that writes into its arguments does no harm
+        if not isinstance(result, Tensor):
+            if not (hasattr(result, "dequantize") and hasattr(result, "nbytes")):
+                raise TypeError(f"the method must return a tensor or a Quantized, got {type(result).__name__}")
+            nbytes = (nbytes or 0) + result.nbytes
+            result = result.dequantize()
+        if result.shape != w.shape:
+            raise ValueError(f"the method returned shape {tuple(result.shape)} for a weight {tuple(w.shape)}")
+        check_finite("the method's result", result)
+        matrices.append(result.to(w.dtype))
+    return torch.stack(matrices), nbytes
+
+
+def _select(
+    model: nn.Module, method: Method | Mapping[str, Method], layers: object, tied: str
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """Return name → method of the layers to compress, and name → reason of those to leave; unties where asked."""
+    modules = dict(model.named_modules())
+    available = [name for name, module in modules.items() if is_layer(module)]
+    by_name = isinstance(method, Mapping) and layers is None
+    if by_name:
+        layers = list(method)
+    elif layers is None:
+        layers = available
+    elif callable(layers):
+        layers = [name for name in available if layers(name, modules[name])]
+    else:
+        by_name, layers = True, list(layers)
+    check_names(modules, layers)
+    if isinstance(method, Mapping) and set(layers) - set(method):
+        raise ValueError(f"method has no entry for layer(s) {sorted(set(layers) - set(method))}")
+    skipped = {name: "not chosen" for name in available if name not in set(layers)}
+    owners: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(path)
+    chosen = {}
+    for name in layers:
+        others = [path for path in owners.get(id(modules[name].weight), []) if path != f"{name}.weight"]
+        others = [path for path in others if model.get_submodule(path.rpartition(".")[0]) is not modules[name]]
+        if "weight" not in modules[name]._parameters:
+            reason = "its weight is computed (parametrized), not a parameter"
+        elif others and tied == "skip":
+            reason = f"its weight is tied to {others[0]}"
+        else:
+            reason = None
+        if reason and by_name:
+            raise ValueError(f'layer {name!r}: {reason}; leave it out, or pass tied="untie" where it is tied')
+        if reason:
+            skipped[name] = reason
+            continue
+        if others:
+            weight = modules[name].weight
+            modules[name].weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+        chosen[name] = method[name] if isinstance(method, Mapping) else method
+    if not chosen:
+        raise ValueError(f"no layer is left to compress: {skipped}")
+    return chosen, skipped
+
+
+def _why_again(sequential: bool, resume: object, layers_per_pass: int | None) -> str | None:
+    if sequential:
+        return "sequential=True"
+    if resume is not None:
+        return "resume"
+    return "layers_per_pass" if layers_per_pass is not None else None
+
+
+def _check_options(tied: str, on_error: str, sequential: bool, layers_per_pass: int | None) -> None:
+    if tied not in ("skip", "untie"):
+        raise ValueError(f'tied must be "skip" or "untie", got {tied!r}')
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
+    if layers_per_pass is not None and (sequential or layers_per_pass < 1):
+        raise ValueError(f"layers_per_pass needs sequential=False and must be at least 1, got {layers_per_pass!r}")

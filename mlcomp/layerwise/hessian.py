@@ -1,0 +1,130 @@
+r"""The Hessian of the layer-wise problem, and its inverse made safe.
+
+Notation: X inputs (inp, samples), $H = 2 X X^\top$; the error of a row is
+$\lVert wX - \hat wX \rVert^2 = \tfrac12\, \delta w\, H\, \delta w^\top$ with $\delta w = \hat w - w$.
+Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 3.   Syllabus: 2.01
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mlcomp.checks import check_finite, check_hessian
+
+
+def layer_hessian(inputs: Float[Tensor, "inp samples"]) -> Float[Tensor, "inp inp"]:
+    r"""Return $H = 2 X X^\top$ of a linear layer's inputs, in float32 (float64 for float64 inputs).
+
+    Args:
+        inputs: (inp, samples), one column a sample; not modified.
+    Returns:
+        (inp, inp), symmetric, positive semidefinite up to rounding.
+    Raises:
+        ValueError: not a matrix, no samples, NaN or inf.
+    Cost: 2·inp²·samples FLOPs.
+    """
+    if inputs.ndim != 2 or inputs.numel() == 0:
+        raise ValueError(f"inputs must be (inp, samples) with at least one sample, got {tuple(inputs.shape)}")
+    check_finite("inputs", inputs)
+    x = inputs if inputs.dtype == torch.float64 else inputs.float()
+    return 2 * (x @ x.T)
+
+
+def output_loss(
+    delta: Float[Tensor, "*groups out inp"], hessian: Float[Tensor, "*groups inp inp"]
+) -> Float[Tensor, "*groups out"]:
+    r"""Return $\delta_i H \delta_i^\top = 2\,\lVert \delta_i X \rVert^2$ of each row i.
+
+    Its sum is $\mathrm{tr}(\delta H \delta^\top)$.
+
+    Args:
+        delta: Ŵ − W, in the dtype of ``hessian``, in which all is computed; a gradient passes through.
+    Cost: 2·out·inp² FLOPs.
+    """
+    return ((delta @ hessian) * delta).sum(-1)
+
+
+@dataclass(frozen=True)
+class DampedHessian:
+    """The damped Hessian, (inp, inp) float64; rows and columns of dead inputs hold the identity.
+
+    ``damping`` is the absolute number that was added to the diagonal, [units of H].
+    """
+
+    matrix: Float[Tensor, "inp inp"]
+    dead: Bool[Tensor, " inp"]
+    damping: float
+
+
+def damped_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> DampedHessian:
+    r"""Return $H + \lambda I$, $\lambda$ = ``damp`` · mean live diagonal, in float64, made exactly symmetric.
+
+    A dead input has a zero diagonal: it was never active in the calibration set. Damping is relative, so results do
+    not depend on the units of X.
+
+    Args:
+        hessian: (inp, inp), symmetric, positive semidefinite, float32 or float64; not modified.
+        damp: share of the mean diagonal over live inputs that is added to the diagonal, ≥ 0.
+    Raises:
+        ValueError: H is malformed or ``damp`` negative.
+    """
+    check_hessian(hessian, hessian.shape[0])
+    if not damp >= 0:
+        raise ValueError(f"damp must be ≥ 0, got {damp!r}")
+    h = hessian.double()
+    h = (h + h.T) / 2
+    diagonal = h.diagonal()
+    dead = diagonal == 0
+    damping = damp * float(diagonal[~dead].mean()) if not dead.all() else 0.0
+    h = h + damping * torch.eye(len(h), dtype=h.dtype, device=h.device)
+    h[dead, :] = 0
+    h[:, dead] = 0
+    h[dead, dead] = 1
+    return DampedHessian(h, dead, damping)
+
+
+@dataclass(frozen=True)
+class InverseHessian:
+    """Inverse of the damped Hessian over the live inputs.
+
+    ``inverse`` is (inp, inp); rows and columns of dead inputs hold the identity. ``damping`` is the absolute
+    number that was added to the diagonal, [units of H].
+    """
+
+    inverse: Float[Tensor, "inp inp"]
+    dead: Bool[Tensor, " inp"]
+    damping: float
+
+
+def inverse_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> InverseHessian:
+    r"""Invert $H + \lambda I$, $\lambda$ = ``damp`` · mean live diagonal, in float64.
+
+    A dead input (zero diagonal: never active in the calibration set) cannot change the output; callers set
+    its weights to zero. Damping is relative, so results do not depend on the units of X.
+
+    Args:
+        hessian: (inp, inp), symmetric, positive semidefinite, float32 or float64; not modified.
+        damp: share of the mean diagonal over live inputs that is added to the diagonal, ≥ 0.
+    Returns:
+        The inverse (float64), the dead inputs, and the damping that was used.
+    Raises:
+        ValueError: H is malformed, ``damp`` negative, or H + λI is not positive definite (fewer samples than
+            inputs, and no damping) beyond the rounding of H's own dtype: the message says which damping would do.
+    """
+    damped = damped_hessian(hessian, damp=damp)
+    h = damped.matrix
+    factor, info = torch.linalg.cholesky_ex(h)
+    # A rank-deficient H may pass Cholesky by rounding, and its "inverse" then is noise. Scaled to a unit diagonal,
+    # the inverse has a trace of about 1/λ_min. The λ_min that rounding alone leaves is a few eps of the dtype in
+    # which X·Xᵀ was summed (below 4 in experiments), or n·eps of the factorization.
+    eps = torch.finfo(hessian.dtype).eps
+    smallest = max(10 * eps, len(h) * torch.finfo(h.dtype).eps)
+    inverse = torch.cholesky_inverse(factor) if not int(info) else None
+    if inverse is None or not float((inverse.diagonal() * h.diagonal()).sum()) * smallest < 1:
+        raise ValueError(
+            f"the Hessian of {len(h)} inputs is singular (damp={damp}): use more calibration samples than inputs, "
+            f"or a positive damp; 0.01 is usual, 0.1 to 1 when samples are fewer than inputs"
+        )
+    return InverseHessian(inverse, damped.dead, damped.damping)

@@ -1,0 +1,198 @@
+r"""A network with additive codes for weights, in training: it decodes on the way; gradients reach the codebooks.
+
+Notation: $\hat W$ the decoded weight of a layer, C its codebooks, s its scales, b its codes; the rest of the
+parameters (norms, biases) are trained as they are.
+Source: Egiazarian et al. 2024, arXiv:2401.06118, section 3.4 (phase 3); Malinovskii et al. 2024, arXiv:2405.14852.
+Syllabus: 1.13, 1.15
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mlcomp.checks import check_finite
+from mlcomp.formats.additive_codebook import AdditiveCodes
+from mlcomp.quant.additive.aqlm import stored
+from mlcomp.quant.additive.aqlm_codebooks import decode_sum
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """Return ‖z − ẑ‖² / ‖z‖² of a batch."""
+    return (output - target).square().sum() / target.square().sum()
+
+
+@dataclass(frozen=True)
+class AdditiveBlock:
+    """A copy of a block with decoded weights (and tuned norms and biases), and the codes of each layer by name.
+
+    ``history`` holds the loss on all inputs before the first and after each round.
+    """
+
+    block: nn.Module
+    layers: dict[str, AdditiveCodes]
+    history: tuple[float, ...]
+
+
+class AdditiveWeight(nn.Module):
+    """Parameters ``codebooks`` and ``scale``, buffer ``codes``; called, it returns the decoded matrix (out, inp)."""
+
+    def __init__(self, quantized: AdditiveCodes):
+        super().__init__()
+        self.codebooks = nn.Parameter(quantized.codebooks.float().clone())
+        self.scale = nn.Parameter(quantized.scale.float().clone())
+        self.register_buffer("codes", quantized.codes.clone())
+
+    def forward(self) -> Float[Tensor, "out inp"]:
+        """Return the decoded matrix; gradients flow to codebooks and scales."""
+        return decode_sum(self.codes, self.codebooks) * self.scale[:, None]
+
+    def quantized(self) -> AdditiveCodes:
+        """Return the present state, in float32."""
+        return AdditiveCodes(self.codes.clone(), self.codebooks.detach().clone(), self.scale.detach().clone())
+
+
+class AdditiveStudent:
+    """A frozen copy of a block, the codes of its layers, and the data that it learns from."""
+
+    def __init__(
+        self,
+        block: nn.Module,
+        inputs: Tensor,
+        layers: Mapping[str, AdditiveCodes],
+        *,
+        targets: Tensor | None,
+        loss: Loss | None,
+        batch_size: int,
+        train_rest: bool,
+        seed: int,
+    ):
+        self.block = copy.deepcopy(block).eval().requires_grad_(False)
+        self.loss = loss or squared_error
+        self.batch_size = batch_size
+        _check(self.block, inputs, layers, batch_size)
+        self.names = {name: f"{name}.weight" if name else "weight" for name in layers}
+        self.weights = nn.ModuleDict({str(i): AdditiveWeight(q) for i, q in enumerate(layers.values())})
+        coded = set(self.names.values())
+        self.rest = {
+            name: nn.Parameter(p.detach().clone())
+            for name, p in self.block.named_parameters()
+            if train_rest and name not in coded and p.is_floating_point()
+        }
+        self.inputs = inputs
+        with torch.no_grad():
+            own = targets is None
+            self.targets = torch.cat([self.block(x) for x in inputs.split(batch_size)]) if own else targets
+        if len(self.targets) != len(inputs):
+            raise ValueError(f"targets must have one entry for each of {len(inputs)} inputs, got {len(self.targets)}")
+        if self.targets.is_floating_point():
+            check_finite("targets", self.targets)
+        self.seed = seed
+
+    def decoded(self) -> list[Tensor]:
+        """Return the matrix of each layer."""
+        return [weight() for weight in self.weights.values()]
+
+    def batch_loss(self, matrices: list[Tensor], x: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of one batch with these matrices for weights."""
+        parameters = dict(self.rest)
+        for name, matrix in zip(self.names.values(), matrices, strict=True):
+            shape = self.block.get_parameter(name)
+            parameters[name] = matrix.reshape(shape.shape).to(shape.dtype)
+        return self.loss(functional_call(self.block, parameters, (x,)), target)
+
+    @torch.no_grad()
+    def mean_loss(self, chosen: Tensor | None = None) -> float:
+        """Return the mean loss of the ``chosen`` samples; None: of all."""
+        parts = [float(self.batch_loss(self.decoded(), x, z)) * len(x) for x, z in self._data(chosen)]
+        return sum(parts) / (len(self.inputs) if chosen is None else len(chosen))
+
+    def gradients(self, matrices: list[Tensor], chosen: Tensor | None = None) -> list[Tensor]:
+        """Return the gradient of the mean loss of the ``chosen`` samples with respect to the matrices."""
+        leaves = [m.detach().requires_grad_() for m in matrices]
+        total = [torch.zeros_like(m) for m in matrices]
+        count = len(self.inputs) if chosen is None else len(chosen)
+        with torch.enable_grad():
+            for x, z in self._data(chosen):
+                loss = self.batch_loss(leaves, x, z) * (len(x) / count)
+                total = [t + g for t, g in zip(total, torch.autograd.grad(loss, leaves), strict=True)]
+        return total
+
+    def draws(self, size: int) -> Iterator[Tensor]:
+        """Yield the indices of random batches for ever: epochs in random order, without a short last batch."""
+        generator = torch.Generator().manual_seed(self.seed)
+        size = min(size, len(self.inputs))
+        while True:
+            for chosen in torch.randperm(len(self.inputs), generator=generator).split(size):
+                if len(chosen) == size:
+                    yield chosen
+
+    def optimizer(self, learning_rate: float) -> torch.optim.Adam:
+        """Return Adam whose rate for each tensor is ``learning_rate`` times its root mean square."""
+        groups = []
+        for p in [*self.weights.parameters(), *self.rest.values()]:
+            size = float(p.detach().square().mean().sqrt())
+            groups.append(
+                {"params": [p], "lr": learning_rate * (size or 1.0)}
+            )  # zeros, a new bias say: the rate itself
+        return torch.optim.Adam(groups)
+
+    def state(self) -> tuple[dict, dict]:
+        """Return copies of everything that is learned."""
+        return (
+            {name: t.detach().clone() for name, t in self.weights.state_dict().items()},
+            {name: p.detach().clone() for name, p in self.rest.items()},
+        )
+
+    @torch.no_grad()
+    def restore(self, state: tuple[dict, dict]) -> None:
+        """Go back to a state."""
+        self.weights.load_state_dict(state[0])
+        for name, p in self.rest.items():
+            p.copy_(state[1][name])
+
+    @torch.no_grad()
+    def result(self, dtype: torch.dtype, history: list[float]) -> AdditiveBlock:
+        """Return the block with weights decoded from what is stored."""
+        layers = {
+            name: stored(weight.quantized(), dtype)
+            for name, weight in zip(self.names, self.weights.values(), strict=True)
+        }
+        done = copy.deepcopy(self.block)
+        for name, quantized in layers.items():
+            parameter = done.get_parameter(self.names[name])
+            parameter.copy_(quantized.dequantize().reshape(parameter.shape))
+        for name, p in self.rest.items():
+            done.get_parameter(name).copy_(p)
+        return AdditiveBlock(done, layers, tuple(history))
+
+    def _data(self, chosen: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        every = torch.arange(len(self.inputs)) if chosen is None else chosen
+        for part in every.split(self.batch_size):
+            yield self.inputs[part.to(self.inputs.device)], self.targets[part.to(self.targets.device)]
+
+
+def _check(block: nn.Module, inputs: Tensor, layers: Mapping[str, AdditiveCodes], batch_size: int) -> None:
+    if inputs.ndim < 2 or inputs.numel() == 0:
+        raise ValueError(f"inputs must be (samples, …) with at least one sample, got {tuple(inputs.shape)}")
+    if inputs.is_floating_point():
+        check_finite("inputs", inputs)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not layers:
+        raise ValueError("layers names no layer: give the AdditiveCodes of at least one")
+    modules = dict(block.named_modules())
+    for name, quantized in layers.items():
+        if not isinstance(modules.get(name), nn.Linear | nn.Conv2d):
+            raise ValueError(f"the block has no Linear or Conv2d {name!r}")
+        shape = tuple(modules[name].weight.flatten(1).shape)
+        if (len(quantized.codes), quantized.inp) != shape:
+            raise ValueError(
+                f"layer {name!r}: codes of a matrix {(len(quantized.codes), quantized.inp)}, not {shape}"
+            )

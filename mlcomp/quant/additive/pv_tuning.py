@@ -1,0 +1,166 @@
+r"""PV-tuning: learn the codes of a quantized network, too, by gradient steps in small subspaces.
+
+Notation: φ the loss, y the decoded weights; P(y) which weights share a code, V(y) the values that codes stand for.
+P step: φ over the values, codes fixed. V step: the set S of the τ groups with the largest gradient, then the codes in
+S whose values are nearest to $y_S - \tfrac{1}{L_S} \nabla_S \phi(y)$, with $L_S$ the curvature of φ within S.
+Source: Malinovskii et al. 2024, arXiv:2405.14852, Algorithm 2 and section 3.   Syllabus: 1.15
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mlcomp.formats.additive_codebook import AdditiveCodes
+from mlcomp.quant.additive.additive_student import AdditiveBlock, AdditiveStudent, Loss
+from mlcomp.quant.additive.v_step import METRICS, curvatures, nearest_codes, v_step
+
+METHODS = ("pv", "continuous", "ste")
+
+
+def pv_tuning(
+    block: nn.Module,
+    inputs: Tensor,
+    layers: Mapping[str, AdditiveCodes],
+    *,
+    targets: Tensor | None = None,
+    loss: Loss | None = None,
+    method: str = "pv",
+    rounds: int = 10,
+    steps: int = 20,
+    v_steps: int = 4,
+    v_batch_size: int | None = None,
+    share: float = 0.003,
+    metric: str = "inputs",
+    tolerance: float | None = None,
+    learning_rate: float = 1e-2,
+    batch_size: int = 64,
+    beam: int = 4,
+    train_rest: bool = True,
+    dtype: torch.dtype = torch.float16,
+    seed: int = 0,
+) -> AdditiveBlock:
+    r"""Tune codebooks, scales, norms and biases by Adam, and the codes by the rule of ``method``.
+
+    Args:
+        block: a module that maps one batch of inputs to one tensor; used in evaluation mode; not modified.
+        inputs: (samples, …), samples first.
+        layers: the codes to begin from, by the name of their Linear or Conv2d ("" for the block itself).
+        targets: (samples, …) of the loss; None: the block's own outputs.
+        loss: (output, target) → number, a mean over samples; None: ‖z − ẑ‖²/‖z‖².
+        method: "pv"; "continuous", the P steps only (AQLM's block fine-tuning); "ste", the straight-through
+            estimator: a latent weight takes the gradient of the decoded one, and after each step every code is that
+            of the value nearest to it.
+        rounds, steps, v_steps: so many rounds, each of so many Adam steps and, for "pv", so many V steps.
+        share: τ over the number of groups, to begin with. A V step that does not lower the loss is tried again
+            with a quarter of its groups; the next one gets twice as many if most groups changed, else half.
+        metric: of the V step, "identity": gradient and distance as they are, as the paper has it; "inputs": the
+            gradient of a group divided, and its distance measured, by the group's block of the layer's $2XX^\top$;
+            also tried are the τ groups that promise the largest fall once their codes are rounded.
+        v_batch_size: random inputs on which a V step is computed and tested; None: all.
+        tolerance: stop after a round that lowered the loss by less than this share; None: make all rounds.
+        learning_rate: of Adam, times the root mean square of each tensor.
+        batch_size, seed: of the batches for Adam. V steps take the gradient of all inputs.
+        beam: of the search for the nearest sum of entries; with one codebook the search is exact.
+        train_rest: tune the parameters that have no codes, too.
+        dtype: of the stored codebooks and scales.
+    Returns:
+        The tuned copy, the codes of each layer, and the loss after each round.
+    Raises:
+        ValueError: malformed inputs or targets, a layer that is not there or does not fit its codes, bad options.
+    Guarantee: of all rounds the best is returned, so that the loss on ``inputs`` does not rise (before the rounding
+        to ``dtype``). A V step alone never raises the loss of its own batch. The same seed gives the same result; the
+        global generator is not touched.
+    Cost: an Adam step is a forward and a backward pass of a batch; a V step two or more backward passes of
+        its inputs and four or more forward passes; "ste" searches all codes after each step.
+    Deviations: $L_S$ is the curvature along the gradient, by a difference of two gradients, not an upper bound; a
+        test of the loss stands in for the bound. Steps of 1, 2 and 4 times 1/L are tried, since most of a short
+        step is lost in the rounding to codes. At 1/L the step is never longer than the weights in S.
+    """
+    _check(method, rounds, steps, v_steps, share, metric, learning_rate, tolerance)
+    student = AdditiveStudent(
+        block, inputs, layers, targets=targets, loss=loss, batch_size=batch_size, train_rest=train_rest, seed=seed
+    )
+    optimizer = student.optimizer(learning_rate)
+    latent = None
+    if method == "ste":
+        latent = [student.block.get_parameter(name).detach().flatten(1).float() for name in student.names.values()]
+        latent = [nn.Parameter(w.clone()) for w in latent]
+        rates = [learning_rate * float(w.detach().square().mean().sqrt()) for w in latent]
+        for w, rate in zip(latent, rates, strict=True):
+            optimizer.add_param_group({"params": [w], "lr": rate})
+    metrics = curvatures(student, metric) if method == "pv" else []
+    adam_batches = student.draws(batch_size)
+    v_batches = student.draws(v_batch_size or len(inputs))
+    best, state = student.mean_loss(), student.state()
+    history = [best]
+    for _ in range(rounds):
+        for _ in range(steps):
+            _adam_step(student, optimizer, next(adam_batches), latent)
+            if latent is not None:
+                _follow(student, latent, beam)
+        for _ in range(v_steps if method == "pv" else 0):
+            share = v_step(student, metrics, next(v_batches), share, beam)
+        history.append(student.mean_loss())
+        if history[-1] < best:
+            best, state = history[-1], student.state()
+        if tolerance is not None and history[-1] > (1 - tolerance) * history[-2]:
+            break
+    student.restore(state)
+    return student.result(dtype, history)
+
+
+def _adam_step(
+    student: AdditiveStudent, optimizer: torch.optim.Adam, chosen: Tensor, latent: list[nn.Parameter] | None
+) -> None:
+    """One step on a batch; the latent weights take the gradient of the decoded ones."""
+    x, target = student.inputs[chosen.to(student.inputs.device)], student.targets[chosen.to(student.targets.device)]
+    with torch.enable_grad():  # whatever the caller has set
+        matrices = student.decoded()
+        if latent is not None:
+            for matrix in matrices:
+                matrix.retain_grad()
+        loss = student.batch_loss(matrices, x, target)
+        optimizer.zero_grad()
+        loss.backward()
+    if latent is not None:
+        for weight, matrix in zip(latent, matrices, strict=True):
+            weight.grad = matrix.grad
+    optimizer.step()
+
+
+@torch.no_grad()
+def _follow(student: AdditiveStudent, latent: list[nn.Parameter], beam: int) -> None:
+    """Give every group the codes nearest to its latent weights."""
+    for weight, target in zip(student.weights.values(), latent, strict=True):
+        out, groups, books = weight.codes.shape
+        scale = weight.scale.detach().repeat_interleave(groups)
+        pieces = AdditiveCodes(weight.codes.reshape(-1, 1, books), weight.codebooks.detach(), scale)
+        codes = nearest_codes(target.detach().reshape(out * groups, -1), pieces, beam=beam)
+        weight.codes.copy_(codes.reshape(out, groups, books))
+
+
+def _check(
+    method: str,
+    rounds: int,
+    steps: int,
+    v_steps: int,
+    share: float,
+    metric: str,
+    learning_rate: float,
+    tolerance: float | None,
+) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if rounds < 0 or steps < 1 or v_steps < 1:
+        raise ValueError(
+            f"rounds must be at least 0, steps and v_steps at least 1, got {rounds}, {steps} and {v_steps}"
+        )
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie in (0, 1], got {share!r}")
+    if metric not in METRICS:
+        raise ValueError(f'metric must be "inputs" or "identity", got {metric!r}')
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance must lie in [0, 1), got {tolerance!r}")

@@ -1,0 +1,96 @@
+r"""GPTQ: OBQ with one column order for all rows, made fast by a Cholesky factor and lazy batches.
+
+Notation: W weight, $H = 2XX^\top$, U with $U^\top U = (H+\lambda I)^{-1}$, q the rounded column.
+Source: Frantar, Ashkboos, Hoefler, Alistarh 2023, arXiv:2210.17323, Algorithm 1.   Syllabus: 2.08
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
+from mlcomp.layerwise.column_sweep import check_sweep, column_order, column_sweep, inverse_factor
+from mlcomp.quant.grid import Grid, fit_grid
+from mlcomp.quant.quantized import Quantized
+
+
+def gptq(
+    weight: Float[Tensor, "out inp"],
+    hessian: Float[Tensor, "inp inp"],
+    *,
+    bits: int,
+    group_size: int | None = None,
+    symmetric: bool = False,
+    clip: str = "minmax",
+    scale_dtype: torch.dtype | None = None,
+    order: str = "natural",
+    static_groups: bool = False,
+    damp: float = 0.01,
+    block_size: int = 128,
+) -> Quantized:
+    r"""Round the columns one after the other; each rounding error is made up for by the columns still to come.
+
+    $e = (w_i - q_i)/U_{ii}$, then $w_j \leftarrow w_j - e\,U_{ij}$ for all later columns j.
+
+    Args:
+        weight: (out, inp), any float dtype; not modified.
+        hessian: (inp, inp), $2XX^\top$, float32 or float64; not modified.
+        bits: bits per code, 1 to 8.
+        group_size: columns that share a step; must divide ``inp``. None: the whole row.
+        symmetric: zero code fixed at 2^(b−1), not stored.
+        clip: "minmax" or "mse", how a grid is fitted (see :func:`mlcomp.quant.fit_grid`).
+        scale_dtype: dtype that the steps are stored in, as in :func:`mlcomp.quant.rtn`.
+        order: "natural"; "activation" (largest diagonal of H first, while many columns can still compensate);
+            or "ascending", its opposite.
+        static_groups: with ``group_size``: fit every grid before the sweep, to the original weights of consecutive
+            columns. Otherwise a group is ``group_size`` columns that follow each other in ``order``, and its grid is
+            fitted to the weights as updated when the sweep reaches it.
+        damp: share of the mean live diagonal of H added to its diagonal.
+        block_size: columns per lazy batch; speed only.
+    Returns:
+        Codes in the original order of columns. ``group`` is set where groups are not consecutive columns.
+    Raises:
+        ValueError: malformed weight, H or option; H + λI singular.
+    Guarantee: the codes do not depend on ``block_size``, nor on the scale of X; for H ∝ I and no reordering they are
+        those of ``rtn``. A dead input (zero diagonal) gets the code of 0, and does not affect any grid fit.
+    Cost: 2·out·inp² + 4·inp³ FLOPs.
+    Deviations: the grid of a group that starts inside a lazy batch is fitted to the weights as updated by that
+        batch, too; dead inputs are zeroed before grids are fitted; damping is relative to the live inputs only.
+    """
+    check_weight(weight)
+    check_bits(bits)
+    out, inp = weight.shape
+    check_group_size(group_size, inp)
+    check_hessian(hessian, inp)
+    check_sweep(order, block_size)
+    if clip not in ("minmax", "mse"):
+        raise ValueError(f'clip must be "minmax" or "mse", got {clip!r}')
+
+    columns = column_order(hessian, order)
+    factor, dead = inverse_factor(hessian, columns, damp=damp)
+    dtype = torch.promote_types(weight.dtype, torch.float32)  # of the grids: float64 for float64 weights only
+    live = weight.to(dtype).masked_fill(dead, 0)
+    size = group_size or inp
+    static = group_size is None or static_groups
+
+    def fit(w: Tensor) -> Grid:
+        return fit_grid(w.to(dtype), bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
+
+    grids = [fit(part) for part in live.split(size, dim=1)] if static else []
+    group = columns // size if static else torch.arange(inp, device=weight.device) // size
+    group_of = group.tolist()
+    codes = torch.empty(inp, out, dtype=torch.uint8, device=weight.device)
+
+    def choose(i, current):
+        if group_of[i] == len(grids):  # the sweep enters a new group: its grid follows the updated weights
+            grids.append(fit(current(i, i + size).T))
+        grid = grids[group_of[i]]
+        codes[i] = grid.encode(current(i, i + 1).T.to(dtype))[:, 0]
+        return grid.decode(codes[i][:, None])[:, 0].double()
+
+    column_sweep(live.T.double()[columns], factor, choose, block_size=block_size)
+    back = columns.argsort()
+    step = torch.cat([grid.step for grid in grids], dim=1).to(scale_dtype or dtype)
+    zero = torch.cat([grid.zero for grid in grids], dim=1)
+    scattered = not static and order != "natural"
+    return Quantized(codes[back].T.contiguous(), step, zero, bits, symmetric, group[back] if scattered else None)

@@ -1,0 +1,27 @@
+"""Quantizers of single weights: codebooks, quantiles, companding, tables, mixed bits."""
+
+from mlcomp.quant.scalar.blockwise import Blockwise, blockwise, data_type_levels
+from mlcomp.quant.scalar.codebook import Codebook
+from mlcomp.quant.scalar.companding import ALaw, MuLaw, companded_codebook, optimal_companding
+from mlcomp.quant.scalar.lloyd_max import lloyd_max
+from mlcomp.quant.scalar.mixed_bits import MixedBits, quantize_mixed
+from mlcomp.quant.scalar.quantile import nf4_codebook, quantile_codebook
+from mlcomp.quant.scalar.table_quantization import TableQuantized, table_quantize
+
+__all__ = [
+    "ALaw",
+    "Blockwise",
+    "Codebook",
+    "MixedBits",
+    "MuLaw",
+    "TableQuantized",
+    "blockwise",
+    "companded_codebook",
+    "data_type_levels",
+    "lloyd_max",
+    "nf4_codebook",
+    "optimal_companding",
+    "quantile_codebook",
+    "quantize_mixed",
+    "table_quantize",
+]

@@ -1,0 +1,9 @@
+"""The one training loop of the course."""
+
+from mlcomp.train.loop import History, batch_starts, train
+
+__all__ = [
+    "History",
+    "batch_starts",
+    "train",
+]

@@ -1,0 +1,50 @@
+import pytest
+import torch
+from torch import nn
+
+from mlcomp.layerwise import StopForward, call_model, evaluating, hooked
+
+
+def test_every_module_gets_its_own_mode_back_also_after_an_error():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Sequential(nn.Dropout()))
+    model.train()
+    model[1].eval()  # a frozen BatchNorm in a model that trains
+    with pytest.raises(KeyError), evaluating(model):
+        assert not any(m.training for m in model.modules()) and not torch.is_grad_enabled()
+        raise KeyError
+    assert [m.training for m in model.modules()] == [True, True, False, True, True]
+    assert torch.is_grad_enabled()
+
+
+def test_hooks_come_off_and_a_stop_passes_through_except_exception():
+    class Careless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def forward(self, x):
+            try:
+                return self.inner(x)
+            except Exception:
+                return None
+
+    def stop(*_):
+        raise StopForward
+
+    model = Careless()
+    with pytest.raises(StopForward), hooked([model.inner.register_forward_pre_hook(stop)]):
+        model(torch.ones(1, 2))
+    assert model(torch.ones(1, 2)).shape == (1, 2)
+
+
+def test_a_batch_is_a_tensor_positional_or_named():
+    class Sum(nn.Module):
+        def forward(self, a, b=0, *, c=0):
+            return a + b + c
+
+    one = torch.ones(1)
+    assert call_model(Sum(), one) == 1
+    assert call_model(Sum(), (one, one)) == 2 and call_model(Sum(), [one, one]) == 2
+    assert call_model(Sum(), {"a": one, "c": 2}) == 3
+    with pytest.raises(TypeError, match="a batch is a tensor, a tuple or list, or a mapping, got set"):
+        call_model(Sum(), {1})

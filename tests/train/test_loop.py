@@ -1,0 +1,210 @@
+import pytest
+import torch
+from torch import nn
+
+from mlcomp.train import train
+from mlcomp.train.loop import _factor
+
+
+def problem(n=60):
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(n, 8, generator=g)
+    return x, (x @ torch.randn(8, 3, generator=g)).argmax(1)
+
+
+def network(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+
+
+def noise(batch, generator):
+    return batch + 0.1 * torch.randn(batch.shape, generator=generator)
+
+
+OPTIONS = {"epochs": 6, "lr": 1e-2, "batch_size": 16, "augment": noise, "progress": False}
+
+
+def states_equal(a, b):
+    return all(torch.equal(u, v) for u, v in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_learns_and_reports_the_loss():
+    x, y = problem(200)
+    model = network()
+    history = train(model, x, y, epochs=30, lr=1e-2, batch_size=16, progress=False)
+    assert len(history.loss) == 30 and history.loss[-1] < 0.5 * history.loss[0]
+    model.eval()
+    assert (model(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_one_step_is_adamws():
+    """One batch, one epoch: the first AdamW step moves each parameter by −lr·g/(|g| + eps), decay apart."""
+    x, y = problem(10)
+    lr = 0.1
+    model, start = nn.Linear(8, 3), nn.Linear(8, 3)
+    start.load_state_dict(model.state_dict())
+    nn.functional.cross_entropy(start(x), y).backward()
+    history = train(model, x, y, epochs=1, lr=lr, batch_size=10, weight_decay=0.5, progress=False)
+    for new, old in zip(model.parameters(), start.parameters(), strict=True):
+        expected = old * (1 - lr * 0.5) - lr * old.grad / (old.grad.abs() + 1e-8)
+        torch.testing.assert_close(new, expected, atol=1e-6, rtol=1e-5)  # float32 rounding, order of samples
+    assert history.loss[0] == pytest.approx(nn.functional.cross_entropy(start(x), y).item(), rel=1e-5)
+
+
+def test_learning_rate_rises_for_a_tenth_then_falls_as_a_cosine():
+    shares = [_factor(101)(step) for step in range(101)]
+    assert shares[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert shares[9] == 1 == max(shares) and 0 < shares[100] < 1e-3
+    assert shares[55] == pytest.approx(0.5)  # half way down: 46 of 92 steps after the peak
+    assert _factor(1)(0) == 1
+
+
+def test_same_seed_same_weights_another_seed_others():
+    x, y = problem()
+    models = [network() for _ in range(3)]
+    losses = [train(m, x, y, seed=s, **OPTIONS).loss for m, s in zip(models, (0, 0, 1), strict=True)]
+    assert losses[0] == losses[1] != losses[2]
+    assert states_equal(models[0], models[1]) and not states_equal(models[0], models[2])
+
+
+def test_each_epoch_sees_every_sample_once_in_another_order():
+    x, y = torch.arange(40.0)[:, None], torch.zeros(40, dtype=torch.int64)
+    seen = []
+
+    def record(batch, generator):
+        seen.extend(batch[:, 0].int().tolist())
+        return batch
+
+    train(nn.Linear(1, 2), x, y, **OPTIONS | {"augment": record, "epochs": 3})
+    epochs = [seen[k : k + 40] for k in (0, 40, 80)]
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs} | {tuple(range(40))}) == 4
+
+
+def test_global_random_state_and_mode_are_kept():
+    x, y = problem()
+    model = network().eval()
+    before = torch.get_rng_state()
+    train(model, x, y, **OPTIONS)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not model.training
+
+
+@pytest.mark.parametrize("killed_after", [1, 9, 21])  # batches: in the third, sixth and … of 4 batches an epoch
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, killed_after):
+    x, y = problem()
+    whole = network()
+    expected = train(whole, x, y, **OPTIONS)
+    batches = 0
+
+    def dies(batch, generator):
+        nonlocal batches
+        batches += 1
+        if batches > killed_after:
+            raise KeyboardInterrupt
+        return noise(batch, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), x, y, checkpoint=tmp_path / "c.pt", **OPTIONS | {"augment": dies})
+    resumed = network(seed=7)  # what it holds before does not matter once there is a checkpoint
+    if killed_after < 4:
+        assert not (tmp_path / "c.pt").exists()
+        resumed = network()
+    history = train(resumed, x, y, checkpoint=tmp_path / "c.pt", **OPTIONS)
+    assert history == expected
+    assert states_equal(resumed, whole)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_after_step_is_called_after_each_step_and_may_change_the_model():
+    x, y = problem(40)
+    model, steps, moved = network(), [], []
+
+    def clear(step):
+        steps.append(step)
+        moved.append(bool(model[0].weight.any()))  # the optimizer has just moved it
+        with torch.no_grad():
+            model[0].weight.zero_()
+
+    train(model, x, y, after_step=clear, **OPTIONS)
+    assert steps == list(range(1, 3 * OPTIONS["epochs"] + 1)) and all(moved)
+    assert not model[0].weight.any() and model[4].weight.any()
+
+
+def test_after_step_counts_on_after_a_resumption(tmp_path):
+    x, y = problem()
+    steps = []
+
+    def dies(step):
+        steps.append(step)
+        if len(steps) == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), x, y, checkpoint=tmp_path / "c.pt", after_step=dies, **OPTIONS)
+    train(network(), x, y, checkpoint=tmp_path / "c.pt", after_step=steps.append, **OPTIONS)
+    assert steps == [*range(1, 10), *range(9, 25)]  # two epochs of four batches were finished
+
+
+def test_finished_run_is_returned_from_its_checkpoint(tmp_path):
+    x, y = problem()
+    first = train(network(), x, y, checkpoint=tmp_path / "c.pt", **OPTIONS)
+    model = network(seed=7)
+    assert train(model, x, y, checkpoint=tmp_path / "c.pt", **OPTIONS) == first
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    x, y = problem()
+    train(network(), x, y, checkpoint=tmp_path / "c.pt", **OPTIONS)
+    with pytest.raises(ValueError, match="another run"):
+        train(network(), x, y, checkpoint=tmp_path / "c.pt", **OPTIONS | {"lr": 1e-3})
+
+
+def test_frozen_parameters_stay():
+    x, y = problem()
+    model = network()
+    model[0].weight.requires_grad_(False)
+    before = model[0].weight.clone()
+    train(model, x, y, **OPTIONS)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_last_batch_of_one_sample_is_left_out():
+    """BatchNorm cannot train on one sample; 33 samples in batches of 16 leave one."""
+    x, y = problem(33)
+    assert len(train(network(), x, y, **OPTIONS).loss) == OPTIONS["epochs"]
+
+
+def test_loss_that_diverges_is_an_error():
+    x, y = problem()
+    with pytest.raises(ValueError, match="the loss in epoch 0"):
+        train(network(), x, y, **OPTIONS | {"loss": lambda logits, labels: logits.sum() * float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": 1.5}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"lr": 0.0}, "lr"),
+        ({"lr": float("nan")}, "lr"),
+    ],
+)
+def test_bad_options(as_user, change, message):
+    x, y = problem()
+    with pytest.raises(ValueError, match=message):
+        train(network(), x, y, **OPTIONS | change)
+
+
+def test_bad_data(as_user):
+    x, y = problem()
+    with pytest.raises(ValueError, match="same length"):
+        train(network(), x, y[:-1], **OPTIONS)
+    with pytest.raises(ValueError, match="NaN"):
+        train(network(), x * float("nan"), y, **OPTIONS)
+    model = network()
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        train(model, x, y, **OPTIONS)
