@@ -8,6 +8,7 @@ import pytest
 from tools.inventory import FINISHED_LECTURES, PACKAGES, ROOT, SYLLABUS, Module, api, methods, modules, notebooks
 
 METHOD_PACKAGES = ("sources", "formats", "layerwise", "quant", "prune", "obs", "budget", "compare", "distill")
+API = api()
 USED = {name for m in modules() if m.path.name != "__init__.py" for name in m.imports()}
 EVERY = pytest.mark.parametrize("module", modules(), ids=lambda m: m.name)
 
@@ -62,12 +63,12 @@ def test_every_module_is_on_the_api_page_or_part_of_one_that_is(module):
     if module.name.startswith(NO_API) or module.path.name == "__init__.py":
         return
     part = any(name.startswith(f"{module.name}.") for name in USED)
-    assert part or any(module.name in homes for homes in api().values())
+    assert part or any(module.name in homes for homes in API.values())
 
 
 def test_the_api_page_shows_what_the_packages_hand_out():
     """Every function and class in an ``__all__`` has its entry, in the package in which it lives."""
-    shown = {name for homes in api().values() for names in homes.values() for name in names}
+    shown = {name for homes in API.values() for names in homes.values() for name in names}
     for package in PACKAGES:
         face = importlib.import_module(f"mlcomp.{package}")
         things = {name: getattr(face, name) for name in face.__all__}
