@@ -11,22 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mlcomp.modes import evaluating
+
+__all__ = ["StopForward", "call_model", "check_batches", "check_called", "evaluating", "hooked"]
+
 
 class StopForward(BaseException):
     """Raised in a hook to end a forward pass that has shown enough; no ``except Exception`` of a model catches it."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into eval mode without gradients, and give every module its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

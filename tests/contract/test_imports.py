@@ -23,7 +23,14 @@ FLOORS = (
 )
 # On one floor the rooms stand apart, but for these.
 DOORS = {"formats": {"sources"}, "models": {"assets", "data"}, "data": {"assets"}}
-GROUND = {"checks", "extras", "resume", "notebook", "addresses"}  # modules at the root that serve every floor
+GROUND = {
+    "checks",
+    "extras",
+    "resume",
+    "notebook",
+    "addresses",
+    "modes",
+}  # modules at the root that serve every floor
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 HEAVY = ["triton", "transformers", "matplotlib", "sklearn", "nbgrader", "IPython"]
 
