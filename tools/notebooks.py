@@ -6,8 +6,9 @@
     python tools/notebooks.py verify  [NOTEBOOK …]
     python tools/notebooks.py stamp   [NOTEBOOK …]
 
-Without names every lecture notebook is meant. `run` executes what is stale (its own code, or a module that it imports,
-directly or through others, changed since its outputs were stored) in a fresh kernel, in an empty temporary folder.
+Without names every lecture notebook is meant. `run` executes what is stale (its own code, or a module that it
+imports, directly or through others, changed since its outputs were stored) in a fresh kernel, in an empty temporary
+folder.
 """
 
 import argparse
