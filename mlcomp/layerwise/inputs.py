@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.layerwise.matrix import check_names, input_matrices, is_layer, weight_matrix
-from mlcomp.layerwise.running import StopForward, call_model, check_batches, check_called, evaluating, hooked
+from mlcomp.layerwise.running import StopForward, call_model, check_batches, check_called, hooked
+from mlcomp.modes import evaluating
 
 Valid = str | Callable[[Any], Tensor | None] | None
 

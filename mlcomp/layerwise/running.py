@@ -11,10 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mlcomp.modes import evaluating
-
-__all__ = ["StopForward", "call_model", "check_batches", "check_called", "evaluating", "hooked"]
-
 
 class StopForward(BaseException):
     """Raised in a hook to end a forward pass that has shown enough; no ``except Exception`` of a model catches it."""

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from mlcomp.layerwise import collect_hessians, evaluating, trace_layers
+from mlcomp.layerwise import collect_hessians, trace_layers
+from mlcomp.modes import evaluating
 from mlcomp.obs import layer_hessian
 
 

@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mlcomp.layerwise.bias_correction import bias_correction
 from mlcomp.layerwise.inputs import trace_layers
 from mlcomp.layerwise.matrix import input_matrices, is_layer, set_weight_matrix, weight_matrix
-from mlcomp.layerwise.running import call_model, check_batches, check_called, evaluating, hooked
+from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
+from mlcomp.modes import evaluating
 from mlcomp.prune.post_training.masked_finetune import FinetunedLayer, masked_finetune
 from mlcomp.prune.post_training.weight_correction import weight_correction
 

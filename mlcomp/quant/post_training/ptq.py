@@ -18,9 +18,10 @@ from mlcomp.checks import check_bits
 from mlcomp.layerwise.batchnorm import reestimate_batchnorm
 from mlcomp.layerwise.bias_correction import correct_biases
 from mlcomp.layerwise.matrix import check_names, is_layer
-from mlcomp.layerwise.running import call_model, check_batches, evaluating, hooked
+from mlcomp.layerwise.running import call_model, check_batches, hooked
 from mlcomp.layerwise.weights import replace_module
 from mlcomp.metrics.model import snr_db
+from mlcomp.modes import evaluating
 from mlcomp.quant.post_training.batchnorm_folding import fold_batchnorm
 from mlcomp.quant.post_training.calibration import activation_grid, observer
 from mlcomp.quant.post_training.fake_quantized import FakeQuantized
