@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlcomp.layerwise.bias_correction import bias_correction
-from mlcomp.layerwise.inputs import trace_layers
+from mlcomp.layerwise.inputs import first_calls, trace_layers
 from mlcomp.layerwise.matrix import input_matrices, is_layer, set_weight_matrix, weight_matrix
 from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
 from mlcomp.modes import evaluating
@@ -169,26 +169,10 @@ def _layers_with_zeros(dense: nn.Module, pruned: nn.Module) -> list[str]:
     return names
 
 
-class _Reached(BaseException):
-    """Ends a forward pass at the layer of interest; no ``except Exception`` of a model catches it."""
-
-
 def _inputs(model: nn.Module, name: str, batches: Iterable) -> Iterator[Tensor]:
     """Yield the input of the layer's first call for each batch that reaches it."""
-    found = []
-
-    def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        found.append(args[0] if args else kwargs["input"])
-        raise _Reached
-
-    for batch in batches:
-        with hooked([model.get_submodule(name).register_forward_pre_hook(before, with_kwargs=True)]):
-            try:
-                call_model(model, batch)
-            except _Reached:
-                pass
-        if found:
-            yield found.pop()
+    for args, kwargs in first_calls(model, name, batches):
+        yield args[0] if args else kwargs["input"]
 
 
 def _following_norms(model: nn.Module, batch: Any, names: Collection[str]) -> dict[str, nn.Module]:
