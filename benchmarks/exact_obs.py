@@ -170,7 +170,7 @@ def main(argv=None):
     parser.add_argument("--size", type=int, default=576, help="inputs and outputs of the layer, a multiple of 4")
     parser.add_argument("--rows", type=int, default=8, help="rows that the literal versions are run on")
     options = common_options(parser, RESULTS, argv)
-    source = origin() | {"layer": f"{options.size}x{options.size}"}
+    source = origin(seed=0) | {"layer": f"{options.size}x{options.size}"}
     print(source)
     print(
         f"{'case':14}{'version':22}{'rows':>6}{'wall s':>9}{'CPU s':>9}"
