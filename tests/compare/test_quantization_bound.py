@@ -4,13 +4,14 @@ import sys
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlcomp.compare.quantization_bound import _minors
 from mlcomp.data import make_layer
 from mlcomp.obs import layer_hessian
 from mlcomp.quant import certify, integer_least_squares, quantization_bound
+from tests.examples import examples
 
 MODULE = importlib.import_module("mlcomp.compare.quantization_bound")
 
@@ -23,7 +24,7 @@ def problem(inp, seed, levels, samples=None):
     return 2 * x @ x.T, target
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 10**6), inp=st.integers(1, 9), levels=st.sampled_from([2, 3, 4, 16]))
 @example(seed=171509, inp=6, levels=4)  # a solver at its default tolerances loses 2e-6 and 1e-6 of 1 + the error here
 @example(seed=4822, inp=5, levels=3)
@@ -39,7 +40,7 @@ def test_it_is_below_the_best_codes_and_above_one_gap_without_more(seed, inp, le
     assert bound.value >= one.value - 1e-6 * (1 + best.error)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 10**6), scale=st.floats(0, 3))
 def test_any_multipliers_certify_something_true(seed, scale):
     hessian, target = problem(4, seed, 4)
