@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.checks import removals
@@ -11,6 +11,7 @@ from mlcomp.metrics import relative_error
 from mlcomp.obs import exact_obs, exact_obs_trace, inverse_hessian, layer_hessian
 from mlcomp.obs.exact_obs import MAX_BYTES
 from mlcomp.prune import magnitude
+from tests.examples import examples
 from tests.obs.literal import algorithm_1, damped, loss
 
 
@@ -143,7 +144,7 @@ def test_is_optimal_on_its_own_mask():
             torch.testing.assert_close(found[kept], solution, rtol=1e-8, atol=1e-11)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(
     seed=st.integers(0, 10**6),
     inp=st.integers(1, 30),

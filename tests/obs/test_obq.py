@@ -1,12 +1,13 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
 from mlcomp.metrics import relative_error
 from mlcomp.obs import gptq, layer_hessian, obq
 from mlcomp.quant import fit_grid, rtn
+from tests.examples import examples
 from tests.obs.literal import algorithm_2, damped
 
 
@@ -85,7 +86,7 @@ def test_which_order_is_best_depends_on_the_channels_but_saving_always_wins(sigm
     assert error["saving"] < min(error["greedy"], error["activation"])
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     seed=st.integers(0, 10**6),
     inp=st.integers(1, 24),
