@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.running import call_model, check_batches, evaluating, hooked
-from mlcomp.quant.additive.additive_student import AdditiveBlock
-from mlcomp.quant.additive.pv_tuning import pv_tuning
+from mlcomp.quant.additive.additive_student import AdditiveBlock, AdditiveStudent
+from mlcomp.quant.additive.continuous_tuning import AdamSteps, check_rounds, tune_in_rounds
 
 
 def tune_block(
@@ -41,17 +41,23 @@ def tune_block(
         targets: (samples, …) the outputs to reach; None: those of ``block`` itself on ``inputs``.
         tau: stop after a round of ``steps`` Adam steps that lowers the loss by less than this share.
         max_rounds: rounds at the most.
-        learning_rate, batch_size, train_rest, dtype, seed: see :func:`mlcomp.quant.pv_tuning`.
+        learning_rate: of Adam, times the root mean square of each tensor.
+        batch_size, seed: of the batches, drawn in random order.
+        train_rest: tune the parameters that have no codes, too.
+        dtype: of the stored codebooks and scales.
     Returns:
-        The tuned copy, the layers with the same codes, and the loss after each round.
+        The tuned copy after its best round, the layers with the same codes, and the loss after each round.
     Raises:
-        ValueError: as :func:`mlcomp.quant.pv_tuning`.
+        ValueError: malformed inputs or targets, a layer that is not there or does not fit its codes, bad options.
     Guarantee: the codes are those given; the loss on ``inputs`` does not rise (before the rounding to ``dtype``).
     """
-    return pv_tuning(
-        block, inputs, layers, targets=targets, method="continuous", rounds=max_rounds, steps=steps, tolerance=tau,
-        learning_rate=learning_rate, batch_size=batch_size, train_rest=train_rest, dtype=dtype, seed=seed,
-    )  # fmt: skip
+    check_rounds(rounds=max_rounds, steps=steps, learning_rate=learning_rate, tolerance=tau)
+    student = AdditiveStudent(
+        block, inputs, layers, targets=targets, loss=None, batch_size=batch_size, train_rest=train_rest, seed=seed
+    )
+    adam = AdamSteps(student, steps=steps, learning_rate=learning_rate)
+    history = tune_in_rounds(student, [adam], rounds=max_rounds, tolerance=tau)
+    return student.result(dtype, history)
 
 
 class BlockCall(nn.Module):
