@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 # Old address → new one, of modules that no package hands on. They go with version 0.3.
 MOVED = {
@@ -54,7 +55,7 @@ def shorten(face: Mapping[str, object]) -> None:
             sys.modules.setdefault(f"{face['__name__']}.{home.rpartition('.')[2]}", sys.modules[home])
 
 
-def handed_on(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+def handed_on(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """Return a module's ``__getattr__`` for names that now live in a package above it, imported when first asked for.
 
     Args:
@@ -62,7 +63,7 @@ def handed_on(package: str, homes: Mapping[str, str]) -> Callable[[str], object]
         homes: name → module in which it lives.
     """
 
-    def __getattr__(name: str) -> object:
+    def __getattr__(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(homes[name]), name)

@@ -36,10 +36,10 @@ def check_sparsity(sparsity: float) -> None:
         raise ValueError(f"sparsity is the share of zeros and must lie in [0, 1], got {sparsity!r}")
 
 
-def check_pattern(pattern: tuple[int, int]) -> None:
+def check_pattern(pattern: object) -> None:
     """Raise unless ``pattern`` is (n, m): n zeros in every m consecutive inputs, 0 ≤ n ≤ m, m ≥ 1."""
-    ok = isinstance(pattern, tuple) and len(pattern) == 2 and all(isinstance(v, int) for v in pattern)
-    if not ok or not (pattern[1] >= 1 and 0 <= pattern[0] <= pattern[1]):
+    pair = pattern if isinstance(pattern, tuple) and len(pattern) == 2 else (-1, -1)
+    if not all(isinstance(v, int) for v in pair) or not (pair[1] >= 1 and 0 <= pair[0] <= pair[1]):
         raise ValueError(f"pattern must be (n, m) with 0 ≤ n ≤ m (n zeros in every m inputs), got {pattern!r}")
 
 

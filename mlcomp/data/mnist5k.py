@@ -32,8 +32,8 @@ def mnist5k(
     if split not in ("train", "held_out"):
         raise ValueError(f'split must be "train" or "held_out", got {split!r}')
     with gzip.open(fetch("mnist5k") / "mnist_5k.csv.gz", "rt") as file:
-        table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
-    table = torch.from_numpy(table).reshape(10, 500, 785)  # the file is sorted by class
+        pixels = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    table = torch.from_numpy(pixels).reshape(10, 500, 785)  # the file is sorted by class
     held_out = torch.arange(500) % _EVERY == _EVERY - 1
     rows = table[:, held_out if split == "held_out" else ~held_out].transpose(0, 1).reshape(-1, 785)
     if count is not None and not 1 <= count <= len(rows):

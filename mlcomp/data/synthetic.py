@@ -20,13 +20,16 @@ def make_layer(
     scales (``channel_sigma``), so that they are correlated and some channels matter more than others.
     """
     g = torch.Generator().manual_seed(seed)
-    double = {"generator": g, "dtype": torch.float64}
-    weight = torch.randn(out_features, in_features, **double) / in_features**0.5
-    rotation, _ = torch.linalg.qr(torch.randn(in_features, in_features, **double))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    weight = normal(out_features, in_features) / in_features**0.5
+    rotation, _ = torch.linalg.qr(normal(in_features, in_features))
     spectrum = torch.arange(1, in_features + 1, dtype=torch.float64) ** (-alpha)
     spectrum = spectrum * in_features / spectrum.sum()
-    scale = torch.exp(channel_sigma * torch.randn(in_features, **double))
+    scale = torch.exp(channel_sigma * normal(in_features))
     mixing = scale[:, None] * (rotation * spectrum.sqrt()) @ rotation.T
-    calibration = mixing @ torch.randn(in_features, samples, **double)
-    held_out = mixing @ torch.randn(in_features, samples, **double)
+    calibration = mixing @ normal(in_features, samples)
+    held_out = mixing @ normal(in_features, samples)
     return weight.float(), calibration.float(), held_out.float()

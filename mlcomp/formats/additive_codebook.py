@@ -28,7 +28,7 @@ class AdditiveCodes:
     codebooks: Float[Tensor, "books entries dim"]
     scale: Float[Tensor, " out"]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raise ValueError or TypeError unless the parts fit each other."""
         if self.codes.dtype != torch.uint8 or self.codes.ndim != 3 or self.codes.numel() == 0:
             raise TypeError(
@@ -71,7 +71,7 @@ def additive_decode(weight: AdditiveCodes) -> Float[Tensor, "out inp"]:
         IndexError: a code outside its codebook.
     """
     books = weight.codebooks if weight.codebooks.dtype == torch.float64 else weight.codebooks.float()
-    total = sum(books[c][weight.codes[:, :, c].long()] for c in range(len(books)))
+    total = sum((books[c][weight.codes[:, :, c].long()] for c in range(len(books))), start=books.new_zeros(()))
     return (total.flatten(1) * weight.scale.to(total)[:, None]).to(weight.codebooks.dtype)
 
 

@@ -60,7 +60,7 @@ class FloatFormat:
         if self.bias is None:
             object.__setattr__(self, "bias", 2 ** (self.exponent_bits - 1) - 1)
         # Beyond, the values of the format would leave float64, in which everything here is computed.
-        if not -300 <= self.bias <= 300:
+        if not -300 <= self._beta <= 300:
             raise ValueError(f"bias must lie between -300 and 300, got {self.bias}")
         if self.stored_bits is not None and self.stored_bits < self.width:
             raise ValueError(
@@ -90,12 +90,12 @@ class FloatFormat:
     @property
     def smallest_normal(self) -> float:
         """2^(1−β)."""
-        return 2.0 ** (1 - self.bias)
+        return 2.0 ** (1 - self._beta)
 
     @property
     def smallest_subnormal(self) -> float:
         """The smallest positive number, 2^(1−β−m)."""
-        return 2.0 ** (1 - self.bias - self.mantissa_bits)
+        return 2.0 ** (1 - self._beta - self.mantissa_bits)
 
     @property
     def epsilon(self) -> float:
@@ -117,7 +117,7 @@ class FloatFormat:
         sign, exponent, mantissa = self.fields(codes)
         # A subnormal has the exponent of E = 1 and no leading 1.
         fraction = mantissa + torch.where(exponent > 0, 2**self.mantissa_bits, 0)
-        scale = exponent.clamp(min=1) - self.bias - self.mantissa_bits
+        scale = exponent.clamp(min=1) - self._beta - self.mantissa_bits
         value = torch.ldexp(fraction.double(), scale.double())
         magnitude = codes.long() & (2 ** (self.width - 1) - 1)
         if self.specials == "inf_nan":
@@ -153,7 +153,7 @@ class FloatFormat:
         capped = magnitude.nan_to_num(nan=0.0).clamp(max=2 * self.max)
         exponent = self._exponent(capped)
         steps = torch.round(torch.ldexp(capped, (self.mantissa_bits - exponent).double())).long()
-        code = steps + ((exponent + self.bias - 1) << self.mantissa_bits)
+        code = steps + ((exponent + self._beta - 1) << self.mantissa_bits)
         over = (code > self._max_code) | torch.isinf(magnitude)
         lost = torch.isnan(x) if saturate else torch.isnan(x) | over
         if self.specials == "none" and bool(lost.any()):
@@ -190,10 +190,16 @@ class FloatFormat:
         ulp = torch.exp2((self._exponent(magnitude) - self.mantissa_bits).double())
         return torch.where(magnitude <= self.max, ulp, torch.nan)
 
+    @property
+    def _beta(self) -> int:
+        """β as a number, which it is once the format is made."""
+        assert self.bias is not None
+        return self.bias
+
     def _exponent(self, magnitude: Tensor) -> Tensor:
         """Return E with 2^E ≤ magnitude < 2^(E+1), at least that of the smallest normal number; int64."""
         exponent = torch.frexp(magnitude).exponent.long() - 1
-        return torch.where(magnitude > 0, exponent.clamp(min=1 - self.bias), 1 - self.bias)
+        return torch.where(magnitude > 0, exponent.clamp(min=1 - self._beta), 1 - self._beta)
 
     @property
     def _max_code(self) -> int:

@@ -63,6 +63,7 @@ def sparse_nbytes(
             raise ValueError(f"{index_bits} bits cannot count to {inp} columns and {nnz} non-zeros")
         return packed_nbytes(nnz, value_bits) + packed_nbytes(nnz, index_bits) + packed_nbytes(out + 1, index_bits)
     check_pattern(pattern)
+    assert pattern is not None  # the format is "n:m", and has one
     zeros, block = pattern
     tail = inp % block
     slots = out * (inp // block * (block - zeros) + tail - zeros * tail // block)

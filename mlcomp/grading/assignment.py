@@ -21,6 +21,8 @@ STUB = "YOUR ANSWER HERE"
 # A locked cell with this tag is for the reader only, for instance because it needs data; graders leave it out.
 NOT_GRADED = "not-graded"
 
+_NOTHING: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # no functions, no values
+
 
 class AssignmentError(ValueError):
     """A notebook is not readable, or belongs to no assignment."""
@@ -51,7 +53,8 @@ class Assignment:
     @cached_property
     def questions(self) -> tuple[Question, ...]:
         """The graded cells in the order of the notebook."""
-        found, title, functions, values = [], "", (), ()
+        found: list[Question] = []
+        title, functions, values = "", *_NOTHING
         for cell in self.cells:
             mark = marks(cell)
             if cell["cell_type"] == "markdown":
@@ -62,7 +65,7 @@ class Assignment:
             if mark.get("grade"):
                 section = cell["metadata"].get("mlcomp", {}).get("section", "")
                 manual = bool(mark.get("solution"))
-                names = ((), ()) if manual else (functions, values)
+                names = _NOTHING if manual else (functions, values)
                 found.append(Question(mark["grade_id"], title, int(mark["points"]), manual, section, *names))
         return tuple(found)
 
@@ -73,12 +76,12 @@ class Assignment:
 
     def is_check(self, grade_id: str | None) -> bool:
         """Whether this is a cell of checks."""
-        mark = marks(self.by_id.get(grade_id, {}))
+        mark = marks(self.by_id.get(grade_id or "", {}))
         return bool(mark.get("grade")) and not mark.get("solution")
 
     def is_locked(self, grade_id: str | None) -> bool:
         """Whether this is a cell that students are not to change, and that is not a check."""
-        mark = marks(self.by_id.get(grade_id, {}))
+        mark = marks(self.by_id.get(grade_id or "", {}))
         return bool(mark.get("locked")) and not mark.get("grade") and not mark.get("solution")
 
 
@@ -152,7 +155,7 @@ def aligned(cells: list[Cell], assignment: Assignment) -> list[Cell]:
     """
     kept, seen = [], set()
     for cell in cells:
-        grade_id = marks(cell).get("grade_id")
+        grade_id = marks(cell).get("grade_id", "")
         known = assignment.by_id.get(grade_id)
         if known is None or grade_id in seen:
             kept.append({"cell_type": cell["cell_type"], "source": source(cell), "metadata": {}})

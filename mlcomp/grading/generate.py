@@ -70,8 +70,11 @@ def _released(solutions: Path, scratch: Path) -> dict[Path, bytes]:
 
 def _notebook_link(config: Path) -> bytes:
     """Return what replaces a link to a page of the book: the notebook in the repository, good in Colab as well."""
-    text = config.read_text(encoding="utf-8")
-    url, branch = (
-        re.search(rf"^repository:.*?^  {key}: (\S+)", text, re.S | re.M).group(1) for key in ("url", "branch")
-    )
+    text, parts = config.read_text(encoding="utf-8"), []
+    for key in ("url", "branch"):
+        found = re.search(rf"^repository:.*?^  {key}: (\S+)", text, re.S | re.M)
+        if found is None:
+            raise ValueError(f"{config} does not say the {key} of the repository")
+        parts.append(found[1])
+    url, branch = parts
     return rf"{url}/blob/{branch}/lectures/\1.ipynb".encode()

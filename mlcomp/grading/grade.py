@@ -127,8 +127,7 @@ class _Run:
             ) from death
 
     def take(self, cell: Cell) -> None:
-        grade_id = marks(cell).get("grade_id")
-        question = self.questions.get(grade_id)
+        question = self.questions.get(marks(cell).get("grade_id", ""))
         if question is not None:
             self.results[question.id] = self._result(question, cell)
         elif cell["cell_type"] == "code" and not is_left_out(cell):
@@ -150,8 +149,8 @@ class _Run:
         if question.manual:
             # An empty answer, or the one that was handed out, is worth nothing: no one need look at it.
             empty = source(cell).strip() in ("", STUB)
-            points, message = (0, "not answered yet") if empty else (None, "")
-            return Result(question.id, question.title, True, points, maximum, message, section)
+            points, note = (0, "not answered yet") if empty else (None, "")
+            return Result(question.id, question.title, True, points, maximum, note, section)
         message: str | None = f"not graded: {self.problem}"
         if not self.problem:
             try:

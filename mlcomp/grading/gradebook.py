@@ -144,16 +144,19 @@ class GradeOutside(NbGraderPreprocessor):
             mark = cell.metadata.get("nbgrader", {})
             result = results.get(mark.get("grade_id")) if mark.get("grade") else None
             if cell.cell_type == "code" and result is not None:
-                cell.outputs = [_outcome(result.points, result.maximum, result.message)]
+                cell.outputs = _outcome(result.points, result.maximum, result.message)
             elif cell.cell_type == "code" and "not-graded" not in cell.metadata.get("tags", []):
                 cell.outputs = _printed(next(outputs, None))
         return nb, resources
 
 
-def _outcome(points: int, maximum: int, message: str) -> NotebookNode:
+def _outcome(points: int | None, maximum: int, message: str) -> list[NotebookNode]:
+    """Return what a graded cell shows: nothing while it waits for a person."""
+    if points is None:
+        return []
     if points == maximum:
-        return nbformat.v4.new_output("stream", name="stdout", text=f"Passed: {points} of {maximum} points.\n")
-    return nbformat.v4.new_output("error", ename="AssertionError", evalue=message, traceback=[message])
+        return [nbformat.v4.new_output("stream", name="stdout", text=f"Passed: {points} of {maximum} points.\n")]
+    return [nbformat.v4.new_output("error", ename="AssertionError", evalue=message, traceback=[message])]
 
 
 def _printed(output: Any) -> list[NotebookNode]:

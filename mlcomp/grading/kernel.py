@@ -40,7 +40,9 @@ class Kernel:
             start_new_session=True,
         )
         os.close(write)
-        self._in, self._out, self._reply = self._process.stdin.fileno(), self._process.stdout.fileno(), read
+        assert self._process.stdin is not None and self._process.stdout is not None  # both are pipes
+        self._streams = (self._process.stdin, self._process.stdout)
+        self._in, self._out, self._reply = self._streams[0].fileno(), self._streams[1].fileno(), read
         for fd in (self._in, self._out, self._reply):
             os.set_blocking(fd, False)
 
@@ -148,7 +150,7 @@ class Kernel:
         except ProcessLookupError:
             pass
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in self._streams:
             try:
                 stream.close()
             except OSError:  # unwritten bytes to a dead process

@@ -56,6 +56,9 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> nn.Module:
         raise ValueError("batches is empty: there is nothing to estimate statistics from")
     for name, module in layers.items():
         module.momentum = momenta[name]
+        # None only where running statistics are not tracked.
+        assert module.running_mean is not None and module.running_var is not None
+        assert module.num_batches_tracked is not None
         if not (torch.isfinite(module.running_mean).all() and torch.isfinite(module.running_var).all()):
             raise ValueError(f"layer {name!r}: its statistics on these batches are NaN or infinite")
         if not int(module.num_batches_tracked):

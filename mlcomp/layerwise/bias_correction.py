@@ -9,14 +9,14 @@ Kozlov, Malinin 2021, arXiv:2104.15023, eq. (5), with $\hat m = m$.   Syllabus: 
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mlcomp.checks import check_finite, check_weight
-from mlcomp.layerwise.matrix import check_names, is_layer
+from mlcomp.layerwise.matrix import find_layer, find_layers
 from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
 from mlcomp.modes import evaluating
 
@@ -70,14 +70,12 @@ def output_means(model: nn.Module, batches: Iterable, layers: Iterable[str] | No
     Raises:
         ValueError: unknown name, a layer that is never called, no batches, NaN or inf in an output.
     """
-    modules = dict(model.named_modules())
-    names = [n for n, m in modules.items() if is_layer(m)] if layers is None else list(layers)
-    check_names(modules, names)
+    chosen = find_layers(model, layers)
     check_batches(batches)
     sums: dict[str, Tensor] = {}
-    counts = dict.fromkeys(names, 0)
+    counts = dict.fromkeys(chosen, 0)
 
-    def hook(name: str):
+    def hook(name: str) -> Callable:
         def after(module: nn.Module, args: tuple, output: Tensor) -> None:
             check_finite(f"the output of layer {name!r}", output)
             channel = -3 if isinstance(module, nn.Conv2d) else -1
@@ -87,7 +85,7 @@ def output_means(model: nn.Module, batches: Iterable, layers: Iterable[str] | No
 
         return after
 
-    handles = [modules[name].register_forward_hook(hook(name)) for name in names]
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in chosen.items()]
     with evaluating(model), hooked(handles):
         for batch in batches:
             call_model(model, batch)
@@ -123,7 +121,7 @@ def correct_biases(
         got = output_means(result, batches, [name])[name]
         if got.shape != mean.shape:
             raise ValueError(f"layer {name!r} has {len(got)} outputs, and {len(mean)} in the reference")
-        layer = result.get_submodule(name)
+        layer = find_layer(result, name)
         shift = (mean - got).to(layer.weight)
         bias = shift if layer.bias is None else layer.bias.detach() + shift
         layer.bias = nn.Parameter(bias, layer.weight.requires_grad)

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from mlcomp.checks import check_finite
 from mlcomp.formats.storage import stored_nbytes
 from mlcomp.layerwise.inputs import HessianSum, Valid, add_hessians, collect_hessians, trace_layers
-from mlcomp.layerwise.matrix import check_names, is_layer, set_weight_matrix, weight_matrix
+from mlcomp.layerwise.matrix import find_layers, set_weight_matrix, weight_matrix
 from mlcomp.layerwise.report import CompressionReport, LayerRow, output_error, skipped_row
 from mlcomp.layerwise.running import check_batches, check_called
 from mlcomp.modes import evaluating
@@ -26,7 +27,8 @@ from mlcomp.resume import ResumeFolder, hash_batches, hash_model, hash_values
 
 __all__ = ["CompressionReport", "LayerRow", "collect_hessians", "compress"]
 
-Method = Callable[..., object]
+Method = Callable[..., Any]  # method(weight, hessian) → a tensor or a Quantized
+Chosen = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
 def compress(
@@ -34,7 +36,7 @@ def compress(
     batches: Iterable,
     method: Method | Mapping[str, Method],
     *,
-    layers: Iterable[str] | Callable[[str, nn.Module], bool] | None = None,
+    layers: Chosen = None,
     sequential: bool = True,
     progress: bool = True,
     resume: str | os.PathLike | None = None,
@@ -97,9 +99,8 @@ def compress(
     run = _Run(result, batches, held_out, valid, on_error, dtype, store)
     with evaluating(result), tqdm(total=len(methods), disable=not progress, desc="layers", unit="layer") as bar:
         rows = _sequential(run, methods, bar) if sequential else _parallel(run, methods, layers_per_pass, bar)
-    modules = dict(result.named_modules())
-    rows |= {name: skipped_row(name, modules[name], reason) for name, reason in skipped.items()}
-    return result, CompressionReport(tuple(rows[name] for name in modules if name in rows))
+    rows |= {name: skipped_row(name, run.layers[name], reason) for name, reason in skipped.items()}
+    return result, CompressionReport(tuple(rows[name] for name in run.layers if name in rows))
 
 
 def _sequential(run: "_Run", methods: Mapping[str, Method], bar: tqdm) -> dict[str, LayerRow]:
@@ -111,7 +112,7 @@ def _sequential(run: "_Run", methods: Mapping[str, Method], bar: tqdm) -> dict[s
         sums = run.hessians(stage, stop=all(trace.calls[name] == 1 for name in stage))
         for name in stage:
             weight, rows[name] = run.compress_layer(name, methods[name], sums)
-            set_weight_matrix(run.modules[name], weight)
+            set_weight_matrix(run.layers[name], weight)
             bar.update()
     return rows
 
@@ -119,14 +120,15 @@ def _sequential(run: "_Run", methods: Mapping[str, Method], bar: tqdm) -> dict[s
 def _parallel(run: "_Run", methods: Mapping[str, Method], size: int | None, bar: tqdm) -> dict[str, LayerRow]:
     names = list(methods)
     size = size or len(names)
-    rows, weights = {}, {}
+    rows: dict[str, LayerRow] = {}
+    weights: dict[str, Tensor] = {}
     for start in range(0, len(names), size):
         sums = run.hessians(names[start : start + size], stop=False)
         for name in names[start : start + size]:
             weights[name], rows[name] = run.compress_layer(name, methods[name], sums)
             bar.update()
     for name, weight in weights.items():  # only now, so that every pass saw the dense model
-        set_weight_matrix(run.modules[name], weight)
+        set_weight_matrix(run.layers[name], weight)
     return rows
 
 
@@ -143,14 +145,14 @@ class _Run:
     store: ResumeFolder | None
 
     def __post_init__(self) -> None:
-        self.modules = dict(self.model.named_modules())
+        self.layers = find_layers(self.model)
 
     def hessians(self, names: Iterable[str], *, stop: bool) -> list[dict[str, HessianSum]]:
         """Return the sums on calibration and held-out batches, for those layers that are not finished."""
         todo = [name for name in names if self.store is None or name not in self.store]
         sums = []
         for batches in (self.batches, self.held_out):
-            part = {name: HessianSum(name, self.modules[name], self.dtype) for name in todo}
+            part = {name: HessianSum(name, self.layers[name], self.dtype) for name in todo}
             if batches is not None and todo:
                 add_hessians(self.model, batches, part, stop=stop, valid=self.valid)
                 check_called({name: total.samples for name, total in part.items()})
@@ -159,7 +161,7 @@ class _Run:
 
     def compress_layer(self, name: str, method: Method, sums: list[dict[str, HessianSum]]) -> tuple[Tensor, LayerRow]:
         """Return the new weight matrices (groups, out, inp) and the row, from the store if they are there."""
-        module = self.modules[name]
+        module = self.layers[name]
         if self.store is not None and name in self.store:
             tensors, facts = self.store.load(name)
             return tensors["weight"].to(module.weight.device), LayerRow(**{**facts, "shape": tuple(facts["shape"])})
@@ -209,45 +211,40 @@ def _apply(method: Method, weight: Tensor, hessian: Tensor) -> tuple[Tensor, int
 
 
 def _select(
-    model: nn.Module, method: Method | Mapping[str, Method], layers: object, tied: str
+    model: nn.Module, method: Method | Mapping[str, Method], layers: Chosen, tied: str
 ) -> tuple[dict[str, Method], dict[str, str]]:
     """Return name → method of the layers to compress, and name → reason of those to leave; unties where asked."""
-    modules = dict(model.named_modules())
-    available = [name for name, module in modules.items() if is_layer(module)]
-    by_name = isinstance(method, Mapping) and layers is None
-    if by_name:
-        layers = list(method)
-    elif layers is None:
-        layers = available
+    available, by_name = find_layers(model), False
+    if layers is None:
+        by_name = isinstance(method, Mapping)
+        names = list(method if isinstance(method, Mapping) else available)
     elif callable(layers):
-        layers = [name for name in available if layers(name, modules[name])]
+        names = [name for name in available if layers(name, available[name])]
     else:
-        by_name, layers = True, list(layers)
-    check_names(modules, layers)
-    if isinstance(method, Mapping) and set(layers) - set(method):
-        raise ValueError(f"method has no entry for layer(s) {sorted(set(layers) - set(method))}")
-    skipped = {name: "not chosen" for name in available if name not in set(layers)}
+        by_name, names = True, list(layers)
+    wanted = find_layers(model, names)
+    if isinstance(method, Mapping) and set(wanted) - set(method):
+        raise ValueError(f"method has no entry for layer(s) {sorted(set(wanted) - set(method))}")
+    skipped = {name: "not chosen" for name in available if name not in wanted}
     owners: dict[int, list[str]] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(path)
     chosen = {}
-    for name in layers:
-        others = [path for path in owners.get(id(modules[name].weight), []) if path != f"{name}.weight"]
-        others = [path for path in others if model.get_submodule(path.rpartition(".")[0]) is not modules[name]]
-        if "weight" not in modules[name]._parameters:
+    for name, layer in wanted.items():
+        others = [path for path in owners.get(id(layer.weight), []) if path != f"{name}.weight"]
+        others = [path for path in others if model.get_submodule(path.rpartition(".")[0]) is not layer]
+        reason = None
+        if "weight" not in layer._parameters:
             reason = "its weight is computed (parametrized), not a parameter"
         elif others and tied == "skip":
             reason = f"its weight is tied to {others[0]}"
-        else:
-            reason = None
         if reason and by_name:
             raise ValueError(f'layer {name!r}: {reason}; leave it out, or pass tied="untie" where it is tied')
         if reason:
             skipped[name] = reason
             continue
         if others:
-            weight = modules[name].weight
-            modules[name].weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
         chosen[name] = method[name] if isinstance(method, Mapping) else method
     if not chosen:
         raise ValueError(f"no layer is left to compress: {skipped}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlcomp.layerwise.matrix import check_names, input_matrices, is_layer, weight_matrix
+from mlcomp.layerwise.matrix import Layer, find_layers, input_matrices, weight_matrix
 from mlcomp.layerwise.running import StopForward, call_model, check_batches, check_called, hooked
 from mlcomp.modes import evaluating
 
@@ -21,13 +21,13 @@ Valid = str | Callable[[Any], Tensor | None] | None
 class HessianSum:
     """Running sum of $2XX^\top$ of one layer, (groups, inp, inp); ``samples`` counts the columns of X."""
 
-    def __init__(self, name: str, module: nn.Module, dtype: torch.dtype):
+    def __init__(self, name: str, module: Layer, dtype: torch.dtype) -> None:
         groups, _, inp = weight_matrix(module).shape
         self.name = name
         self.samples = 0
         self.hessian = torch.zeros(groups, inp, inp, dtype=dtype, device=module.weight.device)
 
-    def add(self, module: nn.Module, x: Tensor, valid: Tensor | None = None) -> None:
+    def add(self, module: Layer, x: Tensor, valid: Tensor | None = None) -> None:
         """Add the samples of one call; ``valid`` (a boolean for each position) leaves out padded tokens."""
         if not torch.isfinite(x).all():
             bad = int((~torch.isfinite(x)).sum())
@@ -54,10 +54,11 @@ def add_hessians(
         stop: end each forward pass as soon as all the layers were called once.
         valid: see :func:`collect_hessians`.
     """
-    mask, waiting = None, set()
+    mask: Tensor | None = None
+    waiting: set[str] = set()
 
     def hook(name: str) -> Callable:
-        def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def before(module: Layer, args: tuple, kwargs: dict) -> None:
             sums[name].add(module, args[0] if args else kwargs["input"], mask)
             waiting.discard(name)
             if stop and not waiting:
@@ -172,11 +173,8 @@ def collect_hessians(
             or inf in a layer's input (the message names the layer).
     Cost: one forward pass and 2·inp²·samples FLOPs a layer; memory Σ inp², whatever the number of batches.
     """
-    modules = dict(model.named_modules())
-    names = [name for name, module in modules.items() if is_layer(module)] if layers is None else list(layers)
-    check_names(modules, names)
+    sums = {name: HessianSum(name, layer, dtype) for name, layer in find_layers(model, layers).items()}
     check_batches(batches)
-    sums = {name: HessianSum(name, modules[name], dtype) for name in names}
     with evaluating(model):
         add_hessians(model, batches, sums, stop=False, valid=valid)
     check_called({name: total.samples for name, total in sums.items()})

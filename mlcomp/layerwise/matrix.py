@@ -7,22 +7,58 @@ Syllabus: 2.01
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+Layer = nn.Linear | nn.Conv2d
+
 # Patches are unfolded for this many floats at a time (256 MB in float32), whatever the batch size.
 UNFOLD_FLOATS = 2**26
 
 
-def is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module) -> TypeGuard[Layer]:
     """Return whether ``module`` is a layer that can be seen as a matrix: ``nn.Linear`` or ``nn.Conv2d``."""
-    return isinstance(module, nn.Linear | nn.Conv2d)
+    return isinstance(module, Layer)
 
 
-def weight_matrix(module: nn.Module) -> Float[Tensor, "groups out inp"]:
+def find_layers(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Layer]:
+    """Return name → layer of the named linear and convolutional layers of ``model``, in the order of ``names``.
+
+    Args:
+        model: the layers are its own, not copies.
+        names: as in ``model.named_modules()``. None: all of them, in its order.
+    Raises:
+        ValueError: an unknown name, a module of another kind, no layer at all.
+    """
+    modules = dict(model.named_modules())
+    if names is None:
+        found = {name: module for name, module in modules.items() if is_layer(module)}
+    else:
+        found = {name: _layer(modules, name) for name in names}
+    if not found:
+        raise ValueError("no layers: the model has no nn.Linear or nn.Conv2d, or none was chosen")
+    return found
+
+
+def find_layer(model: nn.Module, name: str) -> Layer:
+    """Return one layer of ``model``; errors as in :func:`find_layers`."""
+    return find_layers(model, [name])[name]
+
+
+def _layer(modules: Mapping[str, nn.Module], name: str) -> Layer:
+    if name not in modules:
+        raise ValueError(f"the model has no layer {name!r}")
+    module = modules[name]
+    if not is_layer(module):
+        raise ValueError(f"layer {name!r} is {type(module).__name__}; only nn.Linear and nn.Conv2d can be used")
+    return module
+
+
+def weight_matrix(module: Layer) -> Float[Tensor, "groups out inp"]:
     """Return the layer's weight, one matrix (out/groups, inp/groups·kh·kw) a group; float32 unless it is float64."""
     weight = module.weight.detach()
     weight = weight if weight.dtype == torch.float64 else weight.float()
@@ -31,12 +67,12 @@ def weight_matrix(module: nn.Module) -> Float[Tensor, "groups out inp"]:
 
 
 @torch.no_grad()
-def set_weight_matrix(module: nn.Module, matrix: Float[Tensor, "groups out inp"]) -> None:
+def set_weight_matrix(module: Layer, matrix: Float[Tensor, "groups out inp"]) -> None:
     """Write the matrices of :func:`weight_matrix` into the layer, in the layer's own dtype and shape, in place."""
     module.weight.copy_(matrix.reshape(module.weight.shape))
 
 
-def input_matrices(module: nn.Module, x: Tensor) -> Iterator[Float[Tensor, "groups inp samples"]]:
+def input_matrices(module: Layer, x: Tensor) -> Iterator[Float[Tensor, "groups inp samples"]]:
     """Yield the samples that ``module`` sees when called on ``x``, some at a time, one matrix (inp, samples) a group.
 
     Args:
@@ -63,21 +99,7 @@ def _padding(module: nn.Conv2d) -> list[int]:
     """Return what F.pad wants (left, right, top, bottom); "same" puts an odd remainder right and below."""
     if module.padding == "valid":
         return [0, 0, 0, 0]
-    if module.padding == "same":
+    if isinstance(module.padding, str):  # "same"
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         return [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2]
     return [module.padding[1], module.padding[1], module.padding[0], module.padding[0]]
-
-
-def check_names(modules: Mapping[str, nn.Module], names: Iterable[str]) -> None:
-    """Raise unless each name is a linear or convolutional layer of ``modules``, and there is at least one."""
-    names = list(names)
-    if not names:
-        raise ValueError("no layers: the model has no nn.Linear or nn.Conv2d, or none was chosen")
-    for name in names:
-        if name not in modules:
-            raise ValueError(f"the model has no layer {name!r}")
-        if not is_layer(modules[name]):
-            raise ValueError(
-                f"layer {name!r} is {type(modules[name]).__name__}; only nn.Linear and nn.Conv2d can be used"
-            )

@@ -6,9 +6,10 @@ Syllabus: 2.01
 import math
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlcomp.layerwise.hessian import output_loss
+from mlcomp.layerwise.matrix import Layer
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def output_error(weight: Tensor, compressed: Tensor, hessian: Tensor) -> float:
     return max(0.0, loss / reference)  # rounding may take a zero loss below zero
 
 
-def skipped_row(name: str, module: nn.Module, reason: str) -> LayerRow:
+def skipped_row(name: str, module: Layer, reason: str) -> LayerRow:
     """Return the row of a layer that stays as it is."""
     weight = module.weight.detach()
     nbytes = weight.numel() * weight.element_size()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.checks import check_finite
-from mlcomp.layerwise.matrix import check_names, is_layer
+from mlcomp.layerwise.matrix import find_layers
 
 
 def layer_weights(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -25,14 +25,13 @@ def layer_weights(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     Raises:
         ValueError: an unknown name, a module of another kind, no layer at all.
     """
-    modules = dict(model.named_modules())
-    chosen = [name for name, module in modules.items() if is_layer(module)] if layers is None else list(layers)
-    check_names(modules, chosen)
-    found, seen = {}, set()
-    for name in modules:
-        if name in chosen and id(modules[name].weight) not in seen:
-            seen.add(id(modules[name].weight))
-            found[name] = modules[name].weight.detach()
+    chosen = find_layers(model, layers)
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, _ in model.named_modules():
+        if name in chosen and id(chosen[name].weight) not in seen:
+            seen.add(id(chosen[name].weight))
+            found[name] = chosen[name].weight.detach()
     return found
 
 
@@ -43,10 +42,9 @@ def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
         ValueError: an unknown name, a module that is no layer, another shape, NaN or inf.
     """
     result = copy.deepcopy(model)
-    modules = dict(result.named_modules())
-    check_names(modules, weights)
+    layers = find_layers(result, weights)
     for name, weight in weights.items():
-        parameter = modules[name].weight
+        parameter = layers[name].weight
         if weight.shape != parameter.shape:
             raise ValueError(f"layer {name!r} has weight {tuple(parameter.shape)}, got {tuple(weight.shape)}")
         check_finite(f"weights[{name!r}]", weight)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -9,8 +10,10 @@ from torch import nn
 
 WEIGHTS = Path(__file__).parent / "weights"
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def build(network: Callable[[], nn.Module], name: str, *, pretrained: bool, seed: int) -> nn.Module:
+
+def build(network: Callable[[], Network], name: str, *, pretrained: bool, seed: int) -> Network:
     """Return ``network()`` in eval mode with the committed weights, or as initialized from ``seed``.
 
     The global random state is left as it was.

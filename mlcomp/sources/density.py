@@ -14,13 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_finite
-from mlcomp.sources.source import Cells, Source, cells_from_moments, from_zero, interpolate
+from mlcomp.sources.source import Cells, Continuous, cells_from_moments, from_zero, interpolate
 
 PANELS, POINTS = 4096, 8  # panels over the support, Gauss–Legendre points in each
 
 
 @dataclass(frozen=True)
-class Density(Source):
+class Density(Continuous):
     """A density on a finite interval, for :func:`mlcomp.quant.lloyd_max` and :func:`mlcomp.quant.quantile_codebook`.
 
     Attributes:
@@ -35,7 +35,7 @@ class Density(Source):
     pdf: Callable[[Tensor], Tensor]
     support: tuple[float, float]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raise ValueError unless the support is a finite interval and the density a density there."""
         low, high = self.support
         if not (math.isfinite(low) and math.isfinite(high) and low < high):

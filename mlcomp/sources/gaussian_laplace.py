@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.sources.source import Cells, Source, cells_from_moments
+from mlcomp.sources.source import Cells, Continuous, cells_from_moments
 
 
-class Gaussian(Source):
+class Gaussian(Continuous):
     r"""Mean 0, variance 1. Antiderivatives: $\Phi$ of φ, $-\varphi$ of xφ, $\Phi - x\varphi$ of x²φ."""
 
     kurtosis, bound, symmetric = 3.0, 12.0, True  # beyond 12 lies 1e-30 of the variance
@@ -39,7 +39,7 @@ class Gaussian(Source):
         return torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
 
 
-class Laplace(Source):
+class Laplace(Continuous):
     r"""Mean 0, variance 1: $f(x) = \tfrac{\lambda}{2} e^{-\lambda|x|}$."""
 
     kurtosis, bound, symmetric = 6.0, 50.0, True  # beyond 50 lies 1e-27 of the variance

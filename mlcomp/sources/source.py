@@ -7,6 +7,7 @@ Source: Max 1960 (the cells); Panter and Dite 1951 (the cube root); Kuzmin et al
 (energies and kurtosis).   Syllabus: 1.04, 1.05, 1.22
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -22,23 +23,41 @@ class Cells(NamedTuple):
     spread: Float[Tensor, "*grids cells"]
 
 
-class Source:
+class Source(ABC):
     r"""A density, or a tensor's own entries.
 
-    All have ``cells``, ``quantile`` and ``cube_root_quantile``, the quantile of the density $\propto f^{1/3}$, by
-    which good levels are spread. Densities also have ``density``, which is f.
-
     Attributes:
-        kurtosis: κ.
-        bound: the largest magnitude; nothing measurable lies beyond.
-        energy: E W².
         symmetric: f(−x) = f(x) for all x.
     """
 
-    kurtosis: float
-    bound: float
-    energy: float = 1.0
     symmetric: bool = False
+
+    @abstractmethod
+    def cells(self, edges: Float[Tensor, "*grids edges"]) -> Cells:
+        """Return the cells between neighbouring ascending edges."""
+
+    @abstractmethod
+    def quantile(self, share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return the x that have these shares below them."""
+
+    @abstractmethod
+    def cube_root_quantile(self, share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        r"""Return the same for the density $\propto f^{1/3}$, by which good levels are spread."""
+
+    @property
+    @abstractmethod
+    def kurtosis(self) -> float:
+        """κ."""
+
+    @property
+    @abstractmethod
+    def bound(self) -> float:
+        """The largest magnitude; nothing measurable lies beyond."""
+
+    @property
+    def energy(self) -> float:
+        """E W²."""
+        return 1.0
 
     def smallest_energy(self, share: float) -> float:
         """Return E[W²; |W| ≤ t], where P(|W| ≤ t) = ``share``."""
@@ -53,6 +72,14 @@ class Source:
 
     def _within(self, t: float) -> Cells:
         return self.cells(torch.tensor([-t, t], dtype=torch.float64))
+
+
+class Continuous(Source):
+    """A source that has a density."""
+
+    @abstractmethod
+    def density(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return f(x)."""
 
 
 def cells_from_moments(m0: Tensor, m1: Tensor, m2: Tensor) -> Cells:

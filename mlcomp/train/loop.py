@@ -129,7 +129,17 @@ def _factor(steps: int) -> Callable[[int], float]:
     return share
 
 
-def _epoch(state, inputs, labels, starts, batch_size, seeds, augment, loss, after_step) -> float:
+def _epoch(
+    state: "_State",
+    inputs: Tensor,
+    labels: Tensor,
+    starts: list[int],
+    batch_size: int,
+    seeds: tuple[int, int],
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    after_step: Callable[[int], None] | None,
+) -> float:
     """Train one epoch; all its randomness comes from (seed, epoch), so that a resumed run repeats it."""
     generator = torch.Generator().manual_seed(seeds[0] * 1_000_003 + seeds[1])
     order = torch.randperm(len(inputs), generator=generator)

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlcomp.layerwise import matrix
-from mlcomp.layerwise.matrix import check_names, input_matrices, set_weight_matrix, weight_matrix
+from mlcomp.layerwise.matrix import find_layers, input_matrices, set_weight_matrix, weight_matrix
 
 CONVS = [
     {},
@@ -61,10 +61,18 @@ def test_weight_goes_there_and_back_in_any_dtype_and_layout():
 
 
 def test_names_must_be_layers():
-    modules = dict(nn.Sequential(nn.Linear(2, 2), nn.ReLU()).named_modules())
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     with pytest.raises(ValueError, match="no layer 'x'"):
-        check_names(modules, ["x"])
+        find_layers(model, ["x"])
     with pytest.raises(ValueError, match="'1' is ReLU"):
-        check_names(modules, ["1"])
+        find_layers(model, ["1"])
     with pytest.raises(ValueError, match="no layers"):
-        check_names(modules, [])
+        find_layers(model, [])
+    with pytest.raises(ValueError, match="no layers"):
+        find_layers(model[1])
+
+
+def test_layers_are_found_in_the_order_asked_for():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)))
+    assert find_layers(model) == {"0": model[0], "2.0": model[2][0]}
+    assert list(find_layers(model, ["2.0", "0"]).values()) == [model[2][0], model[0]]

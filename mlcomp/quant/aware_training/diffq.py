@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mlcomp.layerwise.matrix import check_names, is_layer
+from mlcomp.layerwise.matrix import find_layers
 from mlcomp.layerwise.weights import replace_module
 from mlcomp.quant.scalar.mixed_bits import MixedBits, mixed_bits_nbytes, quantize_mixed
 
@@ -132,9 +132,7 @@ def prepare_diffq(
         authors' code offers Gaussian noise, too); ``speed`` and :class:`SizeTarget` (the paper sets λ by hand) are
         ours.
     """
-    modules = dict(model.named_modules())
-    names = [n for n, m in modules.items() if is_layer(m)] if layers is None else list(layers)
-    check_names(modules, names)
+    names = list(find_layers(model, layers))
     if not (1 <= min_bits < init_bits < max_bits <= 15):
         raise ValueError(f"need 1 ≤ min_bits < init_bits < max_bits ≤ 15, got {min_bits}, {init_bits}, {max_bits}")
     if group_size is not None and group_size < 1:

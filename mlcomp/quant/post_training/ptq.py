@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mlcomp.checks import check_bits
 from mlcomp.layerwise.batchnorm import reestimate_batchnorm
 from mlcomp.layerwise.bias_correction import correct_biases
-from mlcomp.layerwise.matrix import check_names, is_layer
+from mlcomp.layerwise.matrix import find_layers
 from mlcomp.layerwise.running import call_model, check_batches, hooked
 from mlcomp.layerwise.weights import replace_module
 from mlcomp.metrics.model import snr_db
@@ -176,13 +176,10 @@ def layer_bits(
     model: nn.Module, weight_bits: int, input_bits: int | None, overrides: Mapping | None
 ) -> dict[str, tuple[int, int | None]]:
     """Return name → (weight bits, input bits) of all linear and convolutional layers, checked."""
-    modules = dict(model.named_modules())
-    names = [name for name, module in modules.items() if is_layer(module)]
-    check_names(modules, names)
     overrides = dict(overrides or {})
     if overrides:
-        check_names(modules, overrides)
-    plan = {name: overrides.get(name, (weight_bits, input_bits)) for name in names}
+        find_layers(model, overrides)  # raises for a name that is no layer
+    plan = {name: overrides.get(name, (weight_bits, input_bits)) for name in find_layers(model)}
     for pair in plan.values():
         check_bits(pair[0])
         if pair[1] is not None:

@@ -24,7 +24,7 @@ class MuLaw:
 
     mu: float = 255.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raise ValueError unless μ is positive and finite."""
         if not 0 < self.mu < math.inf:
             raise ValueError(f"mu must be positive and finite, got {self.mu!r}")
@@ -44,7 +44,7 @@ class ALaw:
 
     a: float = 87.6
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raise ValueError unless A is at least 1 (where the curve is a straight line) and finite."""
         if not 1 <= self.a < math.inf:
             raise ValueError(f"a must be at least 1 and finite, got {self.a!r}")

@@ -17,7 +17,7 @@ from mlcomp.sources.as_source import as_source
 from mlcomp.sources.density import Density
 from mlcomp.sources.gaussian_laplace import Gaussian, Laplace
 from mlcomp.sources.samples import Samples
-from mlcomp.sources.source import Cells, Source, from_zero
+from mlcomp.sources.source import Cells, Continuous, Source, from_zero
 
 ROUNDING = 1e-13  # relative, of an error summed over up to 256 cells in float64
 RUNS = 1024  # bins of the samples among which dynamic programming finds the best start
@@ -85,7 +85,7 @@ def _descend(source: Source, y: Tensor, max_steps: int, tolerance: float) -> Ten
     for _ in range(max_steps):
         new = _centroids(cells)
         found = _cells(source, new)
-        if not isinstance(source, Samples) and (jump := _newton(source, cells, y)) is not None:
+        if isinstance(source, Continuous) and (jump := _newton(source, cells, y)) is not None:
             landed = _cells(source, jump)
             # Near the end errors differ by rounding alone, and the Newton step is still the better one.
             if _error(landed, jump) <= _error(found, new) * (1 + ROUNDING):
@@ -107,7 +107,7 @@ def _error(cells: Cells, y: Tensor) -> float:
     return float(squared_error(cells, y))
 
 
-def _newton(source: Source, cells: Cells, y: Tensor) -> Tensor | None:
+def _newton(source: Continuous, cells: Cells, y: Tensor) -> Tensor | None:
     r"""Return the levels after one Newton step on the error, or None if they would cross.
 
     Half its gradient is $g_i = m_i (y_i - c_i)$ with mass m and centroid c; thresholds at midpoints move with the
