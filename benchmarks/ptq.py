@@ -17,8 +17,9 @@ import torch
 
 from benchmarks.record import append, common_options, origin
 from mlcomp.data import mnist_calibration
-from mlcomp.layerwise import call_model, evaluating
+from mlcomp.layerwise import call_model
 from mlcomp.models import convnet
+from mlcomp.modes import evaluating
 from mlcomp.quant import activation_grid, observer
 
 try:

@@ -11,10 +11,12 @@ from mlcomp.kernels import interpret_without_gpu
 from tests.exercises.tables import pytest_terminal_summary  # noqa: F401  (a hook: prints the graders' tables)
 
 # A busy machine is not a wrong result: no deadlines. "ci" has the same examples at each run, so that a red run can be
-# repeated; "developer" keeps looking for new ones; "search", of the weekly run, looks ten times as long.
+# repeated; "developer" keeps looking for new ones; "quick", of `make check`, looks less long, and "search", of the
+# weekly run, ten times as long.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.register_profile("developer", patient)
 settings.register_profile("ci", patient, derandomize=True, database=None)
+settings.register_profile("quick", patient, max_examples=20)
 settings.register_profile("search", patient, max_examples=1000)
 settings.load_profile(os.environ.get("MLCOMP_EXAMPLES") or ("ci" if os.environ.get("CI") else "developer"))
 

@@ -6,12 +6,12 @@
     python tools/notebooks.py verify  [NOTEBOOK …]
     python tools/notebooks.py stamp   [NOTEBOOK …]
 
-Without names every lecture notebook is meant. `run` executes what is stale (its own code, or any of the library,
-changed since its outputs were stored) in a fresh kernel, in an empty temporary folder.
+Without names every lecture notebook is meant. `run` executes what is stale (its own code, or a module that it
+imports, directly or through others, changed since its outputs were stored) in a fresh kernel, in an empty temporary
+folder.
 """
 
 import argparse
-import hashlib
 import re
 import subprocess
 import sys
@@ -26,6 +26,10 @@ from jupytext.combine import combine_inputs_with_outputs
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tools.staleness import digest, library_hash  # noqa: E402  (the folder is put on the path above)
+
 LECTURES = ROOT / "lectures"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 HEADER_KEYS = {"title", "lecture", "slides", "syllabus"}
@@ -71,17 +75,12 @@ def write(nb: nbformat.NotebookNode, path: Path) -> None:
     path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
 
 
-def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def code_of(nb: nbformat.NotebookNode) -> str:
+    return "\n".join(c.source for c in nb.cells if c.cell_type == "code")
 
 
 def code_hash(nb: nbformat.NotebookNode) -> str:
-    return digest("\n\0".join(c.source for c in nb.cells if c.cell_type == "code"))
-
-
-def library_hash() -> str:
-    files = sorted((ROOT / "mlcomp").rglob("*.py"))
-    return digest("\0".join(f"{f.relative_to(ROOT)}\0{f.read_text()}" for f in files))
+    return digest(code_of(nb))
 
 
 # --- stamp ------------------------------------------------------------------------------------------------------
@@ -137,7 +136,7 @@ def stamp(nb: nbformat.NotebookNode, path: Path) -> None:
 
 def is_stale(nb: nbformat.NotebookNode, *, code_only: bool = False) -> bool:
     ran = nb.metadata.get("mlcomp", {}).get("ran", {})
-    return ran.get("code") != code_hash(nb) or (not code_only and ran.get("library") != library_hash())
+    return ran.get("code") != code_hash(nb) or (not code_only and ran.get("library") != library_hash(code_of(nb)))
 
 
 def run(path: Path, timeout: int = 300) -> str | None:
@@ -145,7 +144,7 @@ def run(path: Path, timeout: int = 300) -> str | None:
     nb = read(path)
     if any("nbgrader" in cell.metadata for cell in nb.cells):
         return "an exercise, whose marks this would drop: execute it with `jupyter execute --inplace` and nbstripout"
-    library = library_hash()
+    library = library_hash(code_of(nb))
     nb.metadata["kernelspec"] = KERNEL
     for cell in nb.cells:
         if cell.cell_type == "code":
@@ -192,6 +191,8 @@ def problems(nb: nbformat.NotebookNode, path: Path) -> list[str]:
         found.append("its cells were not all run, in order, in a fresh kernel (run `run`)")
     if is_stale(nb, code_only=True):
         found.append("its code changed after its outputs were stored (run `run`)")
+    elif is_stale(nb):
+        found.append("a module that it imports changed after its outputs were stored (run `run`)")
     if not any(re.search(r"\bassert|\bassert_", c.source) for c in code):
         found.append("no cell asserts a claim of the text")
     if not any(is_checked(c) for c in code):

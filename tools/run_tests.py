@@ -29,6 +29,7 @@ EXTRA_KEYS = "metadata.language_info.version cell.metadata.execution"
 class Step:
     name: str
     command: list[str]
+    examples: str = ""  # hypothesis profile, where the caller has named none
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,13 @@ def lint() -> list[Step]:
     return [
         Step("ruff check", [PYTHON, "-m", "ruff", "check", "."]),
         Step("ruff format", [PYTHON, "-m", "ruff", "format", "--check", "."]),
+        Step("types", [PYTHON, "-m", "mypy"]),
     ]
 
 
 def fast_steps() -> list[Step]:
     skip = ["-m", "not slow and not browser and not sandbox"]
-    return [*lint(), Step("fast tests", [*PYTEST, *SPREAD, *skip, "tests"])]
+    return [*lint(), Step("fast tests", [*PYTEST, *SPREAD, *skip, "tests"], "quick")]
 
 
 def all_steps() -> list[Step]:
@@ -81,6 +83,8 @@ def run(step: Step) -> Outcome:
     """Run one step, showing its output as it comes, and read pytest's counts off it."""
     print(f"\n=== {step.name}: {' '.join(map(str, step.command))[:200]}", flush=True)
     env = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "MLCOMP_BOOK": str(HTML)}
+    if step.examples:
+        env.setdefault("MLCOMP_EXAMPLES", step.examples)
     if "-n" in step.command:
         env |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MLCOMP_TEST_THREADS": "1"}
     start = time.perf_counter()

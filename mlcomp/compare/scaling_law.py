@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlcomp.checks import check_finite
+from mlcomp.modes import evaluating
 from mlcomp.quant.scalar.blockwise import blockwise
 
 
-@torch.no_grad()
 def bits_per_byte(
     model: nn.Module, text: Int64[Tensor, " length"], *, context: int = 256, batch_size: int = 16
 ) -> float:
@@ -41,14 +41,12 @@ def bits_per_byte(
             raise ValueError(f"{name} must be a positive whole number, got {value!r}")
     if len(text) <= context:
         raise ValueError(f"the text must be longer than one window of {context} bytes, got {len(text)}")
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    windows = text.unfold(0, context + 1, context)
+    windows = text.unfold(0, context + 1, context).to(next(model.parameters()).device)
     total = 0.0
-    for batch in windows.to(device).split(batch_size):
-        logits = model(batch[:, :-1]).flatten(0, 1)
-        total += float(F.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="sum"))
-    model.train(training)
+    with evaluating(model):
+        for batch in windows.split(batch_size):
+            logits = model(batch[:, :-1]).flatten(0, 1)
+            total += float(F.cross_entropy(logits.float(), batch[:, 1:].flatten(), reduction="sum"))
     return total / math.log(2) / (len(windows) * context)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mlcomp.formats.storage import stored_nbytes
 from mlcomp.layerwise.matrix import Layer, is_layer
-from mlcomp.layerwise.running import call_model, evaluating, hooked
+from mlcomp.layerwise.running import call_model, hooked
+from mlcomp.modes import evaluating
 
 
 @dataclass(frozen=True)

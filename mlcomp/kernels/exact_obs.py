@@ -63,7 +63,11 @@ def exact_obs(
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     inverse = inverse_hessian(hessian, damp=damp)
-    steps = removals(sparsity, inp) if pattern is None else sum(pattern_room(pattern, inp))
+    if pattern is None:
+        assert sparsity is not None  # check_target saw to it
+        steps = removals(sparsity, inp)
+    else:
+        steps = sum(pattern_room(pattern, inp))
     vectors = scratch(out, steps, inp, dtype, max_bytes, weight.device)
     # A pivot is never below 1/H_pp; rounding could make it so.
     floor = (1 / damped_hessian(hessian, damp=damp).matrix.diagonal()).to(dtype)

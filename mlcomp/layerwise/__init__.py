@@ -21,7 +21,7 @@ from mlcomp.layerwise.hessian import (
 from mlcomp.layerwise.inputs import LayerTrace, collect_hessians, trace_layers
 from mlcomp.layerwise.matrix import input_matrices, is_layer, set_weight_matrix, weight_matrix
 from mlcomp.layerwise.report import CompressionReport, LayerRow, output_error
-from mlcomp.layerwise.running import StopForward, call_model, evaluating, hooked
+from mlcomp.layerwise.running import StopForward, call_model, hooked
 from mlcomp.layerwise.weights import keep_zeros, layer_weights, network_sparsity, replace_module, with_weights
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "compress",
     "correct_biases",
     "damped_hessian",
-    "evaluating",
     "hooked",
     "input_matrices",
     "inverse_factor",

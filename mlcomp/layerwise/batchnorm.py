@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mlcomp.layerwise.running import call_model, check_batches, evaluating
+from mlcomp.layerwise.running import call_model, check_batches
+from mlcomp.modes import evaluating
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> nn.Module:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from mlcomp.checks import check_finite, check_weight
 from mlcomp.layerwise.matrix import find_layer, find_layers
-from mlcomp.layerwise.running import call_model, check_batches, check_called, evaluating, hooked
+from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
+from mlcomp.modes import evaluating
 
 
 def bias_correction(

@@ -21,7 +21,8 @@ from mlcomp.formats.storage import stored_nbytes
 from mlcomp.layerwise.inputs import HessianSum, Valid, add_hessians, collect_hessians, trace_layers
 from mlcomp.layerwise.matrix import find_layers, set_weight_matrix, weight_matrix
 from mlcomp.layerwise.report import CompressionReport, LayerRow, output_error, skipped_row
-from mlcomp.layerwise.running import check_batches, check_called, evaluating
+from mlcomp.layerwise.running import check_batches, check_called
+from mlcomp.modes import evaluating
 from mlcomp.resume import ResumeFolder, hash_batches, hash_model, hash_values
 
 __all__ = ["CompressionReport", "LayerRow", "collect_hessians", "compress"]

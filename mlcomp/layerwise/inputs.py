@@ -4,7 +4,7 @@ Notation: X inputs (inp, samples), $H = 2XX^\top$, one for each group of a group
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 3.   Syllabus: 2.01
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.layerwise.matrix import Layer, find_layers, input_matrices, weight_matrix
-from mlcomp.layerwise.running import StopForward, call_model, check_batches, check_called, evaluating, hooked
+from mlcomp.layerwise.running import StopForward, call_model, check_batches, check_called, hooked
+from mlcomp.modes import evaluating
 
 Valid = str | Callable[[Any], Tensor | None] | None
 
@@ -74,6 +75,25 @@ def add_hessians(
                 call_model(model, batch)
             except StopForward:
                 pass
+
+
+def first_calls(model: nn.Module, name: str, batches: Iterable) -> Iterator[tuple[tuple, dict[str, Any]]]:
+    """Yield the (positional, named) arguments of the module's first call for each batch that reaches it.
+
+    The model runs in the mode it has, and only as far as the module.
+    """
+    found: list[tuple[tuple, dict[str, Any]]] = []
+
+    def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        found.append((args, kwargs))
+        raise StopForward
+
+    for batch in batches:
+        with hooked([model.get_submodule(name).register_forward_pre_hook(before, with_kwargs=True)]):
+            try:
+                call_model(model, batch)
+            except StopForward:
+                yield found.pop()
 
 
 @dataclass(frozen=True)

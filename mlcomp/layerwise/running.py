@@ -17,19 +17,6 @@ class StopForward(BaseException):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into eval mode without gradients, and give every module its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     """Take the hooks off again, whatever happens inside."""
     try:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mlcomp.checks import check_finite
 from mlcomp.layerwise.hessian import output_loss
+from mlcomp.modes import evaluating
 
 
 def relative_error(
@@ -48,21 +49,23 @@ def snr_db(reference: Tensor, approximation: Tensor) -> float:
     return math.inf if noise == 0 else 10 * math.log10(signal / noise)
 
 
-@torch.no_grad()
 def accuracy(model: torch.nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = 500) -> float:
-    """Return the share of ``inputs`` (samples first) whose largest logit is the label; the mode is kept."""
-    training = model.training
-    model.eval()
+    """Return the share of ``inputs`` (samples first) whose largest logit is the label; every module's mode is kept.
+
+    Raises:
+        ValueError: no sample, or not as many labels as inputs.
+    """
+    if len(inputs) != len(labels) or len(inputs) == 0:
+        raise ValueError(f"inputs and labels must have the same length ≥ 1, got {len(inputs)} and {len(labels)}")
     right = 0
-    for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-        right += int((model(x).argmax(-1) == y).sum())
-    model.train(training)
+    with evaluating(model):
+        for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
+            right += int((model(x).argmax(-1) == y).sum())
     return right / len(labels)
 
 
-@torch.no_grad()
 def perplexity(model: torch.nn.Module, batches: Iterable[Int64[Tensor, "_ _"]]) -> float:
-    r"""Return $\exp(-\frac1N\sum \log p(x_t \mid x_{<t}))$ of a causal language model; the mode is kept.
+    r"""Return $\exp(-\frac1N\sum \log p(x_t \mid x_{<t}))$ of a causal language model; every module's mode is kept.
 
     Args:
         model: ``model(tokens).logits`` is (b, length, vocabulary), as in transformers.
@@ -72,16 +75,15 @@ def perplexity(model: torch.nn.Module, batches: Iterable[Int64[Tensor, "_ _"]]) 
         ValueError: no sequence of at least two tokens, or logits that hold NaN or infinity.
     Cost: SmolLM2-135M on two cores: see the model card.
     """
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
+    device = next(model.parameters()).device
     total, tokens = 0.0, 0
-    for batch in batches:
-        batch = batch.to(device)
-        logits = model(batch).logits[:, :-1]
-        check_finite("logits", logits)
-        total += float(F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum"))
-        tokens += batch[:, 1:].numel()
-    model.train(training)
+    with evaluating(model):
+        for batch in batches:
+            batch = batch.to(device)
+            logits = model(batch).logits[:, :-1]
+            check_finite("logits", logits)
+            total += float(F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum"))
+            tokens += batch[:, 1:].numel()
     if tokens == 0:
         raise ValueError("perplexity needs at least one sequence of two tokens or more, got none")
     return math.exp(total / tokens)

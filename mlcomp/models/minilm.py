@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mlcomp.assets.cache import fetch
 from mlcomp.extras import need
 from mlcomp.models.quiet import quiet_transformers
+from mlcomp.modes import evaluating
 
 
 def minilm() -> tuple[torch.nn.Module, Any]:
@@ -34,14 +35,13 @@ def minilm() -> tuple[torch.nn.Module, Any]:
     return model.eval(), tokenizer
 
 
-@torch.no_grad()
 def embed(
     model: torch.nn.Module, tokenizer: Any, sentences: Sequence[str], *, batch_size: int = 32, max_length: int = 256
 ) -> Float[Tensor, "n dim"]:
     """Return one unit vector per sentence, as this model is meant to be used: the mean over its tokens, normalized.
 
     Args:
-        model: a BERT-type encoder; its mode is kept.
+        model: a BERT-type encoder; the mode of every module is kept.
         tokenizer: its tokenizer.
         sentences: at least one.
         batch_size: sentences at a time, padded to the longest of them; padding does not enter the mean.
@@ -51,16 +51,14 @@ def embed(
     """
     if isinstance(sentences, str) or len(sentences) == 0:
         raise ValueError(f"sentences must be a sequence of at least one string, got {sentences!r}")
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
+    device = next(model.parameters()).device
     vectors = []
-    for start in range(0, len(sentences), batch_size):
-        chunk = list(sentences[start : start + batch_size])
-        tokens = tokenizer(chunk, padding=True, truncation=True, max_length=max_length, return_tensors="pt").to(
-            device
-        )
-        hidden = model(**tokens).last_hidden_state
-        mask = tokens["attention_mask"][..., None].to(hidden.dtype)
-        vectors.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1))
-    model.train(training)
+    with evaluating(model):
+        for start in range(0, len(sentences), batch_size):
+            chunk = list(sentences[start : start + batch_size])
+            tokens = tokenizer(chunk, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+            tokens = tokens.to(device)
+            hidden = model(**tokens).last_hidden_state
+            mask = tokens["attention_mask"][..., None].to(hidden.dtype)
+            vectors.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1))
     return torch.cat(vectors)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from mlcomp.checks import check_finite
+from mlcomp.modes import keeping_modes
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def train(
     checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> History:
-    """Train ``model`` in place and return the history; the model's mode is kept.
+    """Train ``model`` in place and return the history; every module's mode is kept.
 
     Args:
         model: its parameters that require a gradient are trained, where they lie (any device).
@@ -77,9 +78,8 @@ def train(
     run |= {"samples": len(inputs), "parameters": sum(p.numel() for p in trained)}
     if checkpoint is not None and Path(checkpoint).exists():
         state.load(Path(checkpoint), run)
-    training = model.training
-    model.train()
-    try:
+    with keeping_modes(model):
+        model.train()
         bar = tqdm(range(len(state.loss), epochs), desc="epochs", disable=not progress)
         for epoch in bar:
             state.loss.append(
@@ -88,8 +88,6 @@ def train(
             bar.set_postfix(loss=f"{state.loss[-1]:.4f}")
             if checkpoint is not None:
                 state.save(Path(checkpoint), run)
-    finally:
-        model.train(training)
     return History(tuple(state.loss))
 
 

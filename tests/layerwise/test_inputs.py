@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from mlcomp.layerwise import collect_hessians, evaluating, trace_layers
+from mlcomp.layerwise import collect_hessians, trace_layers
+from mlcomp.layerwise.inputs import first_calls
+from mlcomp.modes import evaluating
 from mlcomp.obs import layer_hessian
 
 
@@ -137,3 +139,24 @@ def test_bad_input():
     attention = nn.MultiheadAttention(4, 1)
     with pytest.raises(ValueError, match="no layer was called"):
         collect_hessians(attention, [(torch.ones(2, 1, 4),) * 3])
+
+
+def test_first_calls_stop_at_the_module_and_skip_batches_that_miss_it():
+    class Router(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.expert, self.after = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.reached = 0
+
+        def forward(self, x):
+            if x.sum() > 0:
+                x = self.expert(input=self.expert(x))
+            self.reached += 1
+            return x
+
+    model = Router()
+    batches = [torch.ones(1, 2), -torch.ones(1, 2), 3 * torch.ones(1, 2)]
+    calls = list(first_calls(model, "expert", batches))
+    assert [float(args[0].sum()) for args, kwargs in calls] == [2, 6] and model.reached == 1
+    assert all(kwargs == {} for _, kwargs in calls)
+    assert not model.expert._forward_pre_hooks

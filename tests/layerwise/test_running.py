@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from mlcomp.layerwise import StopForward, call_model, evaluating, hooked
+from mlcomp.layerwise import StopForward, call_model, hooked
+from mlcomp.modes import evaluating
 
 
 def test_every_module_gets_its_own_mode_back_also_after_an_error():

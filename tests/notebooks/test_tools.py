@@ -17,7 +17,7 @@ def template(tmp_path_factory):
     path = tool.from_py(source)
     assert tool.is_stale(tool.read(path))
     with pytest.MonkeyPatch.context() as patch:  # the library may be edited while its tests run
-        patch.setattr(tool, "library_hash", lambda: "this one")
+        patch.setattr(tool, "library_hash", lambda code: "this one")
         assert tool.run(path) is None
         yield path
 
@@ -57,9 +57,10 @@ def test_an_edited_cell_is_stale(notebook):
 
 def test_a_changed_library_is_stale(notebook, monkeypatch):
     nb, _ = notebook
-    monkeypatch.setattr(tool, "library_hash", lambda: "another")
+    monkeypatch.setattr(tool, "library_hash", lambda code: "another")
     assert tool.is_stale(nb)
     assert not tool.is_stale(nb, code_only=True)
+    assert any("a module that it imports changed" in p for p in tool.problems(nb, _))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.formats.additive_codebook import AdditiveCodes
-from mlcomp.layerwise.running import call_model, check_batches, evaluating, hooked
+from mlcomp.layerwise.running import call_model, check_batches, hooked
+from mlcomp.modes import evaluating
 from mlcomp.quant.additive.additive_student import AdditiveBlock
 from mlcomp.quant.additive.pv_tuning import pv_tuning
 
