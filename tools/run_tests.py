@@ -49,6 +49,7 @@ def lint() -> list[Step]:
     return [
         Step("ruff check", [PYTHON, "-m", "ruff", "check", "."]),
         Step("ruff format", [PYTHON, "-m", "ruff", "format", "--check", "."]),
+        Step("types", [PYTHON, "-m", "mypy"]),
     ]
 
 

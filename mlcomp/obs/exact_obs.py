@@ -62,18 +62,19 @@ def exact_obs(
     _check_layer(weight, hessian, block_size)
     if scope not in ("global", "row"):
         raise ValueError(f'scope must be "global" or "row", got {scope!r}')
-    limits = {"damp": damp, "max_bytes": max_bytes}
     if pattern is not None:
         if block_size != 1:
             raise ValueError(f"pattern and block_size exclude each other, got {pattern=} and {block_size=}")
+        removal = RowRemoval(weight, hessian, width=1, damp=damp, max_bytes=max_bytes)
         steps = sum(pattern_room(pattern, weight.shape[1]))
-        return RowRemoval(weight, hessian, width=1, **limits).run(steps, pattern)[0].to(weight.dtype)
+        return removal.run(steps, pattern)[0].to(weight.dtype)
+    assert sparsity is not None  # check_target saw to it
     if scope == "row":
-        removal = RowRemoval(weight, hessian, width=block_size, **limits)
+        removal = RowRemoval(weight, hessian, width=block_size, damp=damp, max_bytes=max_bytes)
         return removal.run(removals(sparsity, removal.units))[0].to(weight.dtype)
     if not sparsity <= row_cap <= 1:
         raise ValueError(f"row_cap must lie between sparsity={sparsity} and 1, got {row_cap!r}")
-    trace = exact_obs_trace(weight, hessian, block_size=block_size, row_cap=row_cap, **limits)
+    trace = exact_obs_trace(weight, hessian, block_size=block_size, row_cap=row_cap, damp=damp, max_bytes=max_bytes)
     return weights_of_least_loss(trace, sparsity, max_bytes=max_bytes)
 
 

@@ -106,7 +106,7 @@ def network_hessian(flat: FlatNetwork, theta: Float[Tensor, " n"] | None = None,
 def hessian_diagonal(flat: FlatNetwork, *, chunk: int = 64) -> Float[Tensor, " n"]:
     """Return the exact diagonal of the Hessian without storing the rest of it: n Hessian–vector products."""
 
-    _, product = vjp(grad(flat.loss), flat.theta)  # H is symmetric: a vector–Hessian product is a Hessian–vector one
+    product = vjp(grad(flat.loss), flat.theta)[1]  # H is symmetric: a vector–Hessian product is a Hessian–vector one
 
     def entry(unit: Tensor) -> Tensor:
         return torch.dot(product(unit)[0], unit)
@@ -145,7 +145,7 @@ def _jacobians(flat: FlatNetwork, theta: Tensor) -> tuple[Tensor, Tensor]:
         return flat.loss_fn(z.view_as(outputs), flat.targets)
 
     # Samples do not interact in the loss, so one product with e_c in every sample gives column c of all blocks.
-    _, product = vjp(grad(loss_of), z)
+    product = vjp(grad(loss_of), z)[1]
     units = torch.eye(width, dtype=z.dtype, device=z.device)
     curvature = torch.stack([product(unit.repeat(samples, 1))[0] for unit in units], dim=-1)
 

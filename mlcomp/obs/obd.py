@@ -60,6 +60,7 @@ def obd(
     if pattern is not None:
         removed = nm_mask(saliency, pattern)
     else:
+        assert sparsity is not None  # check_target saw to it
         removed = smallest_mask(saliency.reshape(1, -1), removals(sparsity, weight.numel())).view_as(weight)
     return weight.masked_fill(removed, 0)
 

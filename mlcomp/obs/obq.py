@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
-from mlcomp.layerwise.column_sweep import ORDERS, column_order, column_sweep, inverse_factor
+from mlcomp.layerwise.column_sweep import ORDERS, Columns, column_order, column_sweep, inverse_factor
 from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
 from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
 from mlcomp.quant.grid import Grid, fit_grid
@@ -156,7 +156,7 @@ def _round_in_order(
     step, zero = grid.step.reshape(out, -1), grid.zero.reshape(out, -1)
     codes = torch.empty(out, inp, dtype=torch.uint8, device=weight.device)
 
-    def choose(i, current):
+    def choose(i: int, current: Columns) -> Tensor:
         column = int(columns[i])
         group = slice(column // size, column // size + 1)
         own = Grid(step[:, group], zero[:, group], grid.bits, grid.symmetric)

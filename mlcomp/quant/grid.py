@@ -92,17 +92,17 @@ def fit_grid(
         low = -high
     if clip == "minmax":
         return range_grid(low, high, bits=bits, symmetric=symmetric, scale_dtype=scale_dtype)
-    best_step = best_zero = best_error = None
-    for share in CLIP_SHARES:
+
+    def shrunk(share: float) -> tuple[Tensor, Tensor, Tensor]:
         grid = range_grid(share * low, share * high, bits=bits, symmetric=symmetric, scale_dtype=scale_dtype)
-        error = (w - grid.round(w)).square().sum(1, keepdim=True)
-        if best_error is None:
-            best_step, best_zero, best_error = grid.step, grid.zero, error
-        better = error < best_error
-        best_step = torch.where(better, grid.step, best_step)
-        best_zero = torch.where(better, grid.zero, best_zero)
-        best_error = torch.where(better, error, best_error)
-    return Grid(best_step, best_zero, bits, symmetric)
+        return grid.step, grid.zero, (w - grid.round(w)).square().sum(1, keepdim=True)
+
+    step, zero, error = shrunk(CLIP_SHARES[0])
+    for share in CLIP_SHARES[1:]:
+        new = shrunk(share)
+        better = new[2] < error
+        step, zero, error = (torch.where(better, a, b) for a, b in zip(new, (step, zero, error), strict=True))
+    return Grid(step, zero, bits, symmetric)
 
 
 def range_grid(

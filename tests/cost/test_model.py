@@ -63,6 +63,26 @@ def test_tied_weights_are_counted_once_in_bytes_and_fully_in_flops():
     assert cost.nbytes == 44 * 4 and cost["1"].flops == 2 * 3 * 44 and cost["1"].nbytes_dense == 0
 
 
+class NamedWeight(nn.Module):
+    """A module whose attribute ``weight`` is a module, not a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Linear(3, 2, bias=False)
+        self.gain = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.weight(x) * self.gain
+
+
+def test_a_module_named_weight_is_a_module():
+    cost = model_cost(NamedWeight(), torch.ones(1, 3))
+    assert [(row.name, row.shape, row.nbytes_dense, row.nbytes_other) for row in cost.rows] == [
+        ("", (), 0, 8),
+        ("weight", (2, 3), 24, 0),
+    ]
+
+
 def test_sparsity_and_bits():
     model = net()
     weight = model[3].weight.data

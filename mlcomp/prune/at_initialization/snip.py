@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlcomp.checks import check_finite, check_sparsity
+from mlcomp.layerwise.matrix import find_layers
 from mlcomp.layerwise.weights import layer_weights
 from mlcomp.prune.importance.magnitude import prune_lowest
 
@@ -47,7 +48,7 @@ def connection_sensitivity(
         check_finite("inputs", inputs)
     student = copy.deepcopy(model).train()
     names = list(layer_weights(student, layers))
-    parameters = [student.get_submodule(name).weight.requires_grad_() for name in names]
+    parameters = [layer.weight.requires_grad_() for layer in find_layers(student, names).values()]
     device = parameters[0].device
     with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

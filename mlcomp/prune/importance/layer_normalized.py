@@ -7,6 +7,7 @@ Source: Lazarevich, Kozlov, Malinin 2021, arXiv:2104.15023.   Syllabus: 1.20
 """
 
 from collections.abc import Mapping, Sequence
+from typing import overload
 
 from torch import Tensor
 
@@ -14,6 +15,10 @@ from mlcomp.checks import check_sparsity
 from mlcomp.prune.importance.magnitude import check_weights, prune_lowest
 
 
+@overload
+def layer_normalized(weights: Mapping[str, Tensor], *, sparsity: float) -> dict[str, Tensor]: ...
+@overload
+def layer_normalized(weights: Sequence[Tensor], *, sparsity: float) -> list[Tensor]: ...
 def layer_normalized(
     weights: Mapping[str, Tensor] | Sequence[Tensor], *, sparsity: float
 ) -> dict[str, Tensor] | list[Tensor]:

@@ -7,6 +7,7 @@ Syllabus: 2.07, 3.07, 4.09
 """
 
 from collections.abc import Mapping, Sequence
+from typing import overload
 
 import torch
 from jaxtyping import Float
@@ -44,13 +45,17 @@ def magnitude(
     scores = weight.abs()
     if pattern is not None:
         removed = nm_mask(scores, pattern)
-    elif scope == "row":
-        removed = smallest_mask(scores, removals(sparsity, weight.shape[1]))
     else:
-        removed = smallest_mask(scores.reshape(1, -1), removals(sparsity, weight.numel())).reshape(weight.shape)
+        assert sparsity is not None  # check_target saw to it
+        compared = scores if scope == "row" else scores.reshape(1, -1)
+        removed = smallest_mask(compared, removals(sparsity, compared.shape[1])).reshape(weight.shape)
     return weight.masked_fill(removed, 0)
 
 
+@overload
+def global_magnitude(weights: Mapping[str, Tensor], *, sparsity: float) -> dict[str, Tensor]: ...
+@overload
+def global_magnitude(weights: Sequence[Tensor], *, sparsity: float) -> list[Tensor]: ...
 def global_magnitude(
     weights: Mapping[str, Tensor] | Sequence[Tensor], *, sparsity: float
 ) -> dict[str, Tensor] | list[Tensor]:

@@ -50,5 +50,6 @@ def wanda(
     if pattern is not None:
         removed = nm_mask(scores, pattern)
     else:
+        assert sparsity is not None  # check_target saw to it
         removed = smallest_mask(scores, removals(sparsity, weight.shape[1]))
     return torch.where(removed, torch.zeros_like(weight), weight)

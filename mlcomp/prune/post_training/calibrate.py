@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlcomp.layerwise.bias_correction import bias_correction
 from mlcomp.layerwise.inputs import first_calls, trace_layers
-from mlcomp.layerwise.matrix import input_matrices, is_layer, set_weight_matrix, weight_matrix
+from mlcomp.layerwise.matrix import Layer, find_layer, input_matrices, is_layer, set_weight_matrix, weight_matrix
 from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
 from mlcomp.modes import evaluating
 from mlcomp.prune.post_training.masked_finetune import FinetunedLayer, masked_finetune
@@ -80,7 +80,7 @@ def calibrate(
         order = [name for stage in trace.stages for name in stage]
         norms = _following_norms(result, next(iter(batches)), order)
         for name in order:
-            layer = _Layer(dense.get_submodule(name), result.get_submodule(name), norms.get(name))
+            layer = _Layer(find_layer(dense, name), find_layer(result, name), norms.get(name))
             if "weight" in steps:
                 layer.correct_weights(exact_mean)
             if "bias" in steps or "finetune" in steps:
@@ -96,7 +96,7 @@ def calibrate(
 class _Layer:
     """One layer of both networks, and what it sees there."""
 
-    def __init__(self, dense: nn.Module, pruned: nn.Module, norm: nn.Module | None):
+    def __init__(self, dense: Layer, pruned: Layer, norm: _BatchNorm | None) -> None:
         self.dense, self.pruned, self.norm = dense, pruned, norm
         self.original = weight_matrix(dense)
         self.shifted = torch.zeros(self.original.shape[:2], dtype=torch.float64, device=self.original.device)
@@ -107,16 +107,25 @@ class _Layer:
             self.pruned, torch.stack([weight_correction(w, p, exact_mean=exact_mean) for w, p in pairs])
         )
 
-    def collect(self, dense, result, name, batches, max_samples, draw) -> None:
+    def collect(
+        self,
+        dense: nn.Module,
+        result: nn.Module,
+        name: str,
+        batches: Iterable,
+        max_samples: int,
+        draw: torch.Generator,
+    ) -> None:
         """Means of the inputs over all samples (groups, inp), and the same drawn samples of both networks."""
-        parts, sums, count = [], [0, 0], 0
+        parts: list[list[Tensor]] = []
+        sums, count = [torch.zeros_like(self.original[:, 0], dtype=torch.float64)] * 2, 0
         pairs = zip(_inputs(dense, name, batches), _inputs(result, name, batches), strict=True)
         for x, x_hat in pairs:
             matrices = [torch.cat(list(input_matrices(self.pruned, t)), -1) for t in (x, x_hat)]
             sums = [s + m.double().sum(-1) for s, m in zip(sums, matrices, strict=True)]
             count += matrices[0].shape[-1]
             parts.append(matrices)
-        self.mean, self.mean_hat = (s / count for s in sums)
+        self.mean, self.mean_hat = sums[0] / count, sums[1] / count
         share = min(1.0, max_samples / count)
         chosen = [_draw(m.shape[-1], share, draw).to(m.device) for m, _ in parts]
         self.x, self.x_hat = (
@@ -143,7 +152,7 @@ class _Layer:
         flat = shift.flatten()
         if self.pruned.bias is not None:
             self.pruned.bias.add_(flat.to(self.pruned.bias.dtype))
-        elif self.norm is not None:
+        elif self.norm is not None and self.norm.running_mean is not None:
             self.norm.running_mean.sub_(flat.to(self.norm.running_mean.dtype))
         else:
             self.pruned.bias = nn.Parameter(flat.to(self.pruned.weight.dtype))
@@ -175,10 +184,10 @@ def _inputs(model: nn.Module, name: str, batches: Iterable) -> Iterator[Tensor]:
         yield args[0] if args else kwargs["input"]
 
 
-def _following_norms(model: nn.Module, batch: Any, names: Collection[str]) -> dict[str, nn.Module]:
+def _following_norms(model: nn.Module, batch: Any, names: Collection[str]) -> dict[str, _BatchNorm]:
     """Return name → the BatchNorm with running statistics that reads the layer's output, where there is one."""
     outputs: list[tuple[str, Tensor]] = []
-    found: dict[str, nn.Module] = {}
+    found: dict[str, _BatchNorm] = {}
 
     def after(name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -186,7 +195,7 @@ def _following_norms(model: nn.Module, batch: Any, names: Collection[str]) -> di
 
         return hook
 
-    def before(module: nn.Module, args: tuple) -> None:
+    def before(module: _BatchNorm, args: tuple) -> None:
         found.update({name: module for name, output in outputs if args and args[0] is output})
 
     handles = [model.get_submodule(name).register_forward_hook(after(name)) for name in names]

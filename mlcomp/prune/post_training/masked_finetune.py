@@ -72,7 +72,7 @@ def masked_finetune(
     after = _error(*candidate, x, y)
     if not after < before:
         candidate, after = (w, b), before
-    return FinetunedLayer(*(t.to(weight.dtype) for t in candidate), before, after)
+    return FinetunedLayer(candidate[0].to(weight.dtype), candidate[1].to(weight.dtype), before, after)
 
 
 def _error(w: Tensor, b: Tensor, x: Tensor, y: Tensor) -> float:

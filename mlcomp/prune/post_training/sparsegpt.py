@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_target, check_weight, removals
-from mlcomp.layerwise.column_sweep import check_sweep, column_order, column_sweep, inverse_factor
+from mlcomp.layerwise.column_sweep import Columns, check_sweep, column_order, column_sweep, inverse_factor
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 
 
@@ -64,13 +64,13 @@ def sparsegpt(
     dead = dead[columns]
     if mask is None:
         removed = torch.zeros(inp, out, dtype=torch.bool, device=weight.device)
-        quota = _quota(sparsity, out, dead) if pattern is None else None
+        quota = _quota(sparsity, out, dead) if sparsity is not None else []
         span = mask_block if pattern is None else pattern[1]
     else:
         removed, span = ~mask.T[columns], inp + 1
     removed[dead] = True
 
-    def choose(i, current):
+    def choose(i: int, current: Columns) -> Tensor:
         if mask is None and i % span == 0:
             end = min(i + span, inp)
             scores = (current(i, end) / factor.diagonal()[i:end, None]).square()
@@ -96,7 +96,14 @@ def _quota(sparsity: float, out: int, dead: Bool[Tensor, " inp"]) -> list[int]:
     return [(2 * total * count + live) // (2 * live) if live else 0 for count in seen]
 
 
-def _check_target(weight, sparsity, pattern, mask, order, mask_block) -> None:
+def _check_target(
+    weight: Tensor,
+    sparsity: float | None,
+    pattern: tuple[int, int] | None,
+    mask: Tensor | None,
+    order: str,
+    mask_block: int,
+) -> None:
     """Raise unless exactly one of sparsity, pattern and mask is given, and fits the other options."""
     if isinstance(mask_block, bool) or not isinstance(mask_block, int) or mask_block < 1:
         raise ValueError(f"mask_block must be a whole number of columns ≥ 1, got {mask_block!r}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mlcomp.layerwise.matrix import find_layers
+from mlcomp.layerwise.matrix import Layer, find_layer, find_layers
 from mlcomp.layerwise.weights import replace_module
 from mlcomp.quant.scalar.mixed_bits import MixedBits, mixed_bits_nbytes, quantize_mixed
 
@@ -52,7 +52,7 @@ class DiffQLayer(nn.Module):
 
     def __init__(
         self,
-        layer: nn.Module,
+        layer: Layer,
         *,
         group_size: int | None,
         min_bits: int,
@@ -139,10 +139,16 @@ def prepare_diffq(
         raise ValueError(f"group_size must be at least 1, or None for one group a layer, got {group_size}")
     if not speed > 0:
         raise ValueError(f"speed must be positive, got {speed}")
-    options = {"group_size": group_size, "min_bits": min_bits, "max_bits": max_bits, "init_bits": init_bits}
     result = copy.deepcopy(model)
     for name in names:
-        layer = DiffQLayer(result.get_submodule(name), speed=speed, **options)
+        layer = DiffQLayer(
+            find_layer(result, name),
+            group_size=group_size,
+            min_bits=min_bits,
+            max_bits=max_bits,
+            init_bits=init_bits,
+            speed=speed,
+        )
         result = replace_module(result, name, layer)
     return result
 

@@ -8,6 +8,7 @@ Source: Esser et al. 2020, arXiv:1902.08153, eq. (1)-(5), sections 2.1 and 2.2. 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,13 @@ from mlcomp.checks import check_finite
 
 class _LSQ(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, v: Tensor, step: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
+    def forward(ctx: Any, v: Tensor, step: Tensor, low: int, high: int, gradient_scale: float) -> Tensor:
         ctx.save_for_backward(v, step)
         ctx.low, ctx.high, ctx.gradient_scale = low, high, gradient_scale
         return torch.round((v / step).clamp(low, high)) * step
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         v, step = ctx.saved_tensors
         ratio = v / step
         inside = (ratio > ctx.low) & (ratio < ctx.high)

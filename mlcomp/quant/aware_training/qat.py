@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mlcomp.layerwise.matrix import Layer, find_layer
 from mlcomp.layerwise.running import check_batches
 from mlcomp.layerwise.weights import replace_module
 from mlcomp.quant.aware_training.lsq import lsq_quantize
@@ -35,6 +36,8 @@ class StepQuantizer(nn.Module):
     """
 
     LEAST = 1e-3  # of the initial step: a learned step stays positive
+
+    initial: Tensor
 
     def __init__(self, initial: Tensor, *, bits: int, signed: bool, learned: bool, clipped: bool) -> None:
         """See the class; codes are −2^(b−1) … 2^(b−1) − 1 if ``signed``, else 0 … 2^b − 1."""
@@ -68,7 +71,7 @@ class StepQuantizer(nn.Module):
 class QATLayer(nn.Module):
     """A layer that keeps its weight in floating point and computes with the quantized weight and input."""
 
-    def __init__(self, layer: nn.Module, weight: StepQuantizer, inputs: StepQuantizer | None) -> None:
+    def __init__(self, layer: Layer, weight: StepQuantizer, inputs: StepQuantizer | None) -> None:
         """Take over ``layer``; ``weight`` quantizes its weight as a matrix (out, …), ``inputs`` its input."""
         super().__init__()
         self.layer, self.weight_quantizer, self.input_quantizer = layer, weight, inputs
@@ -119,7 +122,7 @@ def prepare_qat(
     ranges = input_ranges(model, batches, {n: b for n, (_, b) in plan.items() if b is not None}, "mse")
     result = copy.deepcopy(model)
     for name, (bits_w, bits_x) in plan.items():
-        layer = result.get_submodule(name)
+        layer = find_layer(result, name)
         grid = fit_grid(layer.weight.detach().flatten(1), bits=bits_w, symmetric=True, clip="mse")
         learned = method == "lsq"
         weight = StepQuantizer(grid.step, bits=bits_w, signed=True, learned=learned, clipped=learned)
@@ -146,12 +149,11 @@ def finish_qat(model: nn.Module) -> PTQResult:
     Guarantee: the same outputs as ``model.eval()``, up to float rounding.
     """
     result, original = copy.deepcopy(model).eval(), copy.deepcopy(model)
-    names = [name for name, module in model.named_modules() if isinstance(module, QATLayer)]
-    if not names:
+    layers = {name: module for name, module in result.named_modules() if isinstance(module, QATLayer)}
+    if not layers:
         raise ValueError("the model has no QATLayer: use prepare_qat first")
     rows = []
-    for name in names:
-        trained = result.get_submodule(name)
+    for name, trained in layers.items():
         grid = trained.weight_quantizer.grid()
         codes = grid.encode(trained.layer.weight.detach().flatten(1).to(grid.step.dtype))
         weight = Quantized(codes, grid.step, grid.zero, grid.bits, symmetric=True)

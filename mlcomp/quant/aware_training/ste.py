@@ -6,17 +6,19 @@ Source: Bengio, Léonard, Courville 2013, arXiv:1308.3432, section 3; Courbariau
 (weights that are kept in floating point).   Syllabus: 1.09
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
         return value.clone()  # a view of an input would make autograd rewrite the graph
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 

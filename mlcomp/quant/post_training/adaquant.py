@@ -81,7 +81,8 @@ def _learn(
     optimizer = torch.optim.Adam([{"params": [shift], "lr": rates[0]}, {"params": [log_step], "lr": rates[1]}])
     # Falling to 0, because the straight-through estimator never settles at a constant rate.
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / steps)
-    best_codes, best_step, best_error = None, start, None
+    best_codes, best_step = torch.zeros_like(w), start
+    best_error: Tensor | None = None
     for _ in range(steps):
         step = start * log_step.exp()
         wide_step = step.repeat_interleave(width, 1)
@@ -93,7 +94,7 @@ def _learn(
         pull = (delta.to(h.dtype) @ h).double()
         error = (delta * pull).sum(1, keepdim=True)
         better = torch.ones_like(error, dtype=torch.bool) if best_error is None else error < best_error
-        best_codes = codes if best_codes is None else torch.where(better, codes, best_codes)
+        best_codes = torch.where(better, codes, best_codes)
         best_step = torch.where(better, step, best_step)
         best_error = error if best_error is None else torch.minimum(error, best_error)
         # ∂ŵ/∂V = 1 inside the range; ∂ŵ/∂log s = s·(level − position) inside and s·level where clipped.

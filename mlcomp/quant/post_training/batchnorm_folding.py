@@ -8,13 +8,14 @@ Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2, eq. (14).   Syllabus: 
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-_CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def batchnorm_pairs(model: nn.Module) -> tuple[tuple[tuple[str, str], ...], dict[str, str]]:
@@ -55,7 +56,7 @@ def batchnorm_pairs(model: nn.Module) -> tuple[tuple[tuple[str, str], ...], dict
 
 
 def fold_batchnorm(
-    model: nn.Module, *, pairs: list[tuple[str, str]] | None = None, partial: bool = False
+    model: nn.Module, *, pairs: Sequence[tuple[str, str]] | None = None, partial: bool = False
 ) -> nn.Module:
     """Return a copy of ``model`` in eval mode with every BatchNorm folded into the convolution before it.
 
@@ -87,7 +88,7 @@ def fold_batchnorm(
                 raise ValueError(f"the model has no module {name!r}")
         conv, bn = modules[conv_name], modules[bn_name]
         reason = _mismatch(conv, bn)
-        if reason is not None:
+        if reason is not None or not isinstance(conv, Convolution) or not isinstance(bn, _BatchNorm):
             raise ValueError(f"cannot fold {bn_name!r} into {conv_name!r}: {reason}")
         weight, bias = folded(conv, bn)
         requires_grad = conv.weight.requires_grad
@@ -99,12 +100,13 @@ def fold_batchnorm(
 
 
 @torch.no_grad()
-def folded(conv: nn.Module, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
+def folded(conv: Convolution, bn: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Return weight and bias, float64, of the convolution that does the work of ``conv`` and then ``bn``.
 
     A grouped or depthwise convolution needs nothing special: the first dimension of its weight counts the output
     channels of all groups.
     """
+    assert bn.running_mean is not None and bn.running_var is not None  # else it cannot be folded
     mean, variance = bn.running_mean.double(), bn.running_var.double()
     gamma = torch.ones_like(mean) if bn.weight is None else bn.weight.double()
     beta = torch.zeros_like(mean) if bn.bias is None else bn.bias.double()
@@ -129,7 +131,7 @@ def _refusal(modules: dict, calls: Counter, node: fx.Node, source: object) -> st
 def _mismatch(conv: nn.Module, bn: nn.Module) -> str | None:
     if not isinstance(bn, _BatchNorm):
         return f"{type(bn).__name__} is no BatchNorm"
-    if not isinstance(conv, _CONVOLUTIONS):
+    if not isinstance(conv, Convolution):
         return f"it follows {type(conv).__name__}, not a convolution (nn.Conv1d, 2d or 3d)"
     if bn.running_mean is None:
         return "it keeps no running statistics, so it normalizes with each batch's own"

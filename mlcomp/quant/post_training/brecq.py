@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.checks import check_bits, check_finite
+from mlcomp.layerwise.matrix import find_layer
 from mlcomp.quant.post_training.adaround import (
     annealed_beta,
     inverse_rectified_sigmoid,
@@ -106,7 +107,7 @@ def brecq(
     result = copy.deepcopy(block).eval()
     with torch.no_grad():
         for name, q in quantized.items():
-            parameter = result.get_submodule(name).weight
+            parameter = find_layer(result, name).weight
             parameter.copy_(q.dequantize().reshape(parameter.shape))
     return QuantizedBlock(result, quantized)
 
@@ -166,7 +167,7 @@ def _error(student: nn.Module, layers: dict, codes: dict, x: Tensor, target: Ten
     """Sum of g²(z − ẑ)² over a batch, with the weights that ``codes`` stand for."""
     parameters = {}
     for name, layer in layers.items():
-        original = student.get_submodule(name).weight
+        original = find_layer(student, name).weight
         weight = (codes[name] - layer.nearest.zero) * layer.nearest.step
         parameters[f"{name}.weight" if name else "weight"] = weight.reshape(original.shape).to(original.dtype)
     output = functional_call(student, parameters, (x,))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mlcomp.checks import check_finite
 from mlcomp.formats.packing import packed_nbytes
-from mlcomp.layerwise.matrix import is_layer
+from mlcomp.layerwise.matrix import Layer, is_layer
 from mlcomp.quant.grid import Grid
 from mlcomp.quant.quantized import Quantized
 
@@ -28,6 +28,12 @@ class FakeQuantized(nn.Module):
         input_bits: bits of the input's codes, or None.
     """
 
+    codes: Tensor
+    step: Tensor
+    zero: Tensor
+    input_step: Tensor
+    input_zero: Tensor
+
     def __init__(self, layer: nn.Module, weight: Quantized, inputs: Grid | None) -> None:
         """Copy ``layer``; ``weight`` replaces its weight, and ``inputs`` is the grid of its input (None: float)."""
         super().__init__()
@@ -36,7 +42,7 @@ class FakeQuantized(nn.Module):
         if weight.codes.numel() != layer.weight.numel() or len(weight.codes) != len(layer.weight):
             shapes = f"{tuple(weight.codes.shape)} do not fit a weight {tuple(layer.weight.shape)}"
             raise ValueError(f"codes must be the weight flattened from its second dimension on: {shapes}")
-        self.layer = copy.deepcopy(layer).requires_grad_(False)
+        self.layer: Layer = copy.deepcopy(layer).requires_grad_(False)
         with torch.no_grad():
             self.layer.weight.copy_(weight.dequantize().reshape(layer.weight.shape))
         self.weight_bits, self.symmetric = weight.bits, weight.symmetric

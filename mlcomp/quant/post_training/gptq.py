@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
-from mlcomp.layerwise.column_sweep import check_sweep, column_order, column_sweep, inverse_factor
+from mlcomp.layerwise.column_sweep import Columns, check_sweep, column_order, column_sweep, inverse_factor
 from mlcomp.quant.grid import Grid, fit_grid
 from mlcomp.quant.quantized import Quantized
 
@@ -81,7 +81,7 @@ def gptq(
     group_of = group.tolist()
     codes = torch.empty(inp, out, dtype=torch.uint8, device=weight.device)
 
-    def choose(i, current):
+    def choose(i: int, current: Columns) -> Tensor:
         if group_of[i] == len(grids):  # the sweep enters a new group: its grid follows the updated weights
             grids.append(fit(current(i, i + size).T))
         grid = grids[group_of[i]]

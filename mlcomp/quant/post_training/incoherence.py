@@ -69,6 +69,7 @@ class Rotation:
         """Return V·x for each row x, in the dtype of x (float32 or float64)."""
         if self.signs is not None:
             return hadamard_transform(x * self.signs.to(x))
+        assert self.left is not None and self.right is not None and self.permutation is not None
         left, right = self.left.to(x), self.right.to(x)
         boxes = x[:, self.permutation.to(x.device)].reshape(-1, len(left), len(right))
         return (left @ boxes @ right.T).reshape(x.shape)
@@ -77,6 +78,7 @@ class Rotation:
         """Return Vᵀ·x for each row x."""
         if self.signs is not None:
             return hadamard_transform(x, transpose=True) * self.signs.to(x)
+        assert self.left is not None and self.right is not None and self.permutation is not None
         left, right = self.left.to(x), self.right.to(x)
         boxes = left.T @ x.reshape(-1, len(left), len(right)) @ right
         return boxes.reshape(x.shape)[:, self.permutation.argsort().to(x.device)]

@@ -7,7 +7,7 @@ correction); Hubara et al. 2021, arXiv:2006.10518 (re-estimation of BatchNorm). 
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mlcomp.checks import check_bits
 from mlcomp.layerwise.batchnorm import reestimate_batchnorm
 from mlcomp.layerwise.bias_correction import correct_biases
-from mlcomp.layerwise.matrix import find_layers
+from mlcomp.layerwise.matrix import Layer, find_layer, find_layers
 from mlcomp.layerwise.running import call_model, check_batches, hooked
 from mlcomp.layerwise.weights import replace_module
 from mlcomp.metrics.model import snr_db
@@ -126,7 +126,7 @@ def ptq(
     result = copy.deepcopy(float_model)
     weights = {}
     for name, (bits_w, _) in bits.items():
-        weight = result.get_submodule(name).weight
+        weight = find_layer(result, name).weight
         weights[name] = rtn(weight.detach().flatten(1), bits=bits_w, symmetric=symmetric, clip=clip)
         with torch.no_grad():
             weight.copy_(weights[name].dequantize().reshape(weight.shape))
@@ -139,7 +139,7 @@ def ptq(
     for name, (_, bits_x) in bits.items():
         grid = None if bits_x is None else activation_grid(*ranges[name], bits=bits_x)
         layer = FakeQuantized(result.get_submodule(name), weights[name], grid)
-        rows.append(ptq_row(name, float_model.get_submodule(name), layer, weights[name], ranges.get(name)))
+        rows.append(ptq_row(name, find_layer(float_model, name), layer, weights[name], ranges.get(name)))
         result = replace_module(result, name, layer)
     return PTQResult(result, tuple(rows), network_nbytes(model), network_nbytes(result))
 
@@ -156,7 +156,7 @@ def input_ranges(
     if not watches:
         return {}
 
-    def hook(name: str):
+    def hook(name: str) -> Callable:
         def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
             watches[name].add(args[0] if args else kwargs["input"])
 
@@ -188,7 +188,7 @@ def layer_bits(
 
 
 def ptq_row(
-    name: str, original: nn.Module, layer: FakeQuantized, weight: Quantized, span: tuple[float, float] | None
+    name: str, original: Layer, layer: FakeQuantized, weight: Quantized, span: tuple[float, float] | None
 ) -> PTQRow:
     """Return the report of one layer; ``original`` is the floating-point layer, ``span`` the range of its input."""
     before = sum(p.nbytes for p in original.parameters())

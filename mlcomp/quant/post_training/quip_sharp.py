@@ -23,8 +23,8 @@ from mlcomp.quant.post_training.quip import SEED_BYTES, rescaled_layer
 from mlcomp.quant.vector.e8 import e8_ball, e8_ball_encode, e8p_decode, e8p_encode
 
 # Bits → (entries to a standard deviation of the weight, entries of the second stage to one of the first): the least
-# squared error on Gaussian weights, found by a search over hundredths and tenths.
-SCALES = {2: (1.03, None), 3: (0.98, 2.0), 4: (0.90, 3.8)}
+# squared error on Gaussian weights, found by a search over hundredths and tenths. 2 bits have no second stage.
+SCALES = {2: (1.03, 1.0), 3: (0.98, 2.0), 4: (0.90, 3.8)}
 STAGE_BITS = {2: (16,), 3: (16, 8), 4: (16, 16)}
 
 
@@ -112,11 +112,12 @@ def quip_sharp(
     def choose(k: int, goal: Tensor) -> Tensor:
         first, second = encode_vectors(goal.T.float(), bits)
         codes.append(first)
-        residuals.append(second)
+        if second is not None:
+            residuals.append(second)
         return decode_vectors(first, second, bits).T.double()
 
     feedback_rounding(w / (scale or 1.0), feedback, choose, width=8, block_size=block_size)
-    residual = None if bits == 2 else torch.stack(residuals, dim=1)
+    residual = torch.stack(residuals, dim=1) if residuals else None
     return QuIPSharp(torch.stack(codes, dim=1), residual, scale, bits, transform, seed)
 
 
@@ -136,7 +137,7 @@ def decode_vectors(
 ) -> Float[Tensor, "*rows 8"]:
     """Return the vectors of eight that the codes of both stages stand for, [codebook units]."""
     values = e8p_decode(codes)
-    if bits == 2:
+    if residual is None:  # 2 bits
         return values
     second = e8_ball().to(values)[residual.long()] if bits == 3 else e8p_decode(residual)
     return values + second / SCALES[bits][1]

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
-from mlcomp.layerwise.column_sweep import check_sweep, column_order, column_sweep, inverse_factor
+from mlcomp.layerwise.column_sweep import Columns, check_sweep, column_order, column_sweep, inverse_factor
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.post_training.spqr_format import Bilevel, Plain, SpQR
 
@@ -85,7 +85,7 @@ def spqr(
     values = torch.zeros(inp, out, dtype=torch.float16, device=weight.device)
     steps, zeros, grid = [], [], {}
 
-    def choose(i, current):
+    def choose(i: int, current: Columns) -> Tensor:
         if i % group_size == 0:
             group = current(i, i + group_size).T
             inlier = ~likely_outliers(group, pivots[i : i + group_size], bits, limit)

@@ -110,7 +110,7 @@ def _encode(x: Tensor) -> Tensor:
     vectors, patterns, masks = (part.to(x.device) for part in _candidates())
     vectors = vectors.to(x.dtype)
     offset = -vectors.square().sum(1) / 2
-    best_error = best_code = None
+    errors, codes = [], []
     for shift in (0, 1):
         y = x - (0.25 - 0.5 * shift)
         negative = y < 0
@@ -118,14 +118,10 @@ def _encode(x: Tensor) -> Tensor:
         folded[:, 7] *= 1 - 2 * (negative.sum(1) % 2)
         # |y − v|²/2 is |y|²/2 minus this score.
         score, which = torch.addmm(offset, folded, vectors.T).max(1)
-        error = y.square().sum(1) / 2 - score
+        errors.append(y.square().sum(1) / 2 - score)
         signs = (negative[:, :7] * 2 ** torch.arange(7, device=x.device)).sum(1) ^ masks[which]
-        code = patterns[which] * 256 + signs * 2 + shift
-        if best_error is None:
-            best_error, best_code = error, code
-        else:
-            best_code = torch.where(error < best_error, code, best_code)
-    return best_code.to(torch.int32)
+        codes.append(patterns[which] * 256 + signs * 2 + shift)
+    return torch.where(errors[1] < errors[0], codes[1], codes[0]).to(torch.int32)
 
 
 def e8p_decode(codes: Int32[Tensor, "*rows"]) -> Float[Tensor, "*rows 8"]:

@@ -63,6 +63,7 @@ def kmeans(
         raise ValueError(f"give exactly one of generator and start, got {generator=} and {start=}")
     x = points if points.dtype == torch.float64 else points.float()
     if start is None:
+        assert generator is not None  # one of the two is given
         codebook = _seed(x, entries, generator)
     else:
         _check_codebook("start", start, (entries, x.shape[1]))

@@ -45,4 +45,6 @@ def product_quantization(
         for part in x.split(dim // parts, dim=1)
     ]
     codes = torch.stack([fit.index for fit in fits], dim=1)
-    return VectorQuantized(codes, torch.stack([fit.codebook for fit in fits]), tuple(weight.shape), "concatenate")
+    return VectorQuantized(
+        codes, torch.stack([fit.codebook for fit in fits]), (len(weight), weight.shape[1]), "concatenate"
+    )

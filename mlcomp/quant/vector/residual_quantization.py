@@ -54,4 +54,4 @@ def residual_quantization(
             fits[b] = kmeans(alone, entries, start=fits[b].codebook, max_steps=1)
             rest = alone - fits[b].decode()
     codes = torch.stack([fit.index for fit in fits], dim=1)
-    return VectorQuantized(codes, torch.stack([fit.codebook for fit in fits]), tuple(weight.shape), "sum")
+    return VectorQuantized(codes, torch.stack([fit.codebook for fit in fits]), (len(weight), weight.shape[1]), "sum")

@@ -118,10 +118,12 @@ def tree_quantization(
     """
     x = to_vectors(weight, dim)
     tree = fit_tree(x, entries, branching=branching, generator=generator, max_steps=max_steps)
-    return VectorQuantized(tree.encode(x)[:, None], tree.entries[None], tuple(weight.shape), "sum")
+    return VectorQuantized(tree.encode(x)[:, None], tree.entries[None], (len(weight), weight.shape[1]), "sum")
 
 
-def _split(members: Tensor, parent: Tensor, branching: int, generator: torch.Generator, max_steps: int):
+def _split(
+    members: Tensor, parent: Tensor, branching: int, generator: torch.Generator, max_steps: int
+) -> tuple[Tensor, list[Tensor]]:
     """Return the branches' centres (F, d) of one node and the points that go to each."""
     count = min(branching, len(members))
     if count == 0:

@@ -30,4 +30,4 @@ def vector_quantization(
     """
     x = to_vectors(weight, dim)
     fit = kmeans(x, entries, generator=generator, max_steps=max_steps)
-    return VectorQuantized(fit.index[:, None], fit.codebook[None], tuple(weight.shape), "sum")
+    return VectorQuantized(fit.index[:, None], fit.codebook[None], (len(weight), weight.shape[1]), "sum")
