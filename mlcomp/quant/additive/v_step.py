@@ -39,7 +39,11 @@ class Curvature:
 
 
 def curvatures(student: AdditiveStudent, metric: str) -> list[Curvature]:
-    """Return the unit matrix for each group, or the block of the layer's $2XX^\\top$, damped by 1 %."""
+    r"""Return the unit matrix for each group, or the block of the layer's $2XX^\top$, damped by 1 %.
+
+    The convolutions of a grouped one share the mean of their $2XX^\top$; a layer whose inputs are all zero has only
+    the damping.
+    """
     data = student.inputs.split(student.batch_size)
     hessians = collect_hessians(student.block, data, student.names) if metric == "inputs" else {}
     found = []
@@ -49,7 +53,8 @@ def curvatures(student: AdditiveStudent, metric: str) -> list[Curvature]:
         blocks = unit
         if metric == "inputs":
             h = hessians[name] if hessians[name].ndim == 2 else hessians[name].mean(0)  # of a grouped convolution
-            h = h / h.diagonal().mean()
+            size = h.diagonal().mean()
+            h = h / torch.where(size == 0, 1, size)  # a layer that is never active has no gradient either
             blocks = h.reshape(groups, dim, groups, dim).diagonal(dim1=0, dim2=2).permute(2, 0, 1) + 0.01 * unit
         found.append(Curvature(blocks, torch.linalg.inv(blocks), metric == "inputs"))
     return found

@@ -59,6 +59,7 @@ class GroupedLinear(nn.Linear):
 def test_a_grouped_convolution_is_tuned_like_the_linear_layer_on_its_patches(method):
     conv = nn.Conv2d(4, 8, 3, padding=1, groups=2).double()
     x = torch.randn(12, 4, 4, 4).double()
+    x[:, 2:] = 3 * x[:, 2:].cumsum(-1)  # so that the groups' curvatures differ
     linear = GroupedLinear(18, 8).double()
     with torch.no_grad():
         linear.weight.copy_(conv.weight.flatten(1))

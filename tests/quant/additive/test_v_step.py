@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from mlcomp.formats import AdditiveCodes
+from mlcomp.quant import residual_kmeans
 from mlcomp.quant.additive.additive_student import AdditiveStudent
 from mlcomp.quant.additive.v_step import curvatures, v_step
 from tests.quant.additive.additive_case import network, one_layer
@@ -179,3 +180,26 @@ def test_at_a_perfect_fit_nothing_moves():
     tuned = student(layer, root, {"": start})
     v_step(tuned, curvatures(tuned, "inputs"), torch.arange(32), 0.1, 4)
     assert torch.equal(tuned.weights[""].codes, start.codes)
+
+
+class WithADeadPart(nn.Module):
+    """A layer, and another that only ever sees zeros."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.live, self.dead = layer, nn.Linear(6, 48, bias=False)
+
+    def forward(self, x):
+        return self.live(x) + self.dead(x.new_zeros(len(x), 6))
+
+
+def test_a_layer_that_is_never_active_does_not_keep_the_others_from_moving():
+    layer, root, start, _ = one_layer()
+    both = WithADeadPart(layer)
+    dead = residual_kmeans(both.dead.weight.detach(), dim=3, books=1, code_bits=3)
+    alone, beside = student(layer, root, {"": start}), student(both, root, {"live": start, "dead": dead})
+    v_step(alone, curvatures(alone, "inputs"), torch.arange(32), 20 / 384, 4)
+    v_step(beside, curvatures(beside, "inputs"), torch.arange(32), 20 / (384 + 96), 4)
+    assert torch.equal(beside.weights["dead"].codes, dead.codes)
+    assert torch.equal(beside.weights["live"].codes, alone.weights[""].codes)
+    assert not torch.equal(alone.weights[""].codes, start.codes)
