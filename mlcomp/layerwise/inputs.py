@@ -19,7 +19,11 @@ Valid = str | Callable[[Any], Tensor | None] | None
 
 
 class HessianSum:
-    """Running sum of $2XX^\top$ of one layer, (groups, inp, inp); ``samples`` counts the columns of X."""
+    """Running sum of $2XX^\top$ of one layer, (groups, inp, inp).
+
+    ``samples`` counts the columns of X: input vectors of a linear layer, patches of a convolution. Each group of a
+    grouped convolution has an X of its own, with as many columns as every other; they are counted once, not summed.
+    """
 
     def __init__(self, name: str, module: Layer, dtype: torch.dtype) -> None:
         groups, _, inp = weight_matrix(module).shape

@@ -22,7 +22,7 @@ class LayerRow:
         status: "compressed", or "skipped: " and the reason.
         error: ‖(W − Ŵ)X‖²/‖WX‖² on the calibration inputs that the method saw (0 if skipped; 0/0 is 0, else inf).
         held_out_error: the same on the held-out batches; None without them.
-        samples: columns of X.
+        samples: columns of X, those of one group where a convolution has several (all have the same number).
         nbytes_before: dense, in the model's dtype.
         nbytes_after: a Quantized result's own size; else the non-zero values and a bitmask, or dense if smaller.
         sparsity: share of zeros.

@@ -49,7 +49,7 @@ def literal_obq(
     inverse: Float[Tensor, "inp inp"],
     quant: Callable[[Float[Tensor, " inp"]], Float[Tensor, " inp"]],
 ) -> tuple[Float[Tensor, " inp"], list[int]]:
-    r"""Round all weights of a row, one by one (algorithm 2; its rule for outliers is not printed, nor is it here).
+    r"""Round all weights of a row, one by one (algorithm 2; the rule for outliers is not printed in it).
 
     Args:
         row: w, (inp,), float32 or float64; not modified.

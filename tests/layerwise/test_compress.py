@@ -194,6 +194,13 @@ def test_a_module_used_twice_is_one_layer():
     assert result[0] is result[2] and [row.name for row in report.rows] == ["0"] and report["0"].samples == 120
 
 
+def test_a_grouped_convolution_reports_the_samples_of_one_group():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, groups=4, stride=2))
+    x = torch.randn(6, 4, 5, 5)
+    _, report = run(model, x.split(4), lambda w, h: magnitude(w, sparsity=0.5))
+    assert report["0"].samples == 6 * 4
+
+
 def test_bfloat16_and_float64_models():
     for dtype, inside in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         kinds = set()

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mlcomp.layerwise import collect_hessians, trace_layers
-from mlcomp.layerwise.inputs import first_calls
+from mlcomp.layerwise.inputs import HessianSum, first_calls
 from mlcomp.modes import evaluating
 from mlcomp.obs import layer_hessian
 
@@ -26,6 +26,21 @@ def test_grouped_convolution_has_one_hessian_a_group():
     for group in range(4):
         alone = collect_hessians(single, [x[:, group : group + 1]])["0"]
         torch.testing.assert_close(found[group], alone, rtol=1e-5, atol=1e-4)
+
+
+def test_samples_are_the_columns_of_one_group():
+    # Stride 2 on 5×5 without padding: the kernel visits 2·2 places of each image.
+    for groups in (1, 2, 4):
+        layer = nn.Conv2d(4, 8, 3, groups=groups, stride=2)
+        total = HessianSum("layer", layer, torch.float32)
+        for images in (6, 1, 3):
+            total.add(layer, torch.randn(images, 4, 5, 5))
+        assert total.samples == 10 * 4 and total.hessian.shape == (groups, 36 // groups, 36 // groups)
+    linear = nn.Linear(3, 2)
+    total = HessianSum("layer", linear, torch.float32)
+    total.add(linear, torch.randn(2, 5, 3))
+    total.add(linear, torch.randn(2, 2, 3), torch.tensor([[1, 0], [1, 1]]))
+    assert total.samples == 10 + 3
 
 
 class Attention(nn.Module):

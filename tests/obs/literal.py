@@ -1,6 +1,6 @@
 """The printed algorithms with the rules that are not printed in them: blocks, patterns, outliers, other orders.
 
-The algorithms themselves are in ``mlcomp.obs.literal``; ``test_literal.py`` says that without rules these are equal.
+The algorithms themselves are in ``mlcomp.obs.literal``; ``test_literal.py`` says that without rules both agree.
 """
 
 import torch

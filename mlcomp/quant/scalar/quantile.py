@@ -11,6 +11,7 @@ from torch import Tensor
 from mlcomp.quant.scalar.codebook import Codebook, cells_between, check_levels, distortion, nearest
 from mlcomp.sources.as_source import as_source
 from mlcomp.sources.density import Density
+from mlcomp.sources.samples import Samples
 
 # QLoRA's outermost quantile: the mean of 1 − 1/32 and 1 − 1/30, halfway to the ends of 16 and of 15 equal masses.
 NF4_OFFSET = 1 - (1 / 32 + 1 / 30) / 2
@@ -23,8 +24,8 @@ def quantile_codebook(source: Tensor | str | Density, levels: int, *, representa
         source: samples (a float tensor of any shape), "gaussian" or "laplace" (mean 0, variance 1), or a
             :class:`mlcomp.sources.Density`. Not modified; computed in float64.
         levels: N, 2 to 256.
-        representative: "mean" (the centroid, which has the least error) or "median" (the quantile (i + ½)/N) of a
-            bin.
+        representative: "mean" (the centroid, which has the least error) or "median" (the quantile (i + ½)/N; of a
+            bin of samples, the middle one, or halfway between the middle two).
     Returns:
         The codebook. Its thresholds are the quantiles and not the midpoints of its levels: with "nearest level" the
         codes would no longer be used equally often.
@@ -41,10 +42,24 @@ def quantile_codebook(source: Tensor | str | Density, levels: int, *, representa
     thresholds = where.quantile(torch.arange(1, levels, dtype=torch.float64) / levels)
     if representative == "median":
         y = where.quantile((torch.arange(levels, dtype=torch.float64) + 0.5) / levels)
+        if isinstance(where, Samples):
+            y = _medians(where.x, thresholds, y)
     else:
         mass, centre, _ = cells_between(where, thresholds)
         y = torch.where(mass > 0, centre, torch.cat([thresholds, thresholds[-1:]]))
     return Codebook(y, thresholds, distortion(where, y, thresholds))
+
+
+def _medians(x: Tensor, thresholds: Tensor, empty: Tensor) -> Tensor:
+    """Return the medians of the sorted samples ``x`` between the thresholds; those of ``empty`` where there are none.
+
+    The quantile of the samples would be half a sample off in a bin with an odd number of them.
+    """
+    ends = torch.searchsorted(x, thresholds, right=True)
+    start = torch.cat([ends.new_zeros(1), ends])
+    stop = torch.cat([ends, ends.new_full((1,), len(x))])
+    lower, upper = ((start + stop - 1) // 2).clamp(min=0), ((start + stop) // 2).clamp(max=len(x) - 1)
+    return torch.where(stop > start, (x[lower] + x[upper]) / 2, empty)
 
 
 def nf4_codebook() -> Codebook:

@@ -67,6 +67,23 @@ def test_singular_hessian_still_reaches_the_least_error():
     assert hessian_error(weight, pruned, h) == pytest.approx(hessian_error(weight, best, h), abs=1e-12)
 
 
+def test_singular_hessian_gives_the_optimum_nearest_to_the_original_weights():
+    """In the norm Σ h_jj δw_j²: LAPACK's least-norm solution, in the units in which that norm is the plain one."""
+    weight, x, _ = make_layer(5, 16, 6, seed=3)
+    weight, x = weight.double(), x.double()
+    scale = x.square().sum(1).mul(2).sqrt()  # √h_jj
+    pruned = adaprune(weight, layer_hessian(x), sparsity=0.4)
+    kept = magnitude(weight, sparsity=0.4) != 0
+    for row, s, found in zip(weight, kept, pruned, strict=True):
+        assert s.sum() > 6  # more weights than samples: many optima
+        lost = (row * ~s) @ x
+        move = torch.linalg.lstsq((x[s] / scale[s, None]).T, lost[:, None], driver="gelsd").solution[:, 0] / scale[s]
+        # Conjugate gradients stop at 1e-12 of the first gradient; the live part of H has a condition below 1e4.
+        torch.testing.assert_close(found[s], row[s] + move, rtol=0, atol=1e-7)
+        plain = torch.linalg.lstsq(x[s].T, lost[:, None], driver="gelsd").solution[:, 0]
+        assert (found[s] - row[s] - plain).abs().max() > 1e-3  # the nearest in the plain norm is another
+
+
 def test_ill_conditioned_hessian():
     g = torch.Generator().manual_seed(0)
     rotation = torch.linalg.qr(torch.randn(12, 12, generator=g, dtype=torch.float64))[0]

@@ -95,6 +95,32 @@ def test_gradients_reach_weights_and_steps_of_the_course_network():
     assert layers[0].weight_quantizer.bits == 8 and layers[1].weight_quantizer.bits == 2
 
 
+@pytest.mark.parametrize("method", ["lsq", "ste"])
+def test_clipped_inputs_get_no_gradient_and_clipped_weights_as_the_method_says(method):
+    """The chain rule written out: ∂loss/∂x = (Ŵᵀg) and ∂loss/∂W = g·x̂ᵀ, zero where the quantizer clips."""
+    layer = nn.Linear(6, 4, bias=False)
+    student = prepare_qat(layer, [torch.rand(50, 6) - 0.3], weight_bits=3, input_bits=3, method=method)
+    weights, inputs = student.weight_quantizer, student.input_quantizer
+    with torch.no_grad():
+        student.layer.weight[0, 1], student.layer.weight[2, 3] = 9.0, -9.0
+        assert inputs.low == -4 and weights.low == -4
+    x = torch.rand(8, 6) - 0.3
+    x[0, 0], x[1, 5], x[2, 2] = 5.0, -5.0, 7.0
+    x.requires_grad_()
+    g = torch.randn(8, 4)
+    (student(x) * g).sum().backward()
+    ratio_x, ratio_w = x.detach() / inputs.step, student.layer.weight.detach() / weights.step
+    inside_x, inside_w = (-4 < ratio_x) & (ratio_x < 3), (-4 < ratio_w) & (ratio_w < 3)
+    assert not inside_x[[0, 1, 2], [0, 5, 2]].any() and not inside_w[[0, 2], [1, 3]].any()
+    x_hat, w_hat = ratio_x.round().clamp(-4, 3) * inputs.step, ratio_w.round().clamp(-4, 3) * weights.step
+    torch.testing.assert_close(x.grad, (g @ w_hat) * inside_x)
+    # "ste" passes the gradient of the quantized weights to all weights, as documented.
+    torch.testing.assert_close(student.layer.weight.grad, (g.T @ x_hat) * (inside_w if method == "lsq" else 1))
+    assert (x.grad[[0, 1, 2], [0, 5, 2]] == 0).all()
+    if method == "lsq":
+        assert (student.layer.weight.grad[[0, 2], [1, 3]] == 0).all()
+
+
 def test_a_step_stays_positive():
     student = prepare_qat(nn.Linear(4, 2), [torch.rand(9, 4)], weight_bits=2, input_bits=2)
     with torch.no_grad():

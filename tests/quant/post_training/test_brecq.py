@@ -129,6 +129,22 @@ def test_fisher_weights_favour_the_outputs_that_matter():
     assert all(torch.equal(scaled.layers[n].codes, result.layers[n].codes) for n in scaled.layers)
 
 
+def test_the_weight_of_an_error_is_the_square_of_its_gradient():
+    """With one output, sum g²(z − ẑ)² is the plain error of the samples g·x: the same codes, to the last one."""
+    layer = nn.Linear(48, 1, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(1, 48, generator=torch.Generator().manual_seed(1)))
+    x = make_layer(1, 48, 96, seed=1)[1].T.double()
+    gradients = torch.tensor([0.25, 0.5, 0.125, -4.0]).double().repeat(24)[:, None]
+    options = {"bits": 2, "steps": 100, "batch_size": 96}
+    weighted = brecq(layer, x, gradients=gradients, **options).layers[""].codes
+    assert torch.equal(weighted, brecq(layer, x * gradients, **options).layers[""].codes)
+    # Weights of 1, or of |g|, choose other codes on this problem.
+    for power in (0.0, 0.5):
+        other = brecq(layer, x * gradients.abs() ** power, **options).layers[""].codes
+        assert not torch.equal(weighted, other)
+
+
 def test_targets_of_the_original_network_undo_an_error_of_the_inputs():
     block, x, _ = residual_block()
     z = block(x).detach()

@@ -81,6 +81,15 @@ def test_a_shorter_last_block_is_a_block_of_its_own():
     assert torch.equal(coded.dequantize()[:, 3:], blockwise(weight[:, 3:], bits=4, block_size=3).dequantize())
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_quantile_levels_are_the_medians_of_equal_shares_of_the_weights(bits):
+    weight = torch.randn(32, 48, generator=torch.Generator().manual_seed(bits)) ** 3
+    coded = blockwise(weight, bits=bits, block_size=48, data_type="quantile")
+    scaled = (weight / weight.abs().amax(1).half().float()[:, None]).flatten().double().sort().values
+    middle = scaled.view(2**bits, -1)[:, [1536 // 2**bits // 2 - 1, 1536 // 2**bits // 2]]  # of an even number
+    assert torch.equal(coded.levels, middle.mean(1).half().float())
+
+
 @pytest.mark.parametrize("kind", ["int", "float", "quantile", "nf4"])
 def test_zero_blocks_tiny_blocks_dtypes_and_purity(kind):
     weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))

@@ -1,10 +1,11 @@
 import itertools
+from statistics import median
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import laplace, norm
 
 from mlcomp.quant import Density, lloyd_max, nf4_codebook, quantile_codebook
 
@@ -41,9 +42,21 @@ def test_on_a_gaussian_against_scipy(levels):
         for a, b, y in zip(edges[:-1], edges[1:], centres, strict=True)
     )
     assert book.distortion == pytest.approx(error, rel=1e-6)
-    median = quantile_codebook("gaussian", levels, representative="median")
-    assert median.levels.tolist() == pytest.approx(norm.ppf([(i + 0.5) / levels for i in range(levels)]), abs=1e-12)
-    assert median.distortion >= book.distortion >= lloyd_max("gaussian", levels).distortion - 1e-12
+    medians = quantile_codebook("gaussian", levels, representative="median")
+    assert medians.levels.tolist() == pytest.approx(norm.ppf([(i + 0.5) / levels for i in range(levels)]), abs=1e-12)
+    assert medians.distortion >= book.distortion >= lloyd_max("gaussian", levels).distortion - 1e-12
+
+
+@pytest.mark.parametrize("levels, count", [(2, 10), (3, 21), (8, 72), (4, 24), (5, 33), (16, 17)])
+def test_median_levels_are_the_medians_of_their_cells(levels, count):
+    x = sample(count, seed=levels)
+    book = quantile_codebook(x, levels, representative="median")
+    code = book.encode(x)
+    wanted = [median(x[code == i].double().tolist()) for i in range(levels)]
+    assert book.levels.tolist() == pytest.approx(wanted, rel=1e-15)
+    dense = quantile_codebook("laplace", levels, representative="median")
+    wanted = laplace(scale=0.5**0.5).ppf([(i + 0.5) / levels for i in range(levels)])
+    assert dense.levels.tolist() == pytest.approx(wanted, abs=1e-12)
 
 
 def test_samples_density_and_closed_form_agree():

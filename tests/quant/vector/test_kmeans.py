@@ -94,6 +94,19 @@ def test_in_one_dimension_it_approaches_lloyd_max():
     assert fit(x, 4, tolerance=1e-9).distortion == pytest.approx(0.1175, rel=0.03)
 
 
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_an_entry_without_points_moves_to_the_point_with_the_largest_error(lost):
+    x = points(60, 2).double()
+    start = torch.cat([x[:2], torch.full((lost, 2), 1e3, dtype=torch.float64)])  # the last are nobody's nearest
+    step = kmeans(x, 2 + lost, start=start, max_steps=1)
+    distance = torch.cdist(x, x[:2]).square()
+    worst = distance.amin(1).argsort(descending=True)[:lost]
+    assert step.codebook[2:].tolist() == x[worst].tolist()
+    own = distance.argmin(1)  # the others move to the means of their points, those that the lost ones take included
+    for k in range(2):
+        torch.testing.assert_close(step.codebook[k], x[own == k].mean(0))
+
+
 def test_few_distinct_points_leave_no_error():
     x = points(3, 2).repeat(5, 1)
     assert fit(x, 3).distortion == pytest.approx(0, abs=1e-12)
