@@ -13,7 +13,9 @@ import torch
 
 import benchmarks.kernels
 from benchmarks.measure import Case, Limits, Timer, Timing, limits
-from benchmarks.record import RESULTS, append, machine
+from benchmarks.record import RESULTS, append, origin
+
+SEED = 0  # of the inputs of each operation
 
 
 def main() -> None:
@@ -29,11 +31,12 @@ def main() -> None:
     if unknown := sorted(set(options.operations) - set(names)):
         parser.error(f"unknown operation {', '.join(unknown)}; there are {', '.join(names)}")
     timer = Timer(torch.device(options.device), options.seconds)
-    about, ceiling = machine(timer.device), limits(timer)
+    about, ceiling = origin(seed=SEED, device=timer.device), limits(timer)
     rates = ", ".join(f"{unit} {rate / 1e12:.3g} T/s" for unit, rate in ceiling.rate.items())
     print(f"{about['device']}, torch {about['torch']}: copy {ceiling.bandwidth / 1e9:.0f} GB/s, {rates}")
     print("operation, shape, version, mode: median µs, 20–80 % quantiles, limit T*, share of it, ratio to the first")
     for name in options.operations or names:
+        torch.manual_seed(SEED)
         for case in importlib.import_module(f"benchmarks.kernels.{name}").cases(timer.device):
             case.check()
             rows = list(measured(case, timer, ceiling, about))
@@ -42,7 +45,7 @@ def main() -> None:
             del case  # its tensors, before the next one's are made
 
 
-def measured(case: Case, timer: Timer, ceiling: Limits, about: dict[str, str]):
+def measured(case: Case, timer: Timer, ceiling: Limits, about: dict[str, object]):
     """Yield a CSV row for each version of a case, and print it."""
     limit, bound = ceiling.seconds(case)
     first = {}
@@ -56,7 +59,7 @@ def measured(case: Case, timer: Timer, ceiling: Limits, about: dict[str, str]):
 
 def _row(
     case: Case, version: str, mode: str, timing: Timing, limit: float, bound: str, first: Timing, ceiling: Limits,
-    about: dict[str, str],
+    about: dict[str, object],
 ) -> dict[str, object]:  # fmt: skip
     micro = {name: f"{1e6 * value:.2f}" for name, value in vars(timing).items()}
     share, ratio = limit / timing.median, timing.median / first.median

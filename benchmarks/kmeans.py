@@ -84,7 +84,9 @@ def main(argv=None):
     options = common_options(parser, RESULTS, argv)
     threads = torch.get_num_threads()
     points = torch.randn(options.points, options.dim, generator=torch.Generator().manual_seed(0))
-    source = origin() | {"problem": f"{options.points}x{options.dim}, K={options.entries}, steps={options.steps}"}
+    source = origin(seed=0) | {
+        "problem": f"{options.points}x{options.dim}, K={options.entries}, steps={options.steps}"
+    }
     print(source)
     print(f"{'case':12}{'version':14}{'wall s':>9}{'CPU s':>9}{'ratio':>8}{'error':>11}")
     rows, began = [], time.perf_counter()

@@ -135,7 +135,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1024, help="calibration images, in batches of 128")
     options = common_options(parser, RESULTS, argv)
-    source = origin()
+    source = origin(seed=None)
     print(source)
     rows = []
     for row in compare(options.images):

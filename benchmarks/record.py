@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,23 +18,24 @@ T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results" / "kernels.csv"
 
 
-def machine(device: torch.device) -> dict[str, str]:
-    """Return date, commit, device and versions of a benchmark that runs on GPUs, too."""
-    try:
-        from importlib.metadata import version
+def origin(*, seed: int | Sequence[int] | None, device: torch.device | None = None) -> dict[str, object]:
+    """Return what every committed number says about itself: date, commit, machine, versions and seed.
 
-        triton = version("triton")
-    except ImportError:
-        triton = "none"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {_processor()}"
-    return _when() | {"device": name, "torch": torch.__version__, "triton": triton}
-
-
-def origin() -> dict[str, object]:
-    """Return date, commit, machine and versions of a benchmark that runs on the CPU."""
+    Args:
+        seed: of what was drawn; several, if they were run in turn; None where nothing is drawn.
+        device: given where GPUs and CPUs stand in one table: then its name is the machine, in the column ``device``,
+            and Triton is one of the versions.
+    """
+    if device is None:
+        where = {"machine": f"{_model()}, {os.cpu_count()} cores", "threads": torch.get_num_threads()}
+    else:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {_processor()}"
+        where = {"device": name}
     versions = {"torch": torch.__version__, "python": platform.python_version()}
-    machine = f"{_model()}, {os.cpu_count()} cores"
-    return _when() | {"machine": machine, "threads": torch.get_num_threads()} | versions
+    if device is not None:
+        versions["triton"] = _triton()
+    seeds = "none" if seed is None else seed if isinstance(seed, int) else " ".join(map(str, seed))
+    return _when() | where | versions | {"seed": seeds}
 
 
 def common_options(parser: argparse.ArgumentParser, results: Path, argv: list[str] | None) -> argparse.Namespace:
@@ -54,11 +56,17 @@ def timed(function: Callable[[], T]) -> tuple[T, float, float]:
 
 
 def append(rows: list[dict[str, object]], path: Path) -> None:
-    """Append rows to the CSV, with the header where it is new."""
+    """Append rows to the CSV, with the header where it is new.
+
+    Raises:
+        ValueError: the file has other columns, in which the values would stand wrong.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    new, names = not path.exists(), list(rows[0])
+    if not new and (there := path.read_text(encoding="utf-8").partition("\n")[0].split(",")) != names:
+        raise ValueError(f"{path.name} has the columns {', '.join(there)}; the rows have {', '.join(names)}")
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(rows)
@@ -69,9 +77,17 @@ def _when() -> dict[str, str]:
     commit = os.environ.get("MLCOMP_COMMIT")
     if commit is None:
         here = Path(__file__).parent
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+        command = ["git", "describe", "--always", "--dirty", "--exclude=*"]  # a hash, also where there are tags
+        git = subprocess.run(command, cwd=here, capture_output=True, text=True)
         commit = git.stdout.strip() or "unknown"
     return {"date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"), "commit": commit}
+
+
+def _triton() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return "none"
 
 
 def _processor() -> str:

@@ -148,7 +148,7 @@ def run(s: dict, path: Path | None) -> None:
         row |= {"perplexity": round(perplexity(compressed, held_out), 3), "seconds": seconds}
         print({k: v for k, v in row.items() if v != ""}, flush=True)
         if path is not None:
-            append([row | origin() | {"settings": settings}], path)
+            append([row | origin(seed=s["seed"]) | {"settings": settings}], path)
 
 
 def main() -> None:

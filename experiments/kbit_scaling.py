@@ -1,7 +1,7 @@
 """Quantize each model of the family at every precision, block size and data type; total bits against held-out loss.
 
-    PYTHONPATH=. python experiments/kbit_scaling.py                  # about 15 minutes on one quiet core
-    PYTHONPATH=. python experiments/kbit_scaling.py --device cuda    # about a minute; both go on where they stopped
+    python experiments/kbit_scaling.py                  # about 15 minutes on one quiet core
+    python experiments/kbit_scaling.py --device cuda    # about a minute; both go on where they stopped
 
 One row a model and setting goes to ``mlcomp/data/tables/kbit_scaling.csv``, with what it was made on. The loss is on
 the first 32 KiB of the fixed held-out text (``mlcomp.data.reference_bytes``).
@@ -9,12 +9,15 @@ the first 32 KiB of the fixed held-out text (``mlcomp.data.reference_bytes``).
 
 import argparse
 import csv
-import platform
+import sys
 import time
 from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
+
+from benchmarks.record import append, origin
 from mlcomp.compare import bits_per_byte, quantize_matrices
 from mlcomp.data import reference_bytes
 from mlcomp.data.committed_table import TABLES
@@ -22,12 +25,9 @@ from mlcomp.models import byte_lm
 from mlcomp.models.byte_lm import WIDTHS
 
 RESULTS = TABLES / "kbit_scaling.csv"
-FIELDS = [
-    "width", "parameters", "bits", "block_size", "data_type", "total_bits", "bits_per_byte", "seconds", "torch",
-    "python", "processor",
-]  # fmt: skip
 BLOCKS = (16, 64, 256, 1024, None)
 TEXT = 32_768
+SEED = 0  # with which the family was trained; nothing is drawn here
 
 
 def settings() -> list[tuple[int, int | None, str]]:
@@ -39,15 +39,14 @@ def settings() -> list[tuple[int, int | None, str]]:
 def row(width: int, bits: int, block_size: int | None, data_type: str, text: torch.Tensor) -> dict[str, object]:
     """Measure one model at one setting, on the device of ``text``."""
     start = time.perf_counter()
-    device = text.device
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, CPU"
-    model, total = quantize_matrices(byte_lm(width).to(device), bits=bits, block_size=block_size, data_type=data_type)
+    model, total = quantize_matrices(
+        byte_lm(width).to(text.device), bits=bits, block_size=block_size, data_type=data_type
+    )
     loss = bits_per_byte(model, text)
     return {
         "width": width, "parameters": sum(p.numel() for p in model.parameters()), "bits": bits,
         "block_size": block_size or "matrix", "data_type": data_type, "total_bits": total,
-        "bits_per_byte": f"{loss:.5f}", "seconds": f"{time.perf_counter() - start:.2f}", "torch": torch.__version__,
-        "python": platform.python_version(), "processor": where,
+        "bits_per_byte": f"{loss:.5f}", "seconds": f"{time.perf_counter() - start:.2f}",
     }  # fmt: skip
 
 
@@ -63,19 +62,14 @@ def main() -> None:
     if options.out.exists():
         with options.out.open(newline="") as file:
             done = {tuple(r[k] for k in key) for r in csv.DictReader(file)}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     text = reference_bytes(TEXT + 1).to(options.device)
-    with options.out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if not done:
-            writer.writeheader()
-        for width in options.widths:
-            for bits, size, kind in settings():
-                if (str(width), str(bits), str(size or "matrix"), kind) not in done:
-                    made = row(width, bits, size, kind, text)
-                    writer.writerow(made)
-                    file.flush()
-                    print(*(made[name] for name in FIELDS[:8]))
+    about = origin(seed=SEED, device=text.device)
+    for width in options.widths:
+        for bits, size, kind in settings():
+            if (str(width), str(bits), str(size or "matrix"), kind) not in done:
+                made = row(width, bits, size, kind, text)
+                append([made | about], options.out)
+                print(*made.values(), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,15 +19,17 @@ the seconds of everything after the dense training that rows share.
 """
 
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 
-import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
+
+from benchmarks.record import origin
 from mlcomp.data import mnist5k, mnist_calibration, random_shift
 from mlcomp.data.committed_table import TABLES
 from mlcomp.metrics import accuracy
@@ -141,10 +143,7 @@ def run(seeds: tuple[int, ...], sparsities: tuple[float, ...], epochs: int, only
         "seeds": list(seeds),
         "rows": found,
         "seconds": round(time.perf_counter() - began, 1),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": f"{platform.machine()}, CPU",
+        "origins": dict.fromkeys(found, origin(seed=seeds)),
     }
 
 
@@ -157,9 +156,9 @@ def main(arguments: list[str]) -> None:
         name = arguments[arguments.index("--row") + 1]
         added = run(SEEDS, SPARSITIES, EPOCHS, only=name)
         results = json.loads(RESULTS.read_text())
-        same = ("training", "seeds", "threads", "torch", "python", "processor")
-        if differ := [key for key in same if results[key] != added[key]]:
+        if differ := [key for key in ("training", "seeds") if results[key] != added[key]]:
             raise RuntimeError(f"the rows in the file were made otherwise: {', '.join(differ)}")
+        results["origins"][name] = added["origins"][name]
         results["rows"][name] = added["rows"][name]
         results["seconds"] = round(results["seconds"] + added["seconds"], 1)
     else:

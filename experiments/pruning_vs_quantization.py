@@ -14,13 +14,15 @@ repeated; delete the file to start over.
 
 import argparse
 import json
-import os
-import platform
+import sys
 import time
 from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
+
+from benchmarks.record import origin
 from mlcomp.data import mnist5k, mnist_calibration, random_shift
 from mlcomp.data.committed_table import TABLES
 from mlcomp.metrics import accuracy
@@ -69,6 +71,7 @@ def run(method: str, bits: int, seed: int, *, epochs: int, count: int | None) ->
         "accuracy": accuracy(model, *mnist5k("held_out")),
         "stored_bits_per_weight": round(stored, 4),
         "seconds": round(time.perf_counter() - start, 1),
+        "origin": origin(seed=seed),
     }
 
 
@@ -97,13 +100,6 @@ def main() -> None:
                 row = run(method, bits, seed, epochs=args.epochs, count=args.count)
                 print(row, flush=True)
                 results["rows"] = sorted([*results["rows"], row], key=lambda r: (r["seed"], -r["bits"], r["method"]))
-                results["machine"] = {
-                    "processor": f"{platform.machine()}, CPU",
-                    "threads": torch.get_num_threads(),
-                    "cores": os.cpu_count(),
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                }
                 args.out.parent.mkdir(exist_ok=True)
                 args.out.write_text(json.dumps(results, indent=1) + "\n")
 

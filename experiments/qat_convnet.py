@@ -10,11 +10,15 @@ that of the predicted probabilities from the float32 network's. Numbers go to
 
 import argparse
 import json
-import platform
+import sys
 import time
+from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
+
+from benchmarks.record import origin
 from mlcomp.data import mnist5k, mnist_calibration, random_shift
 from mlcomp.data.committed_table import TABLES
 from mlcomp.layerwise import reestimate_batchnorm
@@ -110,18 +114,18 @@ def main(argv: list[str] | None = None) -> None:
     result = {
         "recipe": {"epochs": options.epochs, "images": options.count, "lr": 1e-3, "lr_diffq": 5e-4, "batch_size": 64},
         "float32_accuracy": accuracy(convnet(), images, labels),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": f"{platform.machine()}, CPU",
+        "origins": {},
         "quantized": [],
         "mixed": [],
     }
     if options.part and RESULTS.exists():
-        result |= {key: json.loads(RESULTS.read_text())[key] for key in ("quantized", "mixed") if key != options.part}
+        there = json.loads(RESULTS.read_text())
+        (other,) = {"quantized", "mixed"} - {options.part}
+        result |= {other: there[other], "origins": {other: there["origins"][other]}}
     for key, records in (("quantized", quantized), ("mixed", mixed)):
         if options.part not in (None, key):
             continue
+        result["origins"][key] = origin(seed=SEEDS)
         for record in records(options, images, labels, reference):
             print(record, flush=True)
             result[key].append(record)

@@ -1,7 +1,7 @@
 """Train the family of byte-level language models of the scaling-law notebook: six widths, one text, one recipe.
 
-    PYTHONPATH=. python experiments/train_scaling_family.py --device cuda --out DIR      # under two minutes on a GPU
-    PYTHONPATH=. python experiments/train_scaling_family.py --steps 1500 --batch 16 --out DIR    # on a CPU
+    python experiments/train_scaling_family.py --device cuda --out DIR      # under two minutes on a GPU
+    python experiments/train_scaling_family.py --steps 1500 --batch 16 --out DIR    # on a CPU
 
 The text is the prose of Python itself, from the running interpreter: its language reference, and the docstrings and
 comments of its standard library (about 3 MB), without the lines that also stand in the held-out text. Weights go to
@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import math
-import platform
 import sys
 import sysconfig
 import time
@@ -26,6 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
+
+from benchmarks.record import origin
 from mlcomp.compare import bits_per_byte
 from mlcomp.data import python_reference, reference_bytes
 from mlcomp.models.byte_lm import CONTEXT, WIDTHS, ByteLM, byte_lm
@@ -151,7 +153,6 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     raw = training_text().encode()
     text = torch.frombuffer(bytearray(raw), dtype=torch.uint8).to(options.device)
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{platform.machine()}, CPU"
     result = {
         "recipe": {
             "steps": options.steps, "batch": options.batch, "context": CONTEXT, "lr_at_width_32": LR,
@@ -159,13 +160,11 @@ def main() -> None:
         },
         "training_bytes": len(raw),
         "training_sha256": hashlib.sha256(raw).hexdigest(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": where,
+        "origin": origin(seed=SEED, device=text.device),
         "graphs": options.device == "cuda" and not options.no_graphs,
         "models": {},
     }  # fmt: skip
-    print(f"{len(raw):,} bytes of text, {where}", flush=True)
+    print(f"{len(raw):,} bytes of text, {result['origin']['device']}", flush=True)
     held_out = reference_bytes()
     for width in sorted(options.widths, reverse=True):
         start = time.perf_counter()

@@ -9,14 +9,15 @@ cache); ``seconds`` then counts the last part only.
 """
 
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
+
+from benchmarks.record import origin
 from mlcomp.assets import cache_dir
 from mlcomp.data import mnist5k, random_shift
 from mlcomp.data.committed_table import TABLES
@@ -54,10 +55,7 @@ def run(name: str) -> dict:
         "accuracy_held_out": accuracy(model, *mnist5k("held_out")),
         "loss_last_epoch": history.loss[-1],
         "seconds": round(seconds, 1),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": f"{platform.machine()}, CPU",
+        "origin": origin(seed=RECIPES[name]["seed"]),
     }
 
 

@@ -122,7 +122,7 @@ def main(argv=None):
             row = run(model, text, name, bits, options.blocks)
         print(row, flush=True)
         if options.blocks is None:
-            append([row | origin() | {"seed": SEED}], RESULTS)
+            append([row | origin(seed=SEED)], RESULTS)
         shutil.rmtree(store(name, bits, options.blocks), ignore_errors=True)  # "dense" has none
 
 

@@ -1,6 +1,7 @@
 import csv
 import importlib
 import pkgutil
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 import benchmarks.kernels
 from benchmarks.measure import Case, Limits, Timer
-from benchmarks.record import RESULTS
+from benchmarks.record import RESULTS, append, origin
 
 OPERATIONS = sorted(module.name for module in pkgutil.iter_modules(benchmarks.kernels.__path__))
 
@@ -49,6 +50,7 @@ def test_the_runner_appends_rows_that_say_where_they_come_from(tmp_path):
     header = RESULTS.read_text(encoding="utf-8").partition("\n")[0].split(",")
     assert len(rows) == 2 and list(rows[0]) == header  # so that the committed file can be appended to
     assert rows[0]["device"].startswith("CPU") and rows[0]["commit"] and rows[0]["torch"] == torch.__version__
+    assert rows[0]["seed"] == "0" and rows[0]["python"] == platform.python_version()
     # The table keeps three decimals of the share: half a unit of the last one.
     limit, median = float(rows[0]["limit_us"]), float(rows[0]["median_us"])
     assert limit > 0 and float(rows[0]["share"]) == pytest.approx(limit / median, rel=1e-3, abs=5e-4)
@@ -57,3 +59,30 @@ def test_the_runner_appends_rows_that_say_where_they_come_from(tmp_path):
 def test_an_unknown_operation_is_an_error():
     done = subprocess.run([sys.executable, "-m", "benchmarks", "nothing"], capture_output=True, text=True)
     assert done.returncode == 2 and "unknown operation nothing" in done.stderr
+
+
+def test_origin_names_commit_machine_versions_and_seed(monkeypatch):
+    monkeypatch.setenv("MLCOMP_COMMIT", "1234567")
+    about = origin(seed=3)
+    assert (about["commit"], about["seed"], about["torch"]) == ("1234567", 3, torch.__version__)
+    assert about["machine"] and about["threads"] == torch.get_num_threads() and "device" not in about
+    assert origin(seed=None)["seed"] == "none" and origin(seed=(0, 1))["seed"] == "0 1"
+    beside_gpus = origin(seed=0, device=torch.device("cpu"))
+    assert beside_gpus["device"].startswith("CPU ") and beside_gpus["triton"] and "machine" not in beside_gpus
+
+
+def test_rows_of_other_columns_are_not_appended(tmp_path):
+    path = tmp_path / "rows.csv"
+    append([{"a": 1, "b": 2}], path)
+    append([{"a": 3, "b": 4}], path)
+    with pytest.raises(ValueError, match="has the columns a, b; the rows have a, c"):
+        append([{"a": 1, "c": 2}], path)
+    assert path.read_text() == "a,b\n1,2\n3,4\n"
+
+
+@pytest.mark.parametrize("name", ["exact_obs", "kmeans", "ldlq", "ptq"])
+def test_committed_columns_are_those_that_the_next_run_appends(name):
+    """The origin's columns stand together at the front, in the order in which they are written."""
+    path = RESULTS.with_name(f"{name}.csv")
+    header = path.read_text(encoding="utf-8").partition("\n")[0].split(",")
+    assert header[: len(origin(seed=0))] == list(origin(seed=0))

@@ -1,12 +1,21 @@
-"""`{gpu-results}`: the newest measurements of the kernels beside their limits, and what was never measured."""
+"""`{gpu-results}`: the newest measurements of the kernels beside their limits, and what was never measured.
+
+A picture for each GPU comes first: each kernel's share of its limit, beside that of the best version by others.
+"""
 
 import csv
+import html
+import io
+import re
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 from docutils import nodes
 from docutils.statemachine import StringList
+from matplotlib.figure import Figure
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,6 +24,49 @@ sys.path.insert(0, str(ROOT))
 from tools import inventory  # noqa: E402  (the folder is put on the path above)
 
 CSV = ROOT / "benchmarks" / "results" / "kernels.csv"
+YARDSTICKS = ("copy",)  # measured beside a kernel, but no version of it
+TEXT, KERNEL, RIVAL = "#010203", "#2f7fc1", "#c96a10"  # the first becomes the page's own colour; the others fit both
+WIDTH, ROW, SIZE = 380, 17, 10  # of the picture, in pixels: a phone's width, so that its letters stay readable
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A kernel at one shape, and the fastest that anybody else is there; each in its better mode.
+
+    Attributes:
+        share, rival_share: limit T* over the median.
+        rival: its name; "reference" where the library's own reference is all there is.
+        ratio: the rival's time over the kernel's.
+    """
+
+    operation: str
+    shape: str
+    share: float
+    rival: str
+    rival_share: float
+    ratio: float
+
+
+def compared(rows: list[dict[str, str]]) -> list[Compared]:
+    """Return each kernel at each of its shapes beside its best rival, in the file's order of shapes."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["operation"], row["shape"], row["dtype"]].append(row)
+    found = []
+    for (operation, shape, dtype), group in groups.items():
+        ours = [row for row in group if row["version"] == "kernel"]
+        others = [
+            row for row in group if not row["version"].startswith("kernel") and row["version"] not in YARDSTICKS
+        ]
+        if not (ours and others):
+            continue
+        kernel, rival = (min(part, key=lambda row: float(row["median_us"])) for part in (ours, others))
+        ratio = float(rival["median_us"]) / float(kernel["median_us"])
+        shares = (float(row["limit_us"]) / float(row["median_us"]) for row in (kernel, rival))
+        alone = len({row["dtype"] for row in rows if row["operation"] == operation}) == 1
+        name = shape if alone else f"{shape} {dtype}"
+        found.append(Compared(operation, name, next(shares), rival["version"], next(shares), ratio))
+    return sorted(found, key=lambda c: c.operation)
 
 
 def measurements(path: Path = CSV) -> list[dict[str, str]]:
@@ -44,6 +96,8 @@ def page(rows: list[dict[str, str]], names: list[str]) -> list[str]:
         by_device[row["device"]].append(row)
     for device in sorted(by_device, key=lambda name: (name.startswith("CPU"), name)):
         lines += ["", f"## {device}", ""]
+        if not device.startswith("CPU") and (pairs := compared(by_device[device])):
+            lines += ["```{raw} html", f'<figure class="every-method">{picture(pairs, device)}', CAPTION, "```", ""]
         if device.startswith("CPU"):
             lines += ["No kernels here: references and other versions at small shapes.", ""]
         for operation in sorted({row["operation"] for row in by_device[device]}):
@@ -54,6 +108,77 @@ def page(rows: list[dict[str, str]], names: list[str]) -> list[str]:
                 *_table([r for r in by_device[device] if r["operation"] == operation]),
             ]
     return lines
+
+
+CAPTION = """<figcaption>Further right is faster; at 1 the machine can do no better. The number is how many times as
+long the best other version takes; "reference" is the library's own, where nobody else is faster. Each in its better
+mode, plain or graph.</figcaption></figure>"""
+
+
+def picture(pairs: list[Compared], device: str) -> str:
+    """Return an SVG that takes its text colour from the page: a row for each shape, with kernel and best rival."""
+    operations = list(dict.fromkeys(c.operation for c in pairs))
+    height = ROW * (len(pairs) + 1.3 * len(operations) + 4.8)
+    style = {"font.size": SIZE, "text.color": TEXT, "font.family": "sans-serif"}
+    # Words stay words, and names inside the file do not change from build to build.
+    with matplotlib.rc_context(style | {"svg.fonttype": "none", "svg.hashsalt": "results"}):
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
+        axes = figure.add_axes((0.405, 0, 0.32, 1), xlim=(0, 1.02), ylim=(height, 0))
+        axes.axis("off")
+        last = _rows(axes, pairs)
+        for x in (0, 0.5, 1):
+            axes.plot([x, x], [1.9 * ROW, last], color=TEXT, alpha=0.25, lw=0.8, zorder=0)
+            axes.text(x, 1.5 * ROW, f"{x:g}", ha="center")
+            axes.text(x, last + 0.9 * ROW, f"{x:g}", ha="center")
+        axes.text(0.5, last + 1.9 * ROW, "share of the limit T*", ha="center")
+        for x, label, style in ((-1.18, "kernel", {"color": KERNEL}), (-0.55, "best other version", _hollow())):
+            axes.plot(x, 0.6 * ROW, "o", ms=6, clip_on=False, **style)
+            axes.text(x + 0.05, 0.6 * ROW, label, va="center_baseline")
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    told = f"Share of the limit on the {device}. " + " ".join(map(_told, pairs))
+    return _inline(file.getvalue(), told)
+
+
+def _rows(axes, pairs: list[Compared]) -> float:
+    """Draw the rows, with a heading for each operation; return where the last one ends."""
+    y, before = 1.9 * ROW, None
+    for c in pairs:
+        if c.operation != before:
+            y, before = y + 1.3 * ROW, c.operation
+            axes.text(-1.24, y - 0.15 * ROW, c.operation, weight="bold")
+        y += ROW
+        axes.plot([c.share, c.rival_share], [y - 4, y - 4], color=TEXT, alpha=0.45, lw=1)
+        axes.plot(c.rival_share, y - 4, "o", ms=6, clip_on=False, **_hollow())
+        axes.plot(c.share, y - 4, "o", ms=6, color=KERNEL, clip_on=False)
+        axes.text(-1.18, y, c.shape, size=SIZE - 1)
+        axes.text(1.07, y, f"{_times(c.ratio)} {c.rival}", size=SIZE - 1)
+    return y + 0.4 * ROW
+
+
+def _hollow() -> dict[str, object]:
+    return {"markerfacecolor": "none", "markeredgecolor": RIVAL, "markeredgewidth": 1.6}
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.0f}×"
+
+
+def _told(c: Compared) -> str:
+    return f"{c.operation} {c.shape}: {c.share:.2f}, {_times(c.ratio)} as fast as {c.rival}."
+
+
+def _inline(svg: str, told: str) -> str:
+    """Return matplotlib's SVG as a part of a page: as wide as there is room, in the page's colour, with its words."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL).replace(TEXT, "currentColor")
+    box = re.search(r'viewBox="[^"]*"', body)[0]
+    style = 'style="width:100%;max-width:36rem;color:var(--pst-color-text-base)" fill="currentColor"'
+    head = (
+        f'<svg {box} role="img" aria-label="{html.escape(told)}" {style} xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
+    inside = re.sub(r"\n\s*\n", "\n", body[body.index(">") + 1 :])  # a blank line would end the block of HTML
+    return head + inside
 
 
 def _table(rows: list[dict[str, str]]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import machine
+from benchmarks.record import append, origin
 from experiments.every_method.networks import Compressed, matrix_layer
 from experiments.every_method.registry import Entry, describe
 from experiments.every_method.storage import store
@@ -21,7 +20,7 @@ from mlcomp.metrics import hessian_error
 RESULTS = TABLES / "every_method.csv"
 FIELDS = [
     "method", "syllabus", "kind", "setting", "bits_per_weight", "megabytes", "size", "layer_error", "similarity",
-    "recall_at_10", "seconds", "hessian_seconds", "date", "commit", "device", "torch", "python",
+    "recall_at_10", "seconds", "hessian_seconds", "date", "commit", "device", "torch", "python", "seed",
 ]  # fmt: skip
 SEED = 0
 
@@ -42,16 +41,15 @@ def run(entry: Entry, setting: Mapping[str, Any], subject: Subject) -> dict[str,
         with torch.no_grad():
             matrix_layer(made.model.get_submodule(name)).weight.copy_(stored.weight)
     similarity, recall = subject.quality(made.model)
-    where = machine(torch.device("cpu"))
-    return {
+    about = origin(seed=SEED, device=torch.device("cpu"))
+    row = {
         "method": entry.name, "syllabus": entry.syllabus, "kind": entry.kind, "setting": describe(setting),
         "bits_per_weight": f"{8 * nbytes / weights:.4f}", "megabytes": f"{nbytes / 1e6:.3f}",
         "size": "packed" if written else "counted", "layer_error": f"{sum(errors) / len(errors):.6f}",
         "similarity": f"{similarity:.6f}", "recall_at_10": f"{recall:.4f}", "seconds": f"{seconds:.2f}",
         "hessian_seconds": "0" if entry.data_free or entry.whole else f"{subject.hessian_seconds:.2f}",
-        "date": where["date"], "commit": where["commit"], "device": where["device"], "torch": where["torch"],
-        "python": platform.python_version(),
     }  # fmt: skip
+    return row | {name: about[name] for name in FIELDS if name in about}
 
 
 def layer_by_layer(entry: Entry, setting: Mapping[str, Any], subject: Subject) -> Compressed:
@@ -79,16 +77,9 @@ def run_all(entries: list[Entry], subject: Callable[[], Subject], path: Path) ->
     if not todo:
         return 0
     made = subject()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for number, (entry, setting) in enumerate(todo, 1):
-            row = run(entry, setting, made)
-            writer.writerow(row)
-            file.flush()
-            shown = ("bits_per_weight", "layer_error", "similarity", "recall_at_10", "seconds")
-            print(f"{number}/{len(todo)} {row['method']}, {row['setting']}:", *(row[k] for k in shown), flush=True)
+    shown = ("bits_per_weight", "layer_error", "similarity", "recall_at_10", "seconds")
+    for number, (entry, setting) in enumerate(todo, 1):
+        row = run(entry, setting, made)
+        append([row], path)
+        print(f"{number}/{len(todo)} {row['method']}, {row['setting']}:", *(row[k] for k in shown), flush=True)
     return len(todo)

@@ -55,7 +55,9 @@ def quantization_bound(
         ValueError: malformed H or target, bad levels or gaps. ImportError: Clarabel is not installed.
         RuntimeError: the solver's multipliers are not finite or prove nothing, even after repair (not seen).
     Guarantee: the value is a lower bound for the H and t given, whatever the solver answered: see :func:`certify`.
-    Cost: 64 inputs at 4 bits take some seconds, 32 a third of a second.
+        It misses the programme's best by less than 1e-6 of 1 + f at the best codes (2e-7 was the worst of 3000 random
+        problems of up to 9 inputs), by more where H is singular.
+    Cost: 64 inputs at 4 bits take about 20 seconds, 32 half a second.
     """
     check_problem(hessian, target, levels)
     h, t = _in_float64(hessian, target)
@@ -73,14 +75,33 @@ def quantization_bound(
     between, box = np.maximum(between, 0), np.maximum(box * scale, 0)
     if not (np.isfinite(between).all() and np.isfinite(box).all()):
         raise RuntimeError("the solver broke down: its multipliers hold NaN or infinity")
-    # An interior point ends a little inside or outside of the cone: more box makes A definite, at a cost that is
-    # proportional. The first shift that passes the exact test is taken.
+    # Dust that an interior point leaves on gaps far from the target costs dust · distance² and proves nothing.
+    between[between < 1e-9 * scale] = 0
+    bound = _proved(hessian, target, between, box, levels, scale)
+    if bound is None:
+        raise RuntimeError("the solver's multipliers are no proof of any bound, even with more box added")
+    if bound.value < 0:  # a singular H: the solver may end below the 0 that no multipliers at all prove
+        least = _proved(hessian, target, 0 * between, 0 * box, levels, scale)
+        if least is not None and least.value > bound.value:
+            return least
+    return bound
+
+
+def _proved(
+    hessian: Tensor, target: Tensor, between: np.ndarray, box: np.ndarray, levels: int, scale: float
+) -> QuantizationBound | None:
+    """Return what the multipliers prove with as much more box as they need for it; None if they prove nothing.
+
+    An interior point ends a little inside or outside of the cone: more box makes A definite, at a cost that is
+    proportional. The first shift that passes the exact test is taken.
+    """
+    lam = torch.from_numpy(between)
     for shift in (0.0, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4):
-        moved = box + shift * scale
-        value = certify(hessian, target, torch.from_numpy(between), torch.from_numpy(moved), levels=levels)
+        mu = torch.from_numpy(box + shift * scale)
+        value = certify(hessian, target, lam, mu, levels=levels)
         if value > -math.inf:
-            return QuantizationBound(value, torch.from_numpy(between), torch.from_numpy(moved))
-    raise RuntimeError("the solver's multipliers are no proof of any bound, even with more box added")
+            return QuantizationBound(value, lam, mu)
+    return None
 
 
 def certify(
@@ -205,6 +226,8 @@ def _solve(h: np.ndarray, t: np.ndarray, columns: np.ndarray, levels: int) -> tu
     cost = np.concatenate([(k * (k + 1)).flatten(), -low * high, [1.0]]).astype(float)
     settings = clarabel.DefaultSettings()
     settings.verbose = False
+    # A hundredth of the defaults: what the solver misses of the cone is paid for in box over every input.
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-10
     solver = clarabel.DefaultSolver(
         sparse.csc_matrix((unknowns, unknowns)),
         cost,

@@ -1,7 +1,8 @@
 """Measurements too long for a notebook, committed with what they were made on, and shipped with the package.
 
 ``tables/`` holds CSV files with a row for each measurement, and JSON files of runs with their settings. Each is
-written by the script of ``experiments/`` that has its name, or names it.
+written by the script of ``experiments/`` that has its name, or names it, and says commit, machine, versions and seed
+(``tables/README.md``).
 """
 
 import csv
@@ -23,7 +24,7 @@ def committed_table(name: str) -> list[dict[str, str]]:
 
 
 def committed_results(name: str) -> dict[str, Any]:
-    """Return what a run wrote about itself: settings, versions, numbers.
+    """Return what a run wrote: settings, numbers, and where they come from (``origin``, or ``origins`` by part).
 
     Raises:
         ValueError: there are no such results.

@@ -20,13 +20,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LONGEST = 32768  # values of a row that registers hold: 64 for each thread of 16 warps
 
 
-def absmax_int8(x: Float[Tensor, "..."], dim: int) -> AbsmaxInt8:
-    """Quantize each row of x (…, n) to int8 with its own scale.
+def absmax_int8(x: Float[Tensor, "..."], dim: int | None = None) -> AbsmaxInt8:
+    """Quantize to int8 with one scale for the whole tensor, or one for each row of x (…, n).
 
     Args:
         x: (…, n) with at least one entry, float16, bfloat16 or float32; not modified. Copied first if its rows do not
             lie one after the other in memory.
-        dim: the last dimension: −1, or x.ndim − 1. (The reference reduces any.)
+        dim: the last dimension: −1, or x.ndim − 1. (The reference reduces any.) None: one scale for all, found and
+            applied by a single program as if x were one row, so slow for a large x.
     Returns:
         The reference's codes and scale, bit for bit.
     Raises:
@@ -37,11 +38,11 @@ def absmax_int8(x: Float[Tensor, "..."], dim: int) -> AbsmaxInt8:
     """
     check_devices(x=x)
     check_dtype("x", x, DTYPES)
-    if x.numel() == 0 or x.ndim == 0:
+    if x.numel() == 0 or (x.ndim == 0 and dim is not None):
         raise ValueError(f"x must be (…, n) with at least one entry, got shape {tuple(x.shape)}")
-    if dim not in (-1, x.ndim - 1):
-        raise ValueError(f"the kernel takes the maximum over the last dimension: dim must be -1, got {dim!r}")
-    n = x.shape[-1]
+    if dim not in (None, -1, x.ndim - 1):
+        raise ValueError(f"the kernel takes the maximum over the last dimension: dim must be -1 or None, got {dim!r}")
+    n = x.numel() if dim is None else x.shape[-1]
     rows = x.reshape(-1, n).contiguous()
     codes = torch.empty(rows.shape, dtype=torch.int8, device=x.device)
     scale = torch.empty(len(rows), dtype=torch.float32, device=x.device)
@@ -54,7 +55,7 @@ def absmax_int8(x: Float[Tensor, "..."], dim: int) -> AbsmaxInt8:
         rows, codes, scale, n, BLOCK=block, FITS=n <= block, DIVIDE=INTERPRETED, num_warps=warps,
         enable_fp_fusion=False,
     )  # fmt: skip
-    return AbsmaxInt8(codes.reshape(x.shape), scale.reshape(*x.shape[:-1], 1))
+    return AbsmaxInt8(codes.reshape(x.shape), scale.reshape(() if dim is None else (*x.shape[:-1], 1)))
 
 
 @triton.jit

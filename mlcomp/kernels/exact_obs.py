@@ -12,11 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_target, check_weight, removals
+from mlcomp.checks import check_hessian, check_sparsity, check_target, check_weight, removals
 from mlcomp.kernels.launch import check_devices, tl, triton
 from mlcomp.kernels.row_inverse import current_column, launch_sizes, pick, scratch
 from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
+from mlcomp.obs.exact_obs import weights_of_least_loss
 from mlcomp.obs.row_removal import pattern_room
+from mlcomp.obs.trace import Trace
 
 REFERENCE = "mlcomp.obs.exact_obs"
 
@@ -27,7 +29,8 @@ def exact_obs(
     *,
     sparsity: float | None = None,
     pattern: tuple[int, int] | None = None,
-    scope: str = "row",
+    scope: str = "global",
+    row_cap: float = 1.0,
     damp: float = 0.0,
     dtype: torch.dtype = torch.float64,
     max_bytes: int = 2**30,
@@ -39,9 +42,11 @@ def exact_obs(
     Args:
         weight: (out, inp), any float dtype; not modified.
         hessian: (inp, inp), $2XX^\top$, float32 or float64; not modified.
-        sparsity: share of the weights to remove from each row, rounded half up to a count.
+        sparsity: share of the weights to remove, rounded half up to a count.
         pattern: (n, m), n zeros in every m consecutive inputs, instead of ``sparsity``.
-        scope: "row", the same count in each row. (The reference can share a total over the rows, too.)
+        scope: "row", the same count in each row; or "global", the counts that give the whole layer the least error:
+            the kernel traces every row up to ``row_cap``, and the rest is done as in the reference.
+        row_cap: with scope="global", the largest share that one row may lose; it must be at least ``sparsity``.
         damp: share of the mean live diagonal of H added to its diagonal.
         dtype: that a row is worked on in. float64 as the reference; float32 takes half the memory and drifts when H
             is ill-conditioned (0.5 % of the loss at a condition of 1e8).
@@ -51,40 +56,49 @@ def exact_obs(
     Raises:
         ValueError: malformed weight, H or option; H + λI singular; max_bytes too small for one row; wrong device.
     Guarantee: in float64 the reference's mask, and its weights up to rounding, unless two scores tie up to rounding.
-    Cost: per row about inp·k² FLOPs for k removals, and k·inp numbers of memory for each program.
+    Cost: per row about inp·k² FLOPs for k removals (row_cap·inp of them with scope="global"), and k·inp numbers of
+        memory for each program.
     """
     check_devices(weight=weight, hessian=hessian)
     check_weight(weight)
     check_target(sparsity, pattern)
     out, inp = weight.shape
     check_hessian(hessian, inp)
-    if scope != "row":
-        raise ValueError(f'the kernel removes the same count from each row: scope must be "row", got {scope!r}')
+    if scope not in ("global", "row"):
+        raise ValueError(f'scope must be "global" or "row", got {scope!r}')
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    traced = pattern is None and scope == "global"
+    share = 0.0 if sparsity is None else sparsity  # None comes with a pattern only
+    if traced:
+        check_sparsity(row_cap)
+        if share > row_cap:
+            raise ValueError(f"row_cap must lie between sparsity={sparsity} and 1, got {row_cap!r}")
     inverse = inverse_hessian(hessian, damp=damp)
-    if pattern is None:
-        assert sparsity is not None  # check_target saw to it
-        steps = removals(sparsity, inp)
-    else:
-        steps = sum(pattern_room(pattern, inp))
+    steps = sum(pattern_room(pattern, inp)) if pattern else removals(row_cap if traced else share, inp)
     vectors = scratch(out, steps, inp, dtype, max_bytes, weight.device)
     # A pivot is never below 1/H_pp; rounding could make it so.
     floor = (1 / damped_hessian(hessian, damp=damp).matrix.diagonal()).to(dtype)
     result = weight.to(dtype).masked_fill(inverse.dead, 0).contiguous()
+    order = torch.empty(out, steps if traced else 0, dtype=torch.int32, device=weight.device)
+    losses = torch.empty(order.shape, dtype=dtype, device=weight.device)
     zeros, size = pattern if pattern is not None else (steps, inp)
     _kernel[(len(vectors),)](
-        result, inverse.inverse.to(dtype).contiguous(), floor, vectors, out, inp, steps, zeros, size,
-        PATTERN=pattern is not None, enable_fp_fusion=True, **launch_sizes(inp, dtype),
+        result, order, losses, inverse.inverse.to(dtype).contiguous(), floor, vectors, out, inp, steps, zeros, size,
+        PATTERN=pattern is not None, TRACED=traced, enable_fp_fusion=True, **launch_sizes(inp, dtype),
     )  # fmt: skip
-    return result.to(weight.dtype)
+    if not traced:
+        return result.to(weight.dtype)
+    live = weight.double().masked_fill(inverse.dead, 0)
+    trace = Trace(live, inverse.inverse, order.long(), losses.double(), 1, weight.dtype)
+    return weights_of_least_loss(trace, share, max_bytes=max_bytes)
 
 
 @triton.jit
 @no_type_check
 def _kernel(
-    w_ptr, inverse_ptr, floor_ptr, vectors_ptr, out, d, steps, zeros, size,
-    PATTERN: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    w_ptr, order_ptr, losses_ptr, inverse_ptr, floor_ptr, vectors_ptr, out, d, steps, zeros, size,
+    PATTERN: tl.constexpr, TRACED: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, BLOCK)
     inside = column < d
@@ -107,9 +121,14 @@ def _kernel(
             p = tl.argmin(tl.where(may, w * w / diagonal, float("inf")), 0)
             b = current_column(inverse_ptr, vectors_ptr, p, step, d, column, CHUNK)
             pivot = tl.maximum(pick(b, column, p), tl.load(floor_ptr + p))
+            share = pick(w, column, p) / tl.sqrt(pivot)
+            if TRACED:
+                at = row * steps + step
+                tl.store(order_ptr + at, p)
+                tl.store(losses_ptr + at, share * share / 2)
             alive = alive & (column != p)
             v = tl.where(alive, b, 0.0) / tl.sqrt(pivot)
-            w = tl.where(alive, w - v * (pick(w, column, p) / tl.sqrt(pivot)), 0.0)
+            w = tl.where(alive, w - v * share, 0.0)
             diagonal = tl.where(alive, diagonal - v * v, 1.0)
             taken += (first == p // size * size).to(tl.int32)
             tl.store(vectors_ptr + step * d + column, v, mask=inside)

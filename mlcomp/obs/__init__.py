@@ -7,6 +7,7 @@ from mlcomp.obs.fisher_inverse import empirical_fisher_gradients, fisher_inverse
 from mlcomp.obs.global_selection import Selection, select_counts
 from mlcomp.obs.group_update import group_update
 from mlcomp.obs.l_obs import l_obs, l_obs_error_bound
+from mlcomp.obs.literal import literal_exact_obs, literal_obq
 from mlcomp.obs.network_hessian import (
     FlatNetwork,
     flatten_network,
@@ -67,6 +68,8 @@ __all__ = [
     "ldlq",
     "ldlq_round",
     "level_losses",
+    "literal_exact_obs",
+    "literal_obq",
     "load_database",
     "network_hessian",
     "network_obd",

@@ -75,9 +75,7 @@ def exact_obs(
     if not sparsity <= row_cap <= 1:
         raise ValueError(f"row_cap must lie between sparsity={sparsity} and 1, got {row_cap!r}")
     trace = exact_obs_trace(weight, hessian, block_size=block_size, row_cap=row_cap, damp=damp, max_bytes=max_bytes)
-    # Rounding can put the total one above what the capped rows hold.
-    total = min(removals(sparsity, trace.units * len(weight)), trace.losses.numel())
-    return trace.weights_at(select_counts(trace.losses, total).counts, max_bytes=max_bytes)
+    return weights_of_least_loss(trace, sparsity, max_bytes=max_bytes)
 
 
 def exact_obs_trace(
@@ -100,6 +98,13 @@ def exact_obs_trace(
     removal = RowRemoval(weight, hessian, width=block_size, damp=damp, max_bytes=max_bytes)
     _, order, losses = removal.run(removals(row_cap, removal.units))
     return Trace(removal.weight, removal.inverse, order, losses, block_size, weight.dtype)
+
+
+def weights_of_least_loss(trace: Trace, sparsity: float, *, max_bytes: int) -> Float[Tensor, "out inp"]:
+    """Return the weights with this share of the layer's units removed, spread over the rows with the least loss."""
+    # Rounding can put the total one above what the capped rows hold.
+    total = min(removals(sparsity, trace.units * len(trace.weight)), trace.losses.numel())
+    return trace.weights_at(select_counts(trace.losses, total).counts, max_bytes=max_bytes)
 
 
 def _check_layer(weight: Tensor, hessian: Tensor, block_size: int) -> None:

@@ -7,7 +7,7 @@ Source: Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW); the same 2017, arXiv
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,26 @@ def batch_starts(samples: int, batch_size: int) -> list[int]:
     """Return where the batches of an epoch start: as many as it has steps. A last batch of one sample is left out."""
     _check_whole("batch_size", batch_size)
     return [i for i in range(0, samples, batch_size) if i == 0 or samples - i > 1]
+
+
+def random_batches(samples: int, batch_size: int, *, seed: int) -> Iterator[Tensor]:
+    """Yield the indices of random batches for ever: epochs in random order, without a short last batch.
+
+    For tuning by a number of steps; :func:`train` counts epochs and sees every sample.
+
+    Args:
+        samples: how many there are, at least 1.
+        batch_size: at least 1; more than ``samples`` means all of them.
+        seed: the same seed gives the same batches; the global generator is left alone.
+    """
+    _check_whole("samples", samples)
+    _check_whole("batch_size", batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    size = min(batch_size, samples)
+    while True:
+        for chosen in torch.randperm(samples, generator=generator).split(size):
+            if len(chosen) == size:
+                yield chosen
 
 
 def _factor(steps: int) -> Callable[[int], float]:

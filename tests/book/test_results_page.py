@@ -1,5 +1,9 @@
+import re
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "book" / "_ext"))
 
@@ -33,3 +37,66 @@ def test_kernels_are_found_and_their_committed_results_too():
     names = results_page.kernels()
     assert {"absmax_int8", "exact_obs", "w4a16_matmul"} <= set(names)
     assert {row["operation"] for row in results_page.measurements()} <= set(names)
+
+
+def rows(*versions, **others):
+    """One row for each (version, mode, median in µs); T* is 1000 µs."""
+    return [{**ROW, "version": v, "mode": mode, "median_us": str(us), **others} for v, mode, us in versions]
+
+
+def test_a_kernel_is_compared_with_the_fastest_that_others_have_each_in_its_better_mode():
+    measured = rows(
+        ("kernel", "launch", 4000), ("kernel", "graph", 2000), ("kernel, float64", "graph", 100),
+        ("slow", "graph", 9000), ("rival", "launch", 5000), ("rival", "graph", 6000), ("copy", "graph", 10),
+    )  # fmt: skip
+    (pair,) = results_page.compared(measured)
+    assert (pair.operation, pair.shape, pair.rival) == ("fast", "2×3", "rival")
+    assert (pair.share, pair.rival_share, pair.ratio) == (0.5, 0.2, 2.5)
+    assert results_page.compared(rows(("kernel", "graph", 1))) == []  # nobody to compare with
+
+
+def test_the_type_is_named_where_an_operation_has_several():
+    both = rows(("kernel", "graph", 1), ("rival", "graph", 2))
+    other = rows(("kernel", "graph", 1), ("rival", "graph", 2), dtype="fp32")
+    assert [c.shape for c in results_page.compared(both)] == ["2×3"]
+    assert [c.shape for c in results_page.compared(both + other)] == ["2×3 bf16", "2×3 fp32"]
+
+
+@pytest.fixture(scope="module")
+def svg():
+    pairs = results_page.compared([r for r in results_page.measurements() if not r["device"].startswith("CPU")])
+    return results_page.picture(pairs, "GPU <X>"), pairs
+
+
+def test_the_picture_says_all_rows_and_takes_the_colour_of_the_page(svg):
+    text, pairs = svg
+    root = ET.fromstring(text)  # well-formed
+    words = [node.text for node in root.iter() if node.tag.endswith("text")]
+    assert {c.operation for c in pairs} <= set(words) and {c.shape for c in pairs} <= set(words)
+    assert "currentColor" in text and results_page.TEXT not in text and "background" not in text
+    assert not re.search(r"\n\s*\n", text)  # a blank line would end the block of HTML
+    # A mark for each kernel and each rival, and one of each in the legend.
+    assert text.count(results_page.KERNEL) >= len(pairs) + 1 and text.count(results_page.RIVAL) >= len(pairs) + 1
+    told = root.get("aria-label")
+    assert root.get("role") == "img" and "GPU <X>" in told
+    assert all(f"{c.operation} {c.shape}: {c.share:.2f}" in told and c.rival in told for c in pairs)
+
+
+def test_marks_stand_where_their_shares_are(svg):
+    """A picture of two known shares: the two marks of a row are as far apart as the scale says."""
+    pair = results_page.Compared("op", "1×1", 0.75, "rival", 0.25, 3.0)
+    text = results_page.picture([pair], "GPU")
+    uses = re.findall(r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)" style="([^"]*)"', text)
+    (rival,), (kernel,) = (
+        [float(x) for x, y, style in uses if colour in style and float(y) > 2 * results_page.ROW]
+        for colour in (results_page.RIVAL, results_page.KERNEL)
+    )
+    # The axis is 0.32 of the width for 1.02; six decimals are written.
+    assert kernel - rival == pytest.approx(0.5 / 1.02 * 0.32 * results_page.WIDTH, abs=1e-3)
+
+
+def test_the_picture_stands_above_the_tables_of_its_gpu():
+    measured = rows(("kernel", "graph", 2000), ("rival", "graph", 5000))
+    text = "\n".join(results_page.page([*measured, *({**r, "device": "CPU Y"} for r in measured)], ["fast"]))
+    assert text.count("<svg") == 1
+    assert text.index("## GPU X") < text.index("<svg") < text.index("### fast") < text.index("## CPU Y")

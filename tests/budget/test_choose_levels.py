@@ -5,10 +5,11 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlcomp.budget import choose_levels
+from tests.examples import examples
 
 
 def brute_force(errors, costs, budget):
@@ -45,7 +46,7 @@ def check_against_brute_force(layers, share):
     assert found.error == pytest.approx(float(error), rel=1e-12, abs=1e-12 * scale)
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(problems(st.integers(0, 20), st.integers(0, 20)))
 def test_integers_match_brute_force(problem):
     """Small ranges give many ties and zero costs."""
@@ -58,14 +59,14 @@ def test_integers_match_brute_force(problem):
     assert (found.error, found.cost) == brute_force(errors, costs, budget)  # ties go to the cheaper
 
 
-@settings(max_examples=150)
+@examples(150)
 @example(([[(0.0, 0.0), (0.0, 2.0), (-1.0, 5e-324)]], 0.0))  # as a share of 2 the least float is zero
 @given(problems(st.floats(0, 1e6), st.floats(-1e3, 1e3)))
 def test_floats_match_brute_force(problem):
     check_against_brute_force(*problem)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(problems(st.integers(0, 10**30), st.floats(0, 1e-9)))
 def test_huge_costs_and_tiny_errors_match_brute_force(problem):
     check_against_brute_force(*problem)

@@ -2,13 +2,14 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
 from mlcomp.metrics import hessian_error
 from mlcomp.obs import exact_obs, layer_hessian, sparsegpt
 from mlcomp.prune import best_pruned, best_subset, magnitude
+from tests.examples import examples
 
 
 def problem(inp, seed, common=2.0):
@@ -28,7 +29,7 @@ def least_squares_error(x, row, keep):
     return float((a @ torch.linalg.lstsq(a, y).solution - y).square().sum())
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 10**6), inp=st.integers(1, 9), data=st.data())
 def test_no_choice_of_the_same_size_is_better(seed, inp, data):
     remove = data.draw(st.integers(0, inp))

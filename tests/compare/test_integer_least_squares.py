@@ -3,13 +3,14 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
 from mlcomp.metrics import hessian_error
 from mlcomp.obs import gptq, layer_hessian, obq
 from mlcomp.quant import best_quantized, integer_least_squares, rtn
+from tests.examples import examples
 
 
 def problem(inp, seed, samples=None):
@@ -26,7 +27,7 @@ def all_errors(hessian, target, levels):
     return codes, ((delta @ hessian) * delta).sum(1) / 2
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=st.integers(0, 10**6), size=st.sampled_from([(1, 16), (2, 16), (4, 5), (6, 4), (7, 3), (11, 2)]))
 @example(seed=999999, size=(11, 2))  # sums of codes and targets that float arithmetic leaves at 0.9999…
 def test_the_codes_are_the_best_of_all(seed, size):

@@ -4,13 +4,14 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlcomp.compare.quantization_bound import _minors
 from mlcomp.data import make_layer
 from mlcomp.obs import layer_hessian
 from mlcomp.quant import certify, integer_least_squares, quantization_bound
+from tests.examples import examples
 
 MODULE = importlib.import_module("mlcomp.compare.quantization_bound")
 
@@ -23,8 +24,11 @@ def problem(inp, seed, levels, samples=None):
     return 2 * x @ x.T, target
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 10**6), inp=st.integers(1, 9), levels=st.sampled_from([2, 3, 4, 16]))
+@example(seed=171509, inp=6, levels=4)  # a solver at its default tolerances loses 2e-6 and 1e-6 of 1 + the error here
+@example(seed=4822, inp=5, levels=3)
+@example(seed=380244, inp=7, levels=16)  # a tenth of the accuracy was lost to multipliers of 1e-11 on far gaps
 def test_it_is_below_the_best_codes_and_above_one_gap_without_more(seed, inp, levels):
     hessian, target = problem(inp, seed, levels)
     best = integer_least_squares(hessian, target, levels=levels)
@@ -32,11 +36,11 @@ def test_it_is_below_the_best_codes_and_above_one_gap_without_more(seed, inp, le
     assert bound.value <= best.error * (1 + 1e-12)  # what float64 rounds of the best codes' own error
     one = quantization_bound(hessian, target, levels=levels, gaps=1)
     assert one.value <= best.error * (1 + 1e-12)
-    # More multipliers cannot hurt; 1e-6 of the error is left to the solver.
+    # More multipliers cannot hurt; 1e-6 of the error is left to the solver, five times what 3000 problems needed.
     assert bound.value >= one.value - 1e-6 * (1 + best.error)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 10**6), scale=st.floats(0, 3))
 def test_any_multipliers_certify_something_true(seed, scale):
     hessian, target = problem(4, seed, 4)
@@ -99,8 +103,9 @@ def test_fewer_samples_than_inputs():
     hessian, target = problem(8, 1, 4, samples=4)
     bound = quantization_bound(hessian, target, levels=4)
     best = integer_least_squares(hessian + 1e-9 * torch.eye(8), target, levels=4)
-    # Nothing better than 0 can be proved here, and the solver leaves its tolerance: 1e-6 of the scale of H.
-    assert -1e-5 * float(hessian.max()) <= bound.value <= best.error
+    # Nothing better than 0 can be proved here. The float64 H may have eigenvalues of −1e-15 of its scale, so some box
+    # is needed: 1e-12 or 1e-11 of the scale on each of 8 inputs, times |x(3 − x)| < 30 at the targets drawn.
+    assert -1e-11 * 8 * 30 * float(hessian.max()) <= bound.value <= best.error
 
 
 def test_it_proves_most_of_the_error_of_a_correlated_layer():

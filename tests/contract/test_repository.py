@@ -103,3 +103,85 @@ def test_constraints_are_exact_and_cover_the_requirements():
     block = re.findall(r'^\s+"([A-Za-z][\w.-]*)', text.split("[tool.")[0], flags=re.MULTILINE)
     wanted = {name.lower().replace("_", "-") for name in block} - {"mlcomp-book", "d100", "license"}
     assert sorted(wanted - pinned) == []
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+# What a step makes before it is named, or what stands outside of the repository.
+MADE = re.compile(r"^(_build|dist|notes\.md|freeze\.txt|versions\.txt|/dev|~|\.venv|\.\./|https?:|\$)|kernel\.")
+
+
+def steps(path) -> list[dict]:
+    jobs = yaml.safe_load(path.read_text())["jobs"]
+    return [step for job in jobs.values() for step in job["steps"]]
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+def test_all_targets_are_phony_and_explained():
+    text = (ROOT / "Makefile").read_text()
+    assert set(re.search(r"^\.PHONY: (.*)", text, flags=re.MULTILINE)[1].split()) == make_targets()
+    told = set(re.findall(r'@echo "make ([a-z]+) ', text))
+    assert told == make_targets() - {"help"}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.name)
+def test_workflows_call_what_exists(path):
+    commands = "\n".join(step.get("run", "") for step in steps(path))
+    assert set(re.findall(r"^\s*make ([a-z]+)", commands, flags=re.MULTILINE)) <= make_targets()
+    words = (word.strip("\"';|&") for word in re.split(r"[\s=]+", commands))
+    named = {w for w in words if re.search(r"/|\.(py|txt|md|toml)$", w) and not MADE.search(w)}
+    assert named, "no command names a file: the pattern is wrong"
+    assert [w for w in sorted(named) if not (ROOT / w).exists()] == []
+    texts = [str(step.get("with", {})) for step in steps(path)]
+    hashed = {w for text in texts for w in re.findall(r"mlcomp/[\w/]+(?=/\*\.py)", text)}
+    assert [folder for folder in sorted(hashed) if not list((ROOT / folder).glob("*.py"))] == []
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.name)
+def test_workflows_have_limits_and_no_foreign_actions(path):
+    settings = yaml.safe_load(path.read_text())
+    assert settings["permissions"] and (settings.get("on") or settings[True])  # YAML 1.1 reads `on` as true
+    slow = [name for name, job in settings["jobs"].items() if "timeout-minutes" not in job and name != "publish"]
+    assert slow == []
+    assert [s["uses"] for s in steps(path) if not s.get("uses", "actions/").startswith("actions/")] == []
+
+
+def test_macos_runs_every_reference():
+    (command,) = (s["run"] for s in steps(ROOT / ".github/workflows/ci.yml") if "tests/obs" in s.get("run", ""))
+    elsewhere = {"assets", "book", "contract", "data", "exercises", "kernels", "models", "notebooks"}
+    folders = {p.name for p in (ROOT / "tests").iterdir() if (p / "__init__.py").exists()}
+    assert set(re.findall(r"tests/(\w+)(?=\s|$)", command)) == folders - elsewhere
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[0-9]*.yml")), ids=lambda p: p.stem
+)
+def test_forms_of_issues_are_what_github_takes(path):
+    form = yaml.safe_load(path.read_text())
+    assert {"name", "description", "body"} <= set(form)
+    asked = [field for field in form["body"] if field["type"] in ("input", "textarea")]
+    assert asked and all(field["attributes"]["label"] for field in asked)
+    assert len({field["attributes"]["label"] for field in asked}) == len(asked)
+    notes = [field for field in form["body"] if field not in asked]
+    assert all(field["type"] == "markdown" and field["attributes"]["value"] for field in notes)
+
+
+def test_dependabot_and_hooks_are_what_their_programs_take():
+    updates = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())
+    assert updates["version"] == 2
+    assert {u["package-ecosystem"] for u in updates["updates"]} == {"pip", "github-actions"}
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local"
+    tools = {hook["entry"].split()[0] for hook in local["hooks"]}
+    pinned = re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+    assert {tool.removeprefix(".venv/bin/") for tool in tools} <= set(pinned)
+
+
+def test_the_hook_strips_what_the_tests_strip():
+    from tools.run_tests import EXTRA_KEYS, STRIP
+
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (entry,) = (hook["entry"] for hook in local["hooks"] if hook["id"] == "nbstripout")
+    assert entry == f'.venv/bin/nbstripout {" ".join(STRIP)} --extra-keys "{EXTRA_KEYS}"'

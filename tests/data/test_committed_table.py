@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from experiments import kbit_scaling
 from experiments.every_method.run import FIELDS
@@ -12,7 +13,10 @@ def test_kbit_table_is_complete_and_counts_as_the_library_does():
     key = {(int(r["width"]), int(r["bits"]), r["block_size"], r["data_type"]) for r in rows}
     wanted = {(w, bits, str(size or "matrix"), kind) for w in WIDTHS for bits, size, kind in kbit_scaling.settings()}
     assert key == wanted and len(rows) == len(wanted)
-    assert all(1.4 < float(r["bits_per_byte"]) < 40 and r["torch"] and r["processor"] for r in rows)
+    assert all(1.4 < float(r["bits_per_byte"]) < 40 and r["torch"] and r["device"] for r in rows)
+    made = kbit_scaling.row(16, 16, None, "float", kbit_scaling.reference_bytes(300))
+    about = kbit_scaling.origin(seed=0, device=torch.device("cpu"))
+    assert [*made, *about] == list(rows[0])  # so that the next run can append
 
 
 @pytest.mark.parametrize(("bits", "size", "kind"), [(4, 64, "int"), (3, None, "quantile"), (16, None, "float")])

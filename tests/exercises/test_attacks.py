@@ -12,6 +12,7 @@ import pytest
 
 from mlcomp.grading.grade import grade_file
 from tests.exercises.attacks import ATTACKS, FORGERIES
+from tests.exercises.descent import adopting, descendants
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
@@ -56,25 +57,19 @@ def submission(empty, cell, path):
     return path
 
 
-def children():
-    """Processes that this one started and that are still there, whoever adopted them."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"mlcomp.grading.worker" in command:
-            found.append(int(entry.name))
-    return set(found)
-
-
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_contained(name, empty, outside, quick, tmp_path, note):
     cell = ATTACKS[name].format(**outside)
-    before, start = children(), time.monotonic()
-    report = grade_file(submission(empty, cell, tmp_path / "attack.ipynb"), sandbox=True, limits=quick)
-    seconds = time.monotonic() - start
+    path = submission(empty, cell, tmp_path / "attack.ipynb")
+    with adopting():
+        before, start = descendants(), time.monotonic()
+        report = grade_file(path, sandbox=True, limits=quick)
+        seconds = time.monotonic() - start
+        for _ in range(40):  # the kernel takes a moment to end them
+            if not (left := descendants() - before):
+                break
+            time.sleep(0.05)
+    assert not left, "a process was left behind"
     printed = "".join(output.printed for output in report.outputs)
     errors = [output.error for output in report.outputs if output.error and "NotImplementedError" not in output.error]
     outcome = report.problem or (errors[0] if errors else "refused")
@@ -87,11 +82,6 @@ def test_an_attack_is_contained(name, empty, outside, quick, tmp_path, note):
     assert seconds < 60
     assert not (outside["tmp"] / "written").exists() and not (outside["course"] / "written").exists()
     assert scores(outside) == [(1,)]
-    for _ in range(40):  # the kernel takes a moment to reap them
-        if not children() - before:
-            break
-        time.sleep(0.05)
-    assert not children() - before, "a process was left behind"
 
 
 @pytest.mark.parametrize("name", FORGERIES)

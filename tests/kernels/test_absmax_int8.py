@@ -7,9 +7,10 @@ from mlcomp.kernels.absmax_int8 import absmax_int8
 
 def equal(x):
     # On a GPU torch divides by the constant 127 through its reciprocal, an ulp off; on a CPU the quotient is exact.
-    got, want = absmax_int8(x, -1), reference(x.cpu(), -1)
-    assert torch.equal(got.codes.cpu(), want.codes) and got.codes.dtype == torch.int8
-    assert torch.equal(got.scale.cpu(), want.scale)
+    for options in ({"dim": -1}, {}):
+        got, want = absmax_int8(x, **options), reference(x.cpu(), **options)
+        assert torch.equal(got.codes.cpu(), want.codes) and got.codes.dtype == torch.int8
+        assert torch.equal(got.scale.cpu(), want.scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -17,6 +17,7 @@ from mlcomp.metrics import (
     relative_error,
     snr_db,
 )
+from tests.examples import examples
 
 
 def random(*shape, seed=0):
@@ -110,7 +111,7 @@ def test_kl_against_torch_is_from_the_reference_to_the_compressed():
     assert kl_divergence(a, b) != pytest.approx(kl_divergence(b, a), rel=1e-3)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.integers(0, 10**6), st.floats(1e-3, 1e2), st.floats(-50, 50))
 def test_kl_is_never_negative_and_ignores_a_constant(seed, scale, constant):
     a, b = scale * random(4, 6, seed=seed), scale * random(4, 6, seed=seed + 1)

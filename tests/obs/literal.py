@@ -1,4 +1,7 @@
-"""The algorithms as printed, one row and one weight at a time: the oracle of the tests of the batched versions."""
+"""The printed algorithms with the rules that are not printed in them: blocks, patterns, outliers, other orders.
+
+The algorithms themselves are in ``mlcomp.obs.literal``; ``test_literal.py`` says that without rules these are equal.
+"""
 
 import torch
 

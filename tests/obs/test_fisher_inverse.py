@@ -1,14 +1,15 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from mlcomp.obs.fisher_inverse import empirical_fisher_gradients, fisher_inverse
 from mlcomp.obs.network_hessian import flatten_network
+from tests.examples import examples
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seed=st.integers(0, 10_000), samples=st.integers(1, 30), n=st.integers(1, 12), damping=st.floats(1e-3, 10))
 def test_recursion_equals_the_direct_inverse(seed, samples, n, damping):
     x = torch.randn(samples, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -2,10 +2,11 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.obs import select_counts
+from tests.examples import examples
 
 
 def brute_force(losses, total):
@@ -24,7 +25,7 @@ def heap(losses, total):
     return sum(float(losses[r, :k].sum()) for r, k in enumerate(taken))
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     increments=st.lists(st.lists(st.integers(0, 9), min_size=5, max_size=5), min_size=1, max_size=4),
     data=st.data(),
@@ -39,7 +40,7 @@ def test_is_optimal_with_ties_and_dips(increments, data):
     assert found.bound == found.loss  # small: always proven
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(seed=st.integers(0, 10**6), total=st.integers(0, 200))
 def test_never_worse_than_the_heap(seed, total):
     g = torch.Generator().manual_seed(seed)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -12,6 +12,7 @@ from mlcomp.obs.exact_obs import exact_obs
 from mlcomp.obs.l_obs import l_obs, l_obs_error_bound
 from mlcomp.obs.obd import obd
 from mlcomp.obs.obs import obs_prune_step
+from tests.examples import examples
 
 
 def literal_l_obs(weight, hessian, sparsity, damp):
@@ -29,7 +30,7 @@ def literal_l_obs(weight, hessian, sparsity, damp):
     return w
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seed=st.integers(0, 10_000), sparsity=st.floats(0, 1), damp=st.sampled_from([0.0, 0.01, 1.0]))
 def test_equals_the_published_loop(seed, sparsity, damp):
     weight, x, _ = make_layer(5, 12, 40, seed=seed)
@@ -72,7 +73,7 @@ def test_edges():
     assert l_obs(weight.bfloat16(), hessian, sparsity=0.5).dtype == torch.bfloat16
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(seed=st.integers(0, 10_000), sparsity=st.floats(0.1, 0.9))
 def test_network_error_stays_under_the_bound(seed, sparsity):
     generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -10,6 +10,7 @@ from mlcomp.layerwise import layer_hessian
 from mlcomp.obs.network_hessian import flatten_network, network_hessian
 from mlcomp.obs.obd import network_obd
 from mlcomp.obs.obs import obs, obs_prune_step
+from tests.examples import examples
 
 
 def row_and_hessian(inp=8, seed=0, samples=40):
@@ -17,7 +18,7 @@ def row_and_hessian(inp=8, seed=0, samples=40):
     return weight[0].double(), x.double(), layer_hessian(x.double())
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(seed=st.integers(0, 10_000), already=st.integers(0, 4))
 def test_step_is_the_best_of_all_constrained_least_squares(seed, already):
     w, x, hessian = row_and_hessian(seed=seed)

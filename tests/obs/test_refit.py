@@ -1,12 +1,13 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
 from mlcomp.metrics import relative_error
 from mlcomp.obs import exact_obs, group_update, layer_hessian, refit
 from mlcomp.prune import magnitude, wanda
+from tests.examples import examples
 from tests.obs.literal import damped
 
 
@@ -19,7 +20,7 @@ def random_mask(shape, seed=0, keep=0.5):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < keep
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(seed=st.integers(0, 10**6), keep=st.floats(0, 1), inp=st.integers(1, 24))
 def test_is_least_squares_on_the_mask(seed, keep, inp):
     weight, x, hessian = small(4, inp, 3 * inp + 5, seed)

@@ -1,8 +1,10 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
-from mlcomp.train import train
+from mlcomp.train import random_batches, train
 from mlcomp.train.loop import _factor
 
 
@@ -80,6 +82,31 @@ def test_each_epoch_sees_every_sample_once_in_another_order():
     epochs = [seen[k : k + 40] for k in (0, 40, 80)]
     assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs} | {tuple(range(40))}) == 4
+
+
+@pytest.mark.parametrize(("samples", "size"), [(10, 3), (10, 5), (10, 10), (4, 99), (1, 1)])
+def test_random_batches_are_the_whole_batches_of_fresh_permutations(samples, size):
+    """Against a queue that is filled anew when it holds less than a batch; the global generator is not touched."""
+    state = torch.random.get_rng_state()
+    found = [b.tolist() for b in itertools.islice(random_batches(samples, size, seed=3), 20)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    generator = torch.Generator().manual_seed(3)
+    size, queue, want = min(size, samples), [], []
+    for _ in range(20):
+        if len(queue) < size:
+            queue = torch.randperm(samples, generator=generator).tolist()
+        want.append([queue.pop(0) for _ in range(size)])
+    assert found == want
+    epoch = samples // size
+    for i in range(0, 20 - epoch + 1, epoch):  # nobody twice in an epoch
+        drawn = list(itertools.chain(*found[i : i + epoch]))
+        assert len(set(drawn)) == len(drawn) == epoch * size
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (4, 0), (4, 1.5), (4, True)])
+def test_random_batches_of_no_size(as_user, sizes):
+    with pytest.raises(ValueError, match="must be a positive whole number"):
+        next(random_batches(*sizes, seed=0))
 
 
 def test_global_random_state_and_mode_are_kept():

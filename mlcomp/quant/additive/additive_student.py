@@ -7,7 +7,7 @@ Syllabus: 1.13, 1.15
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,9 @@ class AdditiveBlock:
 class AdditiveWeight(nn.Module):
     """Parameters ``codebooks`` and ``scale``, buffer ``codes``; called, it returns the decoded matrix (out, inp)."""
 
-    def __init__(self, quantized: AdditiveCodes):
+    codes: Tensor
+
+    def __init__(self, quantized: AdditiveCodes) -> None:
         super().__init__()
         self.codebooks = nn.Parameter(quantized.codebooks.float().clone())
         self.scale = nn.Parameter(quantized.scale.float().clone())
@@ -72,13 +74,13 @@ class AdditiveStudent:
         batch_size: int,
         train_rest: bool,
         seed: int,
-    ):
+    ) -> None:
         self.block = copy.deepcopy(block).eval().requires_grad_(False)
         self.loss = loss or squared_error
         self.batch_size = batch_size
         _check(self.block, inputs, layers, batch_size)
         self.names = {name: f"{name}.weight" if name else "weight" for name in layers}
-        self.weights = nn.ModuleDict({str(i): AdditiveWeight(q) for i, q in enumerate(layers.values())})
+        self.weights = {name: AdditiveWeight(quantized) for name, quantized in layers.items()}
         coded = set(self.names.values())
         self.rest = {
             name: nn.Parameter(p.detach().clone())
@@ -94,6 +96,10 @@ class AdditiveStudent:
         if self.targets.is_floating_point():
             check_finite("targets", self.targets)
         self.seed = seed
+
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the inputs and targets of the ``chosen`` samples."""
+        return self.inputs[chosen.to(self.inputs.device)], self.targets[chosen.to(self.targets.device)]
 
     def decoded(self) -> list[Tensor]:
         """Return the matrix of each layer."""
@@ -124,46 +130,32 @@ class AdditiveStudent:
                 total = [t + g for t, g in zip(total, torch.autograd.grad(loss, leaves), strict=True)]
         return total
 
-    def draws(self, size: int) -> Iterator[Tensor]:
-        """Yield the indices of random batches for ever: epochs in random order, without a short last batch."""
-        generator = torch.Generator().manual_seed(self.seed)
-        size = min(size, len(self.inputs))
-        while True:
-            for chosen in torch.randperm(len(self.inputs), generator=generator).split(size):
-                if len(chosen) == size:
-                    yield chosen
+    def optimizer(self, learning_rate: float, latent: Iterable[nn.Parameter] = ()) -> torch.optim.Adam:
+        """Return Adam on all that is learned, and on ``latent``.
 
-    def optimizer(self, learning_rate: float) -> torch.optim.Adam:
-        """Return Adam whose rate for each tensor is ``learning_rate`` times its root mean square."""
+        The rate of each tensor is ``learning_rate`` times its root mean square.
+        """
+        continuous = [p for weight in self.weights.values() for p in weight.parameters()]
         groups = []
-        for p in [*self.weights.parameters(), *self.rest.values()]:
-            size = float(p.detach().square().mean().sqrt())
-            groups.append(
-                {"params": [p], "lr": learning_rate * (size or 1.0)}
-            )  # zeros, a new bias say: the rate itself
+        for p in [*continuous, *self.rest.values(), *latent]:
+            size = float(p.detach().square().mean().sqrt()) or 1.0  # zeros, a new bias say: the rate itself
+            groups.append({"params": [p], "lr": learning_rate * size})
         return torch.optim.Adam(groups)
 
-    def state(self) -> tuple[dict, dict]:
+    def state(self) -> list[Tensor]:
         """Return copies of everything that is learned."""
-        return (
-            {name: t.detach().clone() for name, t in self.weights.state_dict().items()},
-            {name: p.detach().clone() for name, p in self.rest.items()},
-        )
+        return [t.detach().clone() for t in self._learned()]
 
     @torch.no_grad()
-    def restore(self, state: tuple[dict, dict]) -> None:
+    def restore(self, state: list[Tensor]) -> None:
         """Go back to a state."""
-        self.weights.load_state_dict(state[0])
-        for name, p in self.rest.items():
-            p.copy_(state[1][name])
+        for now, then in zip(self._learned(), state, strict=True):
+            now.copy_(then)
 
     @torch.no_grad()
-    def result(self, dtype: torch.dtype, history: list[float]) -> AdditiveBlock:
+    def result(self, dtype: torch.dtype, history: Iterable[float]) -> AdditiveBlock:
         """Return the block with weights decoded from what is stored."""
-        layers = {
-            name: stored(weight.quantized(), dtype)
-            for name, weight in zip(self.names, self.weights.values(), strict=True)
-        }
+        layers = {name: stored(weight.quantized(), dtype) for name, weight in self.weights.items()}
         done = copy.deepcopy(self.block)
         for name, quantized in layers.items():
             parameter = done.get_parameter(self.names[name])
@@ -172,10 +164,13 @@ class AdditiveStudent:
             done.get_parameter(name).copy_(p)
         return AdditiveBlock(done, layers, tuple(history))
 
+    def _learned(self) -> list[Tensor]:
+        return [*(t for weight in self.weights.values() for t in weight.state_dict().values()), *self.rest.values()]
+
     def _data(self, chosen: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         every = torch.arange(len(self.inputs)) if chosen is None else chosen
         for part in every.split(self.batch_size):
-            yield self.inputs[part.to(self.inputs.device)], self.targets[part.to(self.targets.device)]
+            yield self.batch(part)
 
 
 def _check(block: nn.Module, inputs: Tensor, layers: Mapping[str, AdditiveCodes], batch_size: int) -> None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.formats.additive_codebook import AdditiveCodes
-from mlcomp.layerwise.running import call_model, check_batches, hooked
+from mlcomp.layerwise.inputs import first_calls
+from mlcomp.layerwise.running import check_batches
 from mlcomp.modes import evaluating
-from mlcomp.quant.additive.additive_student import AdditiveBlock
-from mlcomp.quant.additive.pv_tuning import pv_tuning
+from mlcomp.quant.additive.additive_student import AdditiveBlock, AdditiveStudent
+from mlcomp.quant.additive.continuous_tuning import AdamSteps, check_rounds, tune_in_rounds
 
 
 def tune_block(
@@ -42,17 +43,23 @@ def tune_block(
         targets: (samples, …) the outputs to reach; None: those of ``block`` itself on ``inputs``.
         tau: stop after a round of ``steps`` Adam steps that lowers the loss by less than this share.
         max_rounds: rounds at the most.
-        learning_rate, batch_size, train_rest, dtype, seed: see :func:`mlcomp.quant.pv_tuning`.
+        learning_rate: of Adam, times the root mean square of each tensor.
+        batch_size, seed: of the batches, drawn in random order.
+        train_rest: tune the parameters that have no codes, too.
+        dtype: of the stored codebooks and scales.
     Returns:
-        The tuned copy, the layers with the same codes, and the loss after each round.
+        The tuned copy after its best round, the layers with the same codes, and the loss after each round.
     Raises:
-        ValueError: as :func:`mlcomp.quant.pv_tuning`.
+        ValueError: malformed inputs or targets, a layer that is not there or does not fit its codes, bad options.
     Guarantee: the codes are those given; the loss on ``inputs`` does not rise (before the rounding to ``dtype``).
     """
-    return pv_tuning(
-        block, inputs, layers, targets=targets, method="continuous", rounds=max_rounds, steps=steps, tolerance=tau,
-        learning_rate=learning_rate, batch_size=batch_size, train_rest=train_rest, dtype=dtype, seed=seed,
-    )  # fmt: skip
+    check_rounds(rounds=max_rounds, steps=steps, learning_rate=learning_rate, tolerance=tau)
+    student = AdditiveStudent(
+        block, inputs, layers, targets=targets, loss=None, batch_size=batch_size, train_rest=train_rest, seed=seed
+    )
+    adam = AdamSteps(student, steps=steps, learning_rate=learning_rate)
+    history = tune_in_rounds(student, [adam], rounds=max_rounds, tolerance=tau)
+    return student.result(dtype, history)
 
 
 class BlockCall(nn.Module):
@@ -74,10 +81,6 @@ class CapturedBlock:
 
     block: BlockCall
     inputs: Tensor
-
-
-class _Stop(BaseException):
-    """Ends a forward pass."""
 
 
 def capture_block(model: nn.Module, batches: Iterable, name: str) -> CapturedBlock:
@@ -102,23 +105,16 @@ def capture_block(model: nn.Module, batches: Iterable, name: str) -> CapturedBlo
     inputs: list[Tensor] = []
     others: list[tuple[tuple, dict]] = []
 
-    def before(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        x, *rest = args if args else (kwargs.pop("hidden_states"),)
-        inputs.append(x.detach().clone())
-        others.append((tuple(rest), kwargs))
-        raise _Stop
-
-    handle = modules[name].register_forward_pre_hook(before, with_kwargs=True)
-    with evaluating(model), hooked([handle]):
-        for batch in batches:
-            try:
-                call_model(model, batch)
-            except _Stop:
-                if not _broadcasts_like(others[0], others[-1]):
-                    raise ValueError(
-                        f"{name!r} is called with other positions or masks in batch {len(inputs) - 1} than in "
-                        "the first: use sequences of one length, without padding"
-                    ) from None
+    with evaluating(model):
+        for args, kwargs in first_calls(model, name, batches):
+            x, *rest = args if args else (kwargs.pop("hidden_states"),)
+            inputs.append(x.detach().clone())
+            others.append((tuple(rest), kwargs))
+            if not _broadcasts_like(others[0], others[-1]):
+                raise ValueError(
+                    f"{name!r} is called with other positions or masks in batch {len(inputs) - 1} than in "
+                    "the first: use sequences of one length, without padding"
+                )
     if not inputs:
         raise ValueError(f"{name!r} was never called: batches is empty, or the model does not use it")
     args, kwargs = _for_any_batch(others[0])

@@ -6,14 +6,16 @@ S whose values are nearest to $y_S - \tfrac{1}{L_S} \nabla_S \phi(y)$, with $L_S
 Source: Malinovskii et al. 2024, arXiv:2405.14852, Algorithm 2 and section 3.   Syllabus: 1.15
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.quant.additive.additive_student import AdditiveBlock, AdditiveStudent, Loss
-from mlcomp.quant.additive.v_step import METRICS, curvatures, nearest_codes, v_step
+from mlcomp.quant.additive.continuous_tuning import AdamSteps, check_rounds, tune_in_rounds
+from mlcomp.quant.additive.straight_through_tuning import StraightThroughSteps
+from mlcomp.quant.additive.v_step import METRICS, VSteps
 
 METHODS = ("pv", "continuous", "ste")
 
@@ -53,14 +55,16 @@ def pv_tuning(
             of the value nearest to it.
         rounds, steps, v_steps: so many rounds, each of so many Adam steps and, for "pv", so many V steps.
         share: τ over the number of groups, to begin with. A V step that does not lower the loss is tried again
-            with a quarter of its groups; the next one gets twice as many if most groups changed, else half.
+            with a quarter of its groups; the next one gets twice as many if more than half of them changed, else
+            half, and as many as this one began with if nothing lowered the loss.
         metric: of the V step, "identity": gradient and distance as they are, as the paper has it; "inputs": the
             gradient of a group divided, and its distance measured, by the group's block of the layer's $2XX^\top$;
             also tried are the τ groups that promise the largest fall once their codes are rounded.
         v_batch_size: random inputs on which a V step is computed and tested; None: all.
         tolerance: stop after a round that lowered the loss by less than this share; None: make all rounds.
         learning_rate: of Adam, times the root mean square of each tensor.
-        batch_size, seed: of the batches for Adam. V steps take the gradient of all inputs.
+        batch_size: of the batches for Adam; also so many samples at a time where the loss of more is taken.
+        seed: of the order of all batches.
         beam: of the search for the nearest sum of entries; with one codebook the search is exact.
         train_rest: tune the parameters that have no codes, too.
         dtype: of the stored codebooks and scales.
@@ -77,90 +81,30 @@ def pv_tuning(
         test of the loss stands in for the bound. Steps of 1, 2 and 4 times 1/L are tried, since most of a short
         step is lost in the rounding to codes. At 1/L the step is never longer than the weights in S.
     """
-    _check(method, rounds, steps, v_steps, share, metric, learning_rate, tolerance)
+    check_rounds(rounds=rounds, steps=steps, learning_rate=learning_rate, tolerance=tolerance)
+    _check(method, v_steps, v_batch_size, share, metric)
     student = AdditiveStudent(
         block, inputs, layers, targets=targets, loss=loss, batch_size=batch_size, train_rest=train_rest, seed=seed
     )
-    optimizer = student.optimizer(learning_rate)
-    latent = None
+    parts: list[Callable[[], None]] = []
     if method == "ste":
-        latent = [student.block.get_parameter(name).detach().flatten(1).float() for name in student.names.values()]
-        latent = [nn.Parameter(w.clone()) for w in latent]
-        rates = [learning_rate * float(w.detach().square().mean().sqrt()) for w in latent]
-        for w, rate in zip(latent, rates, strict=True):
-            optimizer.add_param_group({"params": [w], "lr": rate})
-    metrics = curvatures(student, metric) if method == "pv" else []
-    adam_batches = student.draws(batch_size)
-    v_batches = student.draws(v_batch_size or len(inputs))
-    best, state = student.mean_loss(), student.state()
-    history = [best]
-    for _ in range(rounds):
-        for _ in range(steps):
-            _adam_step(student, optimizer, next(adam_batches), latent)
-            if latent is not None:
-                _follow(student, latent, beam)
-        for _ in range(v_steps if method == "pv" else 0):
-            share = v_step(student, metrics, next(v_batches), share, beam)
-        history.append(student.mean_loss())
-        if history[-1] < best:
-            best, state = history[-1], student.state()
-        if tolerance is not None and history[-1] > (1 - tolerance) * history[-2]:
-            break
-    student.restore(state)
+        parts += [StraightThroughSteps(student, steps=steps, learning_rate=learning_rate, beam=beam)]
+    else:
+        parts += [AdamSteps(student, steps=steps, learning_rate=learning_rate)]
+    if method == "pv":
+        parts += [VSteps(student, steps=v_steps, batch_size=v_batch_size, share=share, metric=metric, beam=beam)]
+    history = tune_in_rounds(student, parts, rounds=rounds, tolerance=tolerance)
     return student.result(dtype, history)
 
 
-def _adam_step(
-    student: AdditiveStudent, optimizer: torch.optim.Adam, chosen: Tensor, latent: list[nn.Parameter] | None
-) -> None:
-    """One step on a batch; the latent weights take the gradient of the decoded ones."""
-    x, target = student.inputs[chosen.to(student.inputs.device)], student.targets[chosen.to(student.targets.device)]
-    with torch.enable_grad():  # whatever the caller has set
-        matrices = student.decoded()
-        if latent is not None:
-            for matrix in matrices:
-                matrix.retain_grad()
-        loss = student.batch_loss(matrices, x, target)
-        optimizer.zero_grad()
-        loss.backward()
-    if latent is not None:
-        for weight, matrix in zip(latent, matrices, strict=True):
-            weight.grad = matrix.grad
-    optimizer.step()
-
-
-@torch.no_grad()
-def _follow(student: AdditiveStudent, latent: list[nn.Parameter], beam: int) -> None:
-    """Give every group the codes nearest to its latent weights."""
-    for weight, target in zip(student.weights.values(), latent, strict=True):
-        out, groups, books = weight.codes.shape
-        scale = weight.scale.detach().repeat_interleave(groups)
-        pieces = AdditiveCodes(weight.codes.reshape(-1, 1, books), weight.codebooks.detach(), scale)
-        codes = nearest_codes(target.detach().reshape(out * groups, -1), pieces, beam=beam)
-        weight.codes.copy_(codes.reshape(out, groups, books))
-
-
-def _check(
-    method: str,
-    rounds: int,
-    steps: int,
-    v_steps: int,
-    share: float,
-    metric: str,
-    learning_rate: float,
-    tolerance: float | None,
-) -> None:
+def _check(method: str, v_steps: int, v_batch_size: int | None, share: float, metric: str) -> None:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if rounds < 0 or steps < 1 or v_steps < 1:
-        raise ValueError(
-            f"rounds must be at least 0, steps and v_steps at least 1, got {rounds}, {steps} and {v_steps}"
-        )
+    if v_steps < 1:
+        raise ValueError(f"v_steps must be at least 1, got {v_steps}")
+    if v_batch_size is not None and v_batch_size < 1:
+        raise ValueError(f"v_batch_size must be at least 1 or None, got {v_batch_size}")
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share!r}")
     if metric not in METRICS:
         raise ValueError(f'metric must be "inputs" or "identity", got {metric!r}')
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
-    if tolerance is not None and not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must lie in [0, 1), got {tolerance!r}")

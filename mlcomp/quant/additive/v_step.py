@@ -10,79 +10,40 @@ Source: Malinovskii et al. 2024, arXiv:2405.14852, Algorithm 2, lines 4–7.   S
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.inputs import collect_hessians
 from mlcomp.quant.additive.additive_student import AdditiveStudent, AdditiveWeight
 from mlcomp.quant.additive.aqlm_codebooks import decode_sum
+from mlcomp.quant.additive.nearest_codes import nearest_codes
+from mlcomp.train.loop import random_batches
 
 METRICS = ("inputs", "identity")
 REACHES = (1.0, 2.0, 4.0)  # in units of 1/L
 TRIES = 5  # subspaces of a V step, each a quarter of the one before
 
 
-def nearest_codes(
-    target: Float[Tensor, "points dim"],
-    start: AdditiveCodes,
-    *,
-    metric: Float[Tensor, "#points dim dim"] | None = None,
-    beam: int = 4,
-) -> UInt8[Tensor, "points books"]:
-    """Return for each point the codes whose sum, times the point's scale, is nearest to it.
-
-    Args:
-        target: (points, dim).
-        start: (points, 1, books) codes to begin from, codebooks, and a scale for each point.
-        metric: (points or 1, dim, dim) of each point's distance; None: Euclidean.
-        beam: sums kept from codebook to codebook, in two sweeps over them.
-    Guarantee: with one codebook the codes are the best; no point ends farther away than it began. A point whose scale
-        is zero keeps its codes.
-    """
-    books = start.codebooks.to(target)
-    count, entries, dim = books.shape
-    if metric is None:
-        metric = torch.eye(dim, dtype=target.dtype, device=target.device)[None]
-    kept = start.codes  # (points, kept, books)
-    zero = start.scale == 0
-    scaled = target / torch.where(zero, 1, start.scale)[:, None]
-    point = torch.arange(len(target), device=target.device)[:, None]
-    for step in range(2 * count if count > 1 else 1):
-        c = step % count
-        if c == 0:
-            kept = kept[:, :1]  # the best; a sweep from several would reach the same sums twice
-        others = sum(books[o][kept[:, :, o].long()] for o in range(count) if o != c)
-        rest = scaled[:, None] - others
-        far = torch.einsum("pkd,pde,pke->pk", rest, metric.expand(len(target), dim, dim), rest)
-        cross = (rest @ metric) @ books[c].T
-        square = torch.einsum("ed,pdf,ef->pe", books[c], metric, books[c])
-        score = far[:, :, None] - 2 * cross + square[:, None]
-        index = score.flatten(1).topk(min(beam, score[0].numel()), dim=1, largest=False).indices
-        kept = kept[point, index // entries].clone()
-        kept[:, :, c] = (index % entries).to(torch.uint8)
-    return torch.where(zero[:, None], start.codes[:, 0], kept[:, 0])
-
-
 @dataclass(frozen=True)
 class Curvature:
     """The curvature that a layer's groups are given, up to a factor: (groups, dim, dim), and its inverse."""
 
-    blocks: Tensor
-    inverse: Tensor
+    blocks: Float[Tensor, "groups dim dim"]
+    inverse: Float[Tensor, "groups dim dim"]
     informed: bool
 
-    def solve(self, gradient: Tensor) -> Tensor:
+    def solve(self, gradient: Float[Tensor, "out groups dim"]) -> Float[Tensor, "out groups dim"]:
         """Return the gradient (out, groups, dim) times the inverse."""
         return torch.einsum("ngd,gde->nge", gradient, self.inverse)
 
 
 def curvatures(student: AdditiveStudent, metric: str) -> list[Curvature]:
     """Return the unit matrix for each group, or the block of the layer's $2XX^\\top$, damped by 1 %."""
-    found = []
-    data = [student.inputs[i : i + student.batch_size] for i in range(0, len(student.inputs), student.batch_size)]
+    data = student.inputs.split(student.batch_size)
     hessians = collect_hessians(student.block, data, student.names) if metric == "inputs" else {}
-    for name, weight in zip(student.names, student.weights.values(), strict=True):
+    found = []
+    for name, weight in student.weights.items():
         groups, dim = weight.codes.shape[1], weight.codebooks.shape[2]
         unit = torch.eye(dim, device=weight.scale.device).expand(groups, dim, dim)
         blocks = unit
@@ -92,6 +53,40 @@ def curvatures(student: AdditiveStudent, metric: str) -> list[Curvature]:
             blocks = h.reshape(groups, dim, groups, dim).diagonal(dim1=0, dim2=2).permute(2, 0, 1) + 0.01 * unit
         found.append(Curvature(blocks, torch.linalg.inv(blocks), metric == "inputs"))
     return found
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What a V step knows of a layer at the codes that it begins from: (out, groups, dim), but for ``gain``."""
+
+    weight: AdditiveWeight
+    metric: Curvature
+    values: Tensor  # y
+    gradient: Tensor  # g
+    move: Tensor  # A⁻¹ g
+
+    @property
+    def gain(self) -> Tensor:
+        """g A⁻¹ g of each group, (out, groups): what a step promises."""
+        return (self.gradient * self.move).sum(2)
+
+
+class VSteps:
+    """So many V steps, each on random inputs, with a share of the groups that grows and shrinks with its success."""
+
+    def __init__(
+        self, student: AdditiveStudent, *, steps: int, batch_size: int | None, share: float, metric: str, beam: int
+    ) -> None:
+        self.student, self.steps, self.share, self.beam = student, steps, share, beam
+        self.metrics = curvatures(student, metric)
+        self.batches = random_batches(
+            len(student.inputs), len(student.inputs) if batch_size is None else batch_size, seed=student.seed
+        )
+
+    def __call__(self) -> None:
+        """Make the V steps of a round."""
+        for _ in range(self.steps):
+            self.share = v_step(self.student, self.metrics, next(self.batches), self.share, self.beam)
 
 
 @torch.no_grad()
@@ -105,46 +100,60 @@ def v_step(
     reaches: tuple[float, ...] = REACHES,
     tries: int = TRIES,
 ) -> float:
-    """Change codes where the loss of the samples ``batch`` falls, in place; return the share to try next."""
-    y = [_groups(matrix, weight) for matrix, weight in zip(student.decoded(), student.weights.values(), strict=True)]
-    gradients = _gradients(student, y, batch)
-    moves = [metric.solve(g) for metric, g in zip(metrics, gradients, strict=True)]
-    gains = [(g * m).sum(2) for g, m in zip(gradients, moves, strict=True)]
-    everything = torch.cat([gain.flatten() for gain in gains])
-    before = student.mean_loss(batch)
-    weights = list(student.weights.values())
-    old = [weight.codes.clone() for weight in weights]
-    first = share
+    """Change codes where the loss of the samples ``batch`` falls, in place; return the share to try next.
+
+    Args:
+        student: its codes are changed.
+        metrics: of its layers, see :func:`curvatures`.
+        batch: indices of samples, of which gradient, curvature and loss are taken.
+        share: τ over the number of groups; at least one group is tried.
+        beam: see :func:`nearest_codes`.
+        reaches: lengths to try, in units of 1/L.
+        tries: subspaces to try, each a quarter of the one before, until the loss falls.
+    Returns:
+        Twice the share that succeeded, but at most 1, if more than half of its groups changed, else half of it; the
+        share that was given if nothing lowered the loss.
+    Guarantee: the loss of the samples does not rise; where it does not fall, no code changes. At most τ groups change
+        (more only where gains are equal to the digit).
+    """
+    layers = _layers(student, metrics, batch)
+    gains = torch.cat([layer.gain.flatten() for layer in layers])
+    before, old = student.mean_loss(batch), [layer.weight.codes.clone() for layer in layers]
+    tried = share
     for _ in range(tries):
-        count = max(1, round(share * len(everything)))
-        threshold = everything.topk(count).values[-1]
+        count = max(1, round(tried * len(gains)))
+        threshold = gains.topk(count).values[-1]
         if threshold <= 0:
             break  # a stationary point, or fewer groups matter than asked for
-        chosen = [gain >= threshold for gain in gains]
-        inside = [move * mask[:, :, None] for move, mask in zip(moves, chosen, strict=True)]
-        step = _step_size(student, batch, y, gradients, inside, chosen)
-        best, found = before, old
-        candidates = [_moved(weights, metrics, y, inside, chosen, reach * step, beam) for reach in reaches]
+        chosen = [layer.gain >= threshold for layer in layers]
+        size = _step_size(student, batch, layers, chosen)
+        candidates = [_moved(layers, chosen, reach * size, beam) for reach in reaches]
         if metrics[0].informed:
-            candidates += [
-                _promising(weights, metrics, y, gradients, moves, reach * step, count, beam) for reach in reaches
-            ]
+            candidates += [_promising(layers, count, reach * size, beam) for reach in reaches]
+        best, found = before, old
         for codes in candidates:
-            _set_codes(weights, codes)
+            _set_codes(layers, codes)
             loss = student.mean_loss(batch)
             if loss < best:
                 best, found = loss, codes
-        _set_codes(weights, found)
-        if found is not old:
+        _set_codes(layers, found)
+        if best < before:
             changed = sum(int((a != b).any(2).sum()) for a, b in zip(old, found, strict=True))
-            return min(1.0, 2 * share) if 2 * changed > count else share / 2
-        share = share / 4
-    return first
+            return min(1.0, 2 * tried) if 2 * changed > count else tried / 2
+        tried = tried / 4
+    return share
 
 
-def _set_codes(weights: list[AdditiveWeight], codes: list[Tensor]) -> None:
-    for weight, new in zip(weights, codes, strict=True):
-        weight.codes.copy_(new)
+def _layers(student: AdditiveStudent, metrics: list[Curvature], batch: Tensor) -> list[_Layer]:
+    """Return each layer with its values, and with gradients of the samples ``batch``."""
+    weights = student.weights.values()
+    matrices = student.decoded()
+    gradients = student.gradients(matrices, batch)
+    found = []
+    for weight, metric, matrix, gradient in zip(weights, metrics, matrices, gradients, strict=True):
+        g = _groups(gradient, weight)
+        found.append(_Layer(weight, metric, _groups(matrix, weight), g, metric.solve(g)))
+    return found
 
 
 def _groups(matrix: Tensor, weight: AdditiveWeight) -> Tensor:
@@ -152,76 +161,55 @@ def _groups(matrix: Tensor, weight: AdditiveWeight) -> Tensor:
     return matrix.reshape(*weight.codes.shape[:2], -1)
 
 
-def _gradients(student: AdditiveStudent, y: list[Tensor], batch: Tensor) -> list[Tensor]:
-    """Return the gradient with respect to the decoded weights, in groups."""
-    found = student.gradients([v.flatten(1) for v in y], batch)
-    return [g.reshape(v.shape) for g, v in zip(found, y, strict=True)]
+def _set_codes(layers: list[_Layer], codes: list[Tensor]) -> None:
+    for layer, new in zip(layers, codes, strict=True):
+        layer.weight.codes.copy_(new)
 
 
-def _step_size(
-    student: AdditiveStudent,
-    batch: Tensor,
-    y: list[Tensor],
-    gradients: list[Tensor],
-    inside: list[Tensor],
-    chosen: list[Tensor],
-) -> float:
+def _step_size(student: AdditiveStudent, batch: Tensor, layers: list[_Layer], chosen: list[Tensor]) -> float:
     """Return the minimum along the move within the chosen groups, but no step longer than the weights there."""
-    size = sum((v * mask[:, :, None]).square().sum() for v, mask in zip(y, chosen, strict=True))
-    square = sum(move.square().sum() for move in inside)
-    longest = float(size / square) ** 0.5
-    slope = float(sum((g * move).sum() for g, move in zip(gradients, inside, strict=True)))
+    moves = [layer.move * mask[:, :, None] for layer, mask in zip(layers, chosen, strict=True)]
+    size = sum((layer.values * mask[:, :, None]).square().sum() for layer, mask in zip(layers, chosen, strict=True))
+    longest = float(size / sum(move.square().sum() for move in moves)) ** 0.5
+    slope = float(sum((layer.gradient * move).sum() for layer, move in zip(layers, moves, strict=True)))
     if longest == 0 or slope <= 0:
         return longest
     epsilon = 0.01 * longest
-    there = _gradients(student, [v - epsilon * move for v, move in zip(y, inside, strict=True)], batch)
-    fall = float(sum(((a - b) * move).sum() for a, b, move in zip(gradients, there, inside, strict=True)))
-    return min(longest, epsilon * slope / fall) if fall > 0 else longest
+    there = [(layer.values - epsilon * move).flatten(1) for layer, move in zip(layers, moves, strict=True)]
+    gradients = student.gradients(there, batch)
+    fall = 0.0
+    for layer, move, gradient in zip(layers, moves, gradients, strict=True):
+        fall += ((layer.gradient - _groups(gradient, layer.weight)) * move).sum()
+    return min(longest, epsilon * slope / float(fall)) if fall > 0 else longest
 
 
-def _moved(
-    weights: list[AdditiveWeight],
-    metrics: list[Curvature],
-    y: list[Tensor],
-    moves: list[Tensor],
-    chosen: list[Tensor],
-    step: float,
-    beam: int,
-) -> list[Tensor]:
+def _moved(layers: list[_Layer], chosen: list[Tensor], step: float, beam: int) -> list[Tensor]:
     """Return codes in which the ``chosen`` groups are those nearest to y − step · move."""
     found = []
-    for weight, metric, v, move, mask in zip(weights, metrics, y, moves, chosen, strict=True):
-        codes = weight.codes.clone()
+    for layer, mask in zip(layers, chosen, strict=True):
+        codes = layer.weight.codes.clone()
         row, group = mask.nonzero(as_tuple=True)
         if len(row):
-            pieces = AdditiveCodes(codes[row, group][:, None], weight.codebooks.detach(), weight.scale.detach()[row])
-            target = (v - step * move)[row, group]
-            codes[row, group] = nearest_codes(target, pieces, metric=metric.blocks[group], beam=beam)
+            books, scale = layer.weight.codebooks.detach(), layer.weight.scale.detach()
+            target = (layer.values - step * layer.move)[row, group]
+            pieces = AdditiveCodes(codes[row, group][:, None], books, scale[row])
+            codes[row, group] = nearest_codes(target, pieces, metric=layer.metric.blocks[group], beam=beam)
         found.append(codes)
     return found
 
 
-def _promising(
-    weights: list[AdditiveWeight],
-    metrics: list[Curvature],
-    y: list[Tensor],
-    gradients: list[Tensor],
-    moves: list[Tensor],
-    step: float,
-    count: int,
-    beam: int,
-) -> list[Tensor]:
+def _promising(layers: list[_Layer], count: int, step: float, beam: int) -> list[Tensor]:
     """Return codes in which those ``count`` groups moved whose quadratic model, rounding included, falls most."""
-    everywhere = [torch.ones_like(v[:, :, 0], dtype=torch.bool) for v in y]
-    codes = _moved(weights, metrics, y, moves, everywhere, step, beam)
+    everywhere = [torch.ones_like(layer.gain, dtype=torch.bool) for layer in layers]
+    codes = _moved(layers, everywhere, step, beam)
     changes = []
-    for weight, metric, v, g, new in zip(weights, metrics, y, gradients, codes, strict=True):
-        moved = decode_sum(new, weight.codebooks.detach()) * weight.scale.detach()[:, None]
-        delta = _groups(moved, weight) - v
-        curved = torch.einsum("ngd,gde,nge->ng", delta, metric.blocks, delta)
-        changes.append((g * delta).sum(2) + curved / (2 * step))
+    for layer, new in zip(layers, codes, strict=True):
+        moved = decode_sum(new, layer.weight.codebooks.detach()) * layer.weight.scale.detach()[:, None]
+        delta = _groups(moved, layer.weight) - layer.values
+        curved = torch.einsum("ngd,gde,nge->ng", delta, layer.metric.blocks, delta)
+        changes.append((layer.gradient * delta).sum(2) + curved / (2 * step))
     threshold = min(0.0, float(torch.cat([c.flatten() for c in changes]).topk(count, largest=False).values[-1]))
     return [
-        torch.where(((c <= threshold) & (c < 0))[:, :, None], new, weight.codes)
-        for c, new, weight in zip(changes, codes, weights, strict=True)
+        torch.where(((change <= threshold) & (change < 0))[:, :, None], new, layer.weight.codes)
+        for layer, change, new in zip(layers, changes, codes, strict=True)
     ]

@@ -8,6 +8,7 @@ Source: Li et al. 2021, arXiv:2102.05426, eq. (10) and algorithm 1.   Syllabus: 
 """
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,7 @@ from mlcomp.quant.post_training.adaround import (
 )
 from mlcomp.quant.quantized import Quantized
 from mlcomp.quant.rtn import rtn
+from mlcomp.train.loop import random_batches
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def brecq(
     if error > 0:
         weights = sum(layer.position.numel() for layer in layers.values())
         scale = weights * len(inputs) / (12 * error)
-        indices = _batches(len(inputs), batch_size, steps, seed)
+        indices = itertools.islice(random_batches(len(inputs), batch_size, seed=seed), steps)
         draws = ([t[i.to(t.device)] for t in (inputs, targets, importance)] for i in indices)
         with torch.enable_grad():  # whatever the caller has set
             codes = _learn(student, layers, draws, scale, steps, learning_rate, penalty)
@@ -172,18 +174,6 @@ def _error(student: nn.Module, layers: dict, codes: dict, x: Tensor, target: Ten
     if output.shape != target.shape:
         raise ValueError(f"targets must be {tuple(output.shape)} like the block's output, got {tuple(target.shape)}")
     return (importance * (output - target).square()).sum()
-
-
-def _batches(samples: int, batch_size: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """Indices of ``steps`` batches: epochs in random order, without a short last batch."""
-    generator = torch.Generator().manual_seed(seed)
-    size = min(batch_size, samples)
-    queue = torch.randperm(samples, generator=generator)
-    for _ in range(steps):
-        if len(queue) < size:
-            queue = torch.randperm(samples, generator=generator)
-        yield queue[:size]
-        queue = queue[size:]
 
 
 def _learn(

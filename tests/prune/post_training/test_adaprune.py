@@ -2,13 +2,14 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
 from mlcomp.metrics import hessian_error, relative_error
 from mlcomp.obs import layer_hessian
 from mlcomp.prune import adaprune, magnitude
+from tests.examples import examples
 
 
 def least_squares(weight: torch.Tensor, x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -44,7 +45,7 @@ def test_gradient_vanishes_on_the_mask_and_a_given_mask_is_kept():
     assert all(torch.equal(a, b) for a, b in zip(before, (weight, h, mask), strict=True))
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(0, 2**31), st.integers(2, 10), st.integers(1, 20))
 def test_error_never_grows_with_a_step(seed, inp, samples):
     # Fewer samples than inputs: H is singular.

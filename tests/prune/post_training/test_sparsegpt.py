@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.checks import removals
@@ -10,6 +10,7 @@ from mlcomp.data.synthetic import make_layer
 from mlcomp.metrics import hessian_error, relative_error
 from mlcomp.obs import layer_hessian, sparsegpt
 from mlcomp.prune import magnitude
+from tests.examples import examples
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_smaller_mask_blocks_gain_and_a_third_of_magnitude_is_the_least_to_expec
     assert error[128] < relative_error(weight, magnitude(weight, sparsity=0.5), calibration) / 3
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(seed=st.integers(0, 10_000), share=st.floats(0, 1), block_size=st.sampled_from([1, 7, 24, 100]))
 def test_a_given_mask_is_swept_by_obs_steps_in_column_order(seed, share, block_size):
     weight, _, hessian = small(seed=seed)
@@ -94,7 +95,7 @@ def test_a_given_mask_is_swept_by_obs_steps_in_column_order(seed, share, block_s
     )
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(
     seed=st.integers(0, 10_000),
     sparsity=st.floats(0, 1),
@@ -108,7 +109,7 @@ def test_masks_are_those_of_the_literal_algorithm(seed, sparsity, mask_block, bl
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     seed=st.integers(0, 10_000),
     sparsity=st.floats(0, 1),
@@ -174,7 +175,7 @@ def test_block_size_never_changes_the_result(layer, options):
         torch.testing.assert_close(result, reference, rtol=2e-7, atol=1e-9)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(seed=st.integers(0, 10_000), power=st.integers(-20, 20))
 def test_scale_of_the_inputs_does_not_matter(seed, power):
     weight, x, hessian = small(seed=seed)

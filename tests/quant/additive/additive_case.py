@@ -1,5 +1,7 @@
 """A small network with additive codes, and one layer as a network, for the tests of block tuning and PV-tuning."""
 
+import functools
+
 import torch
 from torch import nn
 
@@ -8,8 +10,9 @@ from mlcomp.obs import layer_hessian
 from mlcomp.quant import aqlm, residual_kmeans
 
 
+@functools.cache
 def network(seed=0, code_bits=4):
-    """Return (block, inputs, held out, codes): two linear layers with a norm between, correlated inputs."""
+    """Return (block, inputs, held out, codes), not to be changed: linear, norm, linear; correlated inputs."""
     first, x, held_out = make_layer(32, 16, 200, seed=seed)
     second, _, _ = make_layer(8, 32, 1, seed=seed + 1)
     with torch.random.fork_rng():

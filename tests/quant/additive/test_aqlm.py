@@ -172,6 +172,57 @@ def test_dead_inputs_zero_rows_and_dtypes(dtype):
     assert q.dequantize().isfinite().all()
 
 
+DEAD = [2, 9]
+
+
+def damping_case():
+    """Return (weight, H, live): few samples of very unlike size, two inputs never active; float64."""
+    weight, x, _ = make_layer(24, 16, 10, seed=3)
+    x = x.double() * torch.logspace(1, -1, 16, dtype=torch.float64)[:, None]
+    x[DEAD] = 0
+    live = torch.ones(16, dtype=torch.float64)
+    live[DEAD] = 0
+    return weight.double(), layer_hessian(x), live
+
+
+@pytest.mark.parametrize("damp", [0.0, 0.01, 0.5, 30.0])
+def test_damping_adds_its_share_of_the_mean_live_diagonal_to_the_live_diagonal(damp):
+    """The same as without damping on H + λI, λ from its definition; a dead input gets nothing."""
+    weight, hessian, live = damping_case()
+    options = {"dim": 4, "code_bits": 4, "dtype": torch.float64, "max_rounds": 4}
+    diagonal = [float(hessian[i, i]) for i in range(16) if i not in DEAD]
+    ridge = hessian + damp * sum(diagonal) / len(diagonal) * torch.diag(live)
+    ours = aqlm(weight, hessian, damp=damp, **options)
+    want = aqlm(weight, ridge, damp=0.0, **options)
+    assert torch.equal(ours.codes, want.codes)
+    torch.testing.assert_close(ours.codebooks, want.codebooks)  # λ summed in another order, in float64
+    plain = aqlm(weight, hessian, damp=0.0, **options)
+    assert torch.equal(ours.codes, plain.codes) == (damp == 0.0)
+
+
+def test_codes_are_the_best_of_all_for_the_damped_hessian():
+    """Brute force over all codes with the codebook that came out: best for H + λI, and not for H."""
+    weight, hessian, live = damping_case()
+    weight, damp = weight[:6], 0.5
+    ridge = hessian + damp * hessian.diagonal()[live > 0].mean() * torch.diag(live)
+    options = {"dim": 4, "books": 1, "code_bits": 2, "dtype": torch.float64, "tau": 0.0}
+    q = aqlm(weight, hessian, damp=damp, beam=4**4, **options)
+    sums = q.codebooks[0][torch.tensor(list(itertools.product(range(4), repeat=4)))].flatten(1)
+    delta = weight[:, None] - q.scale[:, None, None] * sums
+    best, of_plain = (torch.einsum("npi,ij,npj->np", delta, h, delta).min(1).values for h in (ridge, hessian))
+    torch.testing.assert_close(row_loss(weight, q, ridge), best)
+    assert (row_loss(weight, q, hessian) > 1.01 * of_plain).any()
+
+
+def test_the_mean_square_error_of_live_weights_is_the_limit_of_large_damping():
+    weight, hessian, live = damping_case()
+    options = {"dim": 4, "books": 1, "code_bits": 3, "dtype": torch.float64}
+    # What is left of H is 1e-12 of the ridge, and moves the codebooks by about as much.
+    ours, want = aqlm(weight, hessian, damp=1e12, **options), aqlm(weight, torch.diag(live), damp=0.0, **options)
+    assert torch.equal(ours.codes, want.codes)
+    torch.testing.assert_close(ours.codebooks, want.codebooks, rtol=1e-9, atol=1e-9)
+
+
 def test_rank_deficient_and_ill_conditioned():
     weight, x, _ = make_layer(64, 64, 20, seed=0)
     for hessian in (layer_hessian(x), torch.diag(torch.logspace(0, -10, 64, dtype=torch.float64))):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from mlcomp.quant import residual_kmeans
 from mlcomp.quant.additive.pv_tuning import pv_tuning
 from tests.quant.additive.additive_case import error, network, one_layer
 
@@ -19,16 +20,6 @@ def test_beats_ste_and_continuous_tuning_on_the_layer_wise_loss_below_two_bits(s
         for method, r in (("pv", 3e-3), ("continuous", 1e-2), ("ste", 3e-3))  # each at the best of these two rates
     }
     assert reached["pv"] < 0.92 * min(reached["continuous"], reached["ste"])
-
-
-def test_pv_gains_on_a_network_over_continuous_tuning():
-    block, x, _, layers = network(seed=2, code_bits=3)  # codes of AQLM, 0.75 bits and codebooks
-    options = {"rounds": 5, "steps": 10, "dtype": torch.float32, "share": 0.02}
-    reached = {
-        method: error(block, pv_tuning(block, x, layers, method=method, **options).block, x)
-        for method in ("pv", "continuous", "ste")
-    }
-    assert reached["pv"] < 0.97 * reached["continuous"] < 0.97 * reached["ste"]
 
 
 @pytest.mark.parametrize("method", ["pv", "continuous", "ste"])
@@ -56,25 +47,44 @@ def test_classifier_with_labels_and_a_loss_of_its_own():
     assert min(result.history) < 0.9 * result.history[0]
 
 
-def test_convolutions():
-    g = torch.Generator().manual_seed(0)
-    from mlcomp.quant import residual_kmeans
+class GroupedLinear(nn.Linear):
+    """A convolution in two groups as a linear layer on the patches of each: x (samples, positions, groups, inp)."""
 
-    conv = nn.Conv2d(4, 8, 3, padding=1, groups=2)
-    layers = {"": residual_kmeans(conv.weight.detach().flatten(1), dim=2, books=1, code_bits=4)}
-    result = pv_tuning(conv, torch.randn(40, 4, 6, 6, generator=g), layers, rounds=3, steps=5, share=0.05)
-    assert min(result.history) < 0.95 * result.history[0] and result.block.weight.shape == conv.weight.shape
+    def forward(self, x):
+        halves = [x[:, :, i] @ rows.T for i, rows in enumerate(self.weight.chunk(2))]
+        return torch.cat(halves, -1) + self.bias
+
+
+@pytest.mark.parametrize("method", ["pv", "ste"])
+def test_a_grouped_convolution_is_tuned_like_the_linear_layer_on_its_patches(method):
+    conv = nn.Conv2d(4, 8, 3, padding=1, groups=2).double()
+    x = torch.randn(12, 4, 4, 4).double()
+    linear = GroupedLinear(18, 8).double()
+    with torch.no_grad():
+        linear.weight.copy_(conv.weight.flatten(1))
+        linear.bias.copy_(conv.bias)
+    patches = torch.stack([nn.functional.unfold(half, 3, padding=1) for half in x.chunk(2, 1)], 1)
+    patches = patches.permute(0, 3, 1, 2).contiguous()
+    layers = {"": residual_kmeans(linear.weight.detach().float(), dim=2, books=1, code_bits=4)}
+    options = {"method": method, "rounds": 2, "steps": 5, "v_steps": 2, "share": 0.05, "dtype": torch.float32}
+    by_conv, by_linear = (pv_tuning(m, data, layers, **options) for m, data in ((conv, x), (linear, patches)))
+    # The loss is computed in float64, the parameters in float32: sums in another order seldom change one digit.
+    assert by_conv.history == pytest.approx(by_linear.history, rel=1e-5)
+    assert torch.equal(by_conv.layers[""].codes, by_linear.layers[""].codes)
+    torch.testing.assert_close(by_conv.block.weight.flatten(1), by_linear.block.weight, rtol=1e-4, atol=1e-6)
+    assert by_conv.block.weight.shape == conv.weight.shape
 
 
 def test_same_seed_same_result_and_global_generator_untouched():
     block, x, _, layers = network()
-    state = torch.random.get_rng_state()
-    one, two, three = (pv_tuning(block, x, layers, rounds=1, steps=3, batch_size=20, seed=s) for s in (4, 4, 5))
+    x, state = x[:60], torch.random.get_rng_state()
+    options = {"rounds": 1, "steps": 3, "v_steps": 1, "batch_size": 20}
+    one, two, three = (pv_tuning(block, x, layers, **options, seed=s) for s in (4, 4, 5))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(one.layers["0"].codebooks, two.layers["0"].codebooks)
     assert not torch.equal(one.layers["0"].codebooks, three.layers["0"].codebooks)
     with torch.no_grad():
-        inside = pv_tuning(block, x, layers, rounds=1, steps=3, batch_size=20, seed=4)
+        inside = pv_tuning(block, x, layers, **options, seed=4)
     assert torch.equal(inside.layers["0"].codebooks, one.layers["0"].codebooks)
 
 
@@ -94,7 +104,8 @@ def test_no_rounds_and_rest_left_alone():
         ({"method": "qat"}, "method must be one of pv"),
         ({"rounds": -1}, "rounds must be"),
         ({"steps": 0}, "rounds must be"),
-        ({"v_steps": 0}, "rounds must be"),
+        ({"v_steps": 0}, "v_steps must be"),
+        ({"v_batch_size": 0}, "v_batch_size must be"),
         ({"share": 0.0}, "share must lie"),
         ({"metric": "x"}, "metric must be"),
         ({"learning_rate": 0.0}, "learning_rate must be"),

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
@@ -10,6 +10,7 @@ from mlcomp.metrics import hessian_error, relative_error
 from mlcomp.obs import layer_hessian
 from mlcomp.quant import bitsplit, rtn
 from mlcomp.quant.post_training.bitsplit import split_bits
+from tests.examples import examples
 
 
 @given(st.integers(2, 8), st.integers(0, 2**31))
@@ -21,7 +22,7 @@ def test_planes_are_ternary_and_stitch_back(bits, seed):
     assert torch.equal(sum(2**m * p for m, p in enumerate(planes)), level)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.integers(2, 5), st.integers(0, 2**31), st.integers(2, 8), st.integers(1, 12))
 def test_no_row_gets_worse_with_more_sweeps(bits, seed, inp, samples):
     g = torch.Generator().manual_seed(seed)

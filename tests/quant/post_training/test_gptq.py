@@ -1,12 +1,13 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data.synthetic import make_layer
 from mlcomp.metrics import relative_error
 from mlcomp.obs import gptq, layer_hessian
 from mlcomp.quant import fit_grid, rtn
+from tests.examples import examples
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_order_by_activation_beats_natural_beats_ascending_and_all_beat_rounding
     assert errors[2] == pytest.approx(0.0071, rel=0.02)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     seed=st.integers(0, 10_000),
     bits=st.integers(1, 6),
@@ -149,7 +150,7 @@ def test_identity_hessian_gives_round_to_nearest(dtype, group_size):
         assert q.nbytes == plain.nbytes
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(seed=st.integers(0, 10_000), power=st.integers(-20, 20), order=st.sampled_from(["natural", "activation"]))
 def test_scale_of_the_inputs_does_not_matter(seed, power, order):
     weight, x, hessian = small(seed=seed)

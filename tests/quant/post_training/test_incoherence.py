@@ -2,13 +2,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
 from mlcomp.obs import hessian_incoherence, layer_hessian, weight_incoherence
 from mlcomp.quant import hadamard_matrix
 from mlcomp.quant.post_training.incoherence import layer_rotations, random_rotation, rotate_layer, unrotate_layer
+from tests.examples import examples
 
 
 def rotation(n, transform, seed=0):
@@ -20,7 +21,7 @@ def matrix(r, n):
     return r.apply(torch.eye(n, dtype=torch.float64)).T
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(n=st.sampled_from([1, 2, 12, 20, 28, 64, 36]), transform=st.sampled_from(["orthogonal", "hadamard"]))
 def test_is_orthogonal_and_undone(n, transform):
     r = rotation(n, transform)

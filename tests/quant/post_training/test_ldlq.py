@@ -1,12 +1,13 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
 from mlcomp.obs import gptq, layer_hessian, ldl, ldlq, ldlq_round
 from mlcomp.quant import fit_grid, rtn
 from mlcomp.quant.post_training.ldlq import feedback_rounding
+from tests.examples import examples
 
 
 def small(out=6, inp=24, samples=60, seed=0):
@@ -40,7 +41,7 @@ def loss(weight, rounded, hessian):
     return ((delta @ hessian) * delta).sum(1)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(seed=st.integers(0, 10_000), width=st.sampled_from([1, 2, 3, 8, 24]))
 def test_decomposition_gives_h_back(seed, width):
     _, h = small(seed=seed)
@@ -59,7 +60,7 @@ def test_decomposition_gives_h_back(seed, width):
         torch.testing.assert_close(d.flatten(), literal_d, rtol=1e-9, atol=0)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(seed=st.integers(0, 10_000), block_size=st.sampled_from([1, 5, 8, 24, 100]), ends=st.booleans())
 def test_whole_numbers_are_those_of_the_literal_loop(seed, block_size, ends):
     weight, h = small(seed=seed)
@@ -69,7 +70,7 @@ def test_whole_numbers_are_those_of_the_literal_loop(seed, block_size, ends):
     assert torch.equal(ldlq_round(weight, h, low=low, high=high, block_size=block_size), literal)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     seed=st.integers(0, 10_000),
     bits=st.integers(1, 6),
@@ -120,7 +121,7 @@ def test_loss_without_ends_is_trace_of_d_over_twelve_for_nearest_and_over_six_fo
     assert predicted < 0.7 * plain
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(seed=st.integers(0, 10_000))
 def test_worst_row_stays_below_a_quarter_of_the_trace(seed):
     weight, h = small(seed=seed)

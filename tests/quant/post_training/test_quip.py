@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
@@ -9,6 +9,7 @@ from mlcomp.metrics import hessian_error, relative_error
 from mlcomp.obs import gptq, layer_hessian, quip
 from mlcomp.quant import hadamard_matrix
 from mlcomp.quant.post_training.quip import rescaled_layer
+from tests.examples import examples
 from tests.quant.post_training.test_ldlq import literal_ldlq
 
 
@@ -37,7 +38,7 @@ def literal_quip(weight, hessian, bits, *, seed, rescale, rho=2.4, alpha=0.01):
     return codes, back
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(seed=st.integers(0, 1000), bits=st.integers(1, 5), rescale=st.booleans())
 def test_is_the_literal_algorithm(seed, bits, rescale):
     weight, _, hessian = small(seed=seed)
@@ -102,7 +103,7 @@ def test_zero_weight_and_all_inputs_dead():
     assert torch.equal(quip(torch.ones(4, 4), torch.zeros(4, 4), bits=2).dequantize(), torch.zeros(4, 4))
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(seed=st.integers(0, 1000), power=st.integers(-20, 20))
 def test_scale_of_the_inputs_does_not_matter(seed, power):
     weight, x, h = small(seed=seed)

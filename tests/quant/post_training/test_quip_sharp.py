@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
@@ -9,6 +9,7 @@ from mlcomp.obs import gptq, layer_hessian, quip, quip_sharp
 from mlcomp.quant import hadamard_matrix
 from mlcomp.quant.post_training.quip_sharp import SCALES, STAGE_BITS, decode_vectors, encode_vectors
 from mlcomp.quant.vector.e8 import e8_ball, e8p_decode
+from tests.examples import examples
 
 
 def small(out=12, inp=24, samples=60, seed=0):
@@ -39,7 +40,7 @@ def literal_quip_sharp(weight, hessian, *, seed, damp=0.01):
     return u.T @ done @ v
 
 
-@settings(max_examples=5)
+@examples(5)
 @given(seed=st.integers(0, 1000))
 def test_is_the_literal_algorithm(seed):
     weight, _, h = small(seed=seed)
@@ -110,7 +111,7 @@ def test_dead_inputs_do_no_harm():
     assert hessian_error(loud, quip_sharp(loud, h, bits=2).dequantize(), h) < 0.08
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(seed=st.integers(0, 1000), power=st.integers(-10, 10))
 def test_scales_do_not_matter(seed, power):
     weight, x, h = small(seed=seed)

@@ -2,12 +2,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
 from mlcomp.metrics import hessian_error
 from mlcomp.obs import gptq, layer_hessian, spqr
+from tests.examples import examples
 
 
 def small(out=20, inp=32, samples=90, seed=0, outliers=True):
@@ -82,7 +83,7 @@ def literal_spqr(weight, hessian, *, bits, size, statistic_bits, rows, threshold
     return result, outliers
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(
     seed=st.integers(0, 1000),
     bits=st.integers(2, 4),
@@ -107,7 +108,7 @@ def test_is_the_literal_algorithm(seed, bits, size, statistic_bits, rows, thresh
     assert same.double().mean() > 0.95 and (q.outliers == outliers).double().mean() > 0.99
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(seed=st.integers(0, 1000), bits=st.integers(1, 5), size=st.sampled_from([1, 8, 16, 32]))
 def test_without_second_level_and_outliers_it_is_gptq_with_groups(seed, bits, size):
     weight, _, hessian = small(seed=seed)
@@ -152,7 +153,7 @@ def test_second_level_costs_little():
     assert error < 1.3 * hessian_error(weight, exact.dequantize(), hessian)
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(seed=st.integers(0, 1000), x_power=st.integers(-20, 20), w_power=st.integers(-30, 30))
 def test_scales_do_not_matter(seed, x_power, w_power):
     weight, x, hessian = small(seed=seed)
@@ -162,7 +163,7 @@ def test_scales_do_not_matter(seed, x_power, w_power):
     assert torch.equal(scaled.dequantize(), q.dequantize() * 2.0**w_power)
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(seed=st.integers(0, 1000), block_size=st.sampled_from([1, 7, 16, 32, 100]))
 def test_block_size_changes_nothing(seed, block_size):
     weight, _, hessian = small(seed=seed)

@@ -2,10 +2,11 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.quant.vector.e8 import e8_ball, e8_ball_encode, e8_nearest, e8p_decode, e8p_encode, e8p_patterns
+from tests.examples import examples
 
 
 def lattice(reach):
@@ -51,7 +52,7 @@ def test_nearest_lattice_point_is_that_of_brute_force(points):
     torch.testing.assert_close((x - found).norm(dim=1), best, rtol=1e-12, atol=1e-12)  # float64 rounding of cdist
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(seed=st.integers(0, 10_000))
 def test_nearest_moves_with_the_lattice(seed):
     g = torch.Generator().manual_seed(seed)
@@ -91,7 +92,7 @@ def test_encoded_entry_is_the_nearest_of_all(entries, scale):
     torch.testing.assert_close((x - e8p_decode(e8p_encode(x))).norm(dim=1), best, rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(seed=st.integers(0, 10_000))
 def test_a_third_of_a_step_finds_the_way_back(seed):
     # Entries are √2 apart at least, so noise of norm 0.7 cannot lead to another one.
