@@ -89,8 +89,9 @@ class AdditiveStudent:
         }
         self.inputs = inputs
         with torch.no_grad():
-            own = targets is None
-            self.targets = torch.cat([self.block(x) for x in inputs.split(batch_size)]) if own else targets
+            if targets is None:
+                targets = torch.cat([self.block(x) for x in inputs.split(batch_size)])
+            self.targets = targets
         if len(self.targets) != len(inputs):
             raise ValueError(f"targets must have one entry for each of {len(inputs)} inputs, got {len(self.targets)}")
         if self.targets.is_floating_point():
@@ -107,7 +108,7 @@ class AdditiveStudent:
 
     def batch_loss(self, matrices: list[Tensor], x: Tensor, target: Tensor) -> Tensor:
         """Return the loss of one batch with these matrices for weights."""
-        parameters = dict(self.rest)
+        parameters: dict[str, Tensor] = dict(self.rest)
         for name, matrix in zip(self.names.values(), matrices, strict=True):
             shape = self.block.get_parameter(name)
             parameters[name] = matrix.reshape(shape.shape).to(shape.dtype)

@@ -134,7 +134,17 @@ def stored(quantized: AdditiveCodes, dtype: torch.dtype) -> AdditiveCodes:
     return AdditiveCodes(quantized.codes, (quantized.codebooks / unit).to(dtype), scale.to(dtype))
 
 
-def _check(weight, hessian, dim, books, code_bits, tau, max_rounds, damp, dtype) -> None:
+def _check(
+    weight: Tensor,
+    hessian: Tensor,
+    dim: int,
+    books: int,
+    code_bits: int,
+    tau: float,
+    max_rounds: int,
+    damp: float,
+    dtype: torch.dtype,
+) -> None:
     check_weight(weight)
     check_hessian(hessian, weight.shape[1])
     check_bits(code_bits)

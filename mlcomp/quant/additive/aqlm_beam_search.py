@@ -78,7 +78,7 @@ def _search(target: Tensor, h: Tensor, codes: Tensor, books: Tensor, beam: int) 
     entries, dim = books.shape[1:]
     row = torch.arange(out, device=codes.device)[:, None]
     kept = codes[:, None].clone()  # (out, kept, groups, books)
-    now = sum(books[c][codes[:, :, c].long()] for c in range(count)).flatten(1)
+    now = sum((books[c][codes[:, :, c].long()] for c in range(count)), start=books.new_zeros(())).flatten(1)
     g = ((target - now) @ h)[:, None]  # (out, kept, inp still to come)
     loss = torch.zeros(out, 1, dtype=h.dtype, device=h.device)  # less that of the start
     for j in range(groups):

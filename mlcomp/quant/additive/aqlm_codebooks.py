@@ -65,7 +65,8 @@ def tune_codebooks(
 
 def decode_sum(codes: Tensor, books: Tensor) -> Tensor:
     """Return the sums of the entries that the codes name, (out, inp), before the scales; differentiable in books."""
-    return sum(books[c][codes[:, :, c].long()] for c in range(len(books))).flatten(1)
+    entries = (books[c][codes[:, :, c].long()] for c in range(len(books)))
+    return sum(entries, start=books.new_zeros(())).flatten(1)
 
 
 def gather_sum(codes: Tensor, matrix: Tensor, books: Tensor) -> Tensor:

@@ -182,10 +182,9 @@ def _step_size(student: AdditiveStudent, batch: Tensor, layers: list[_Layer], ch
     epsilon = 0.01 * longest
     there = [(layer.values - epsilon * move).flatten(1) for layer, move in zip(layers, moves, strict=True)]
     gradients = student.gradients(there, batch)
-    fall = 0.0
-    for layer, move, gradient in zip(layers, moves, gradients, strict=True):
-        fall += ((layer.gradient - _groups(gradient, layer.weight)) * move).sum()
-    return min(longest, epsilon * slope / float(fall)) if fall > 0 else longest
+    parts = zip(layers, moves, gradients, strict=True)
+    fall = float(sum(((layer.gradient - _groups(new, layer.weight)) * move).sum() for layer, move, new in parts))
+    return min(longest, epsilon * slope / fall) if fall > 0 else longest
 
 
 def _moved(layers: list[_Layer], chosen: list[Tensor], step: float, beam: int) -> list[Tensor]:
