@@ -107,7 +107,7 @@ def best_quantized(
         if not found.proved:
             raise RuntimeError(f"row {i} needs more than max_nodes={max_nodes} partial codes: raise it, or use gptq")
         codes[i] = found.codes.to(torch.uint8)
-    return Quantized(codes, grid.step, grid.zero, bits, symmetric)
+    return grid.quantized(codes)
 
 
 def check_problem(hessian: Tensor, target: Tensor, levels: int) -> None:

@@ -66,17 +66,16 @@ def obq(
     inverse = inverse_hessian(hessian, damp=damp)
     live = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(inverse.dead, 0)
     size = group_size or inp
-    grid = fit_grid(live.reshape(-1, size), bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
-    step, zero = grid.step.reshape(out, -1), grid.zero.reshape(out, -1)
+    grid = fit_grid(live, bits=bits, group_size=size, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
     vectors = scratch(out, inp, inp, dtype, max_bytes, weight.device)
     floor = (1 / damped_hessian(hessian, damp=damp).matrix.diagonal()).to(dtype)
     codes = torch.empty(out, inp, dtype=torch.uint8, device=weight.device)
     _kernel[(len(vectors),)](
-        live.to(dtype).contiguous(), codes, step.to(dtype).contiguous(), zero.to(dtype).contiguous(),
+        live.to(dtype).contiguous(), codes, grid.step.to(dtype).contiguous(), grid.zero.to(dtype).contiguous(),
         inverse.inverse.to(dtype).contiguous(), floor, vectors, out, inp, size, 2**bits - 1,
         OUTLIERS=outliers, enable_fp_fusion=False, **launch_sizes(inp, dtype),
     )  # fmt: skip
-    return Quantized(codes, step.to(scale_dtype or step.dtype), zero, bits, symmetric)
+    return grid.quantized(codes)
 
 
 @triton.jit

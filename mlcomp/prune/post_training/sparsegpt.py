@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_target, check_weight, removals
-from mlcomp.layerwise.column_sweep import check_sweep, column_order, column_sweep, inverse_factor
+from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 
 
@@ -70,10 +70,13 @@ def sparsegpt(
         removed, span = ~mask.T[columns], inp + 1
     removed[dead] = True
 
-    def choose(i, current):
+    start = weight.T.double()[columns].masked_fill(dead[:, None], 0)
+    sweep = ColumnSweep(start, factor, block_size=block_size)
+    result = torch.empty_like(start)
+    for i in range(inp):
         if mask is None and i % span == 0:
             end = min(i + span, inp)
-            scores = (current(i, end) / factor.diagonal()[i:end, None]).square()
+            scores = (sweep.now(i, end) / factor.diagonal()[i:end, None]).square()
             if pattern is None:
                 scores[dead[i:end]] = torch.inf  # removed already, and not part of the quota
                 chosen = smallest_mask(scores.T.reshape(1, -1), quota[end] - quota[i]).view(out, -1)
@@ -81,10 +84,9 @@ def sparsegpt(
                 scores[dead[i:end]] = -1  # removed already, and the first zeros of their pattern
                 chosen = nm_mask(scores.T, pattern)
             removed[i:end] |= chosen.T
-        return current(i, i + 1)[0].masked_fill(removed[i], 0)
-
-    start = weight.T.double()[columns].masked_fill(dead[:, None], 0)
-    result = column_sweep(start, factor, choose, block_size=block_size)
+        w = sweep.now(i, i + 1)[0]
+        result[i] = w.masked_fill(removed[i], 0)
+        sweep.fix(w, result[i])
     return result[columns.argsort()].T.to(weight.dtype).contiguous()
 
 

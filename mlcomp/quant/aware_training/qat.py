@@ -20,7 +20,6 @@ from mlcomp.quant.aware_training.ste import straight_through
 from mlcomp.quant.grid import Grid, fit_grid
 from mlcomp.quant.post_training.fake_quantized import FakeQuantized
 from mlcomp.quant.post_training.ptq import PTQResult, input_ranges, layer_bits, network_nbytes, ptq_row
-from mlcomp.quant.quantized import Quantized
 
 
 class StepQuantizer(nn.Module):
@@ -153,8 +152,7 @@ def finish_qat(model: nn.Module) -> PTQResult:
     for name in names:
         trained = result.get_submodule(name)
         grid = trained.weight_quantizer.grid()
-        codes = grid.encode(trained.layer.weight.detach().flatten(1).to(grid.step.dtype))
-        weight = Quantized(codes, grid.step, grid.zero, grid.bits, symmetric=True)
+        weight = grid.quantized(grid.encode(trained.layer.weight.detach().flatten(1)))
         quantizer = trained.input_quantizer
         inputs = None if quantizer is None else quantizer.grid()
         span = None

@@ -85,16 +85,13 @@ def adaround(
     check_hessian(hessian, weight.shape[1])
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps!r}")
-    out, inp = weight.shape
-    width = group_size or inp
     dead = hessian.diagonal() == 0
-    w = (weight if weight.dtype == torch.float64 else weight.float()).masked_fill(dead, 0)
-    grid = fit_grid(w.reshape(-1, width), bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
-    step, zero = grid.step.reshape(out, -1), grid.zero.reshape(out, -1)
-    wide_step = step.repeat_interleave(width, 1)
-    position = w / wide_step + zero.repeat_interleave(width, 1)
-    codes = round_for_output(position, wide_step, hessian, 2**bits - 1, steps, learning_rate, penalty)
-    return Quantized(codes.to(torch.uint8), step.to(scale_dtype or step.dtype), zero, bits, symmetric)
+    w = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(dead, 0)
+    grid = fit_grid(w, bits=bits, group_size=group_size, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
+    own = grid.spread(weight.shape[1])
+    position = w / own.step + own.zero
+    codes = round_for_output(position, own.step, hessian, 2**bits - 1, steps, learning_rate, penalty)
+    return grid.quantized(codes.to(torch.uint8))
 
 
 def round_for_output(

@@ -7,6 +7,8 @@ Source: Wang et al. 2020, "Towards Accurate Post-training Network Quantization v
 section 3.   Syllabus: 2.09
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -51,7 +53,8 @@ def bitsplit(
     dead = h.diagonal() == 0
     w = weight.double().masked_fill(dead, 0)
     top = 2 ** (bits - 1) - 1
-    step = fit_grid(w, bits=bits, symmetric=True, clip="mse").step
+    grid = fit_grid(w, bits=bits, symmetric=True, clip="mse")
+    step = grid.step
     level = torch.round(w / step).clamp(-top, top)
     planes = split_bits(level, bits)
     for _ in range(sweeps):
@@ -60,9 +63,9 @@ def bitsplit(
         level = _sweep(w, level, planes, h, step)
         if torch.equal(level, before):
             break
-    dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
-    zero = torch.full_like(step, 2 ** (bits - 1))
-    return Quantized((level + zero).to(torch.uint8), step.to(dtype), zero.to(dtype), bits, True)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    codes = (level + grid.zero).to(torch.uint8)
+    return replace(grid, step=step.to(dtype), zero=grid.zero.to(dtype)).quantized(codes)
 
 
 def split_bits(level: Float[Tensor, "out inp"], bits: int) -> list[Tensor]:

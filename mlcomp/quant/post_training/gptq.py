@@ -4,13 +4,16 @@ Notation: W weight, $H = 2XX^\top$, U with $U^\top U = (H+\lambda I)^{-1}$, q th
 Source: Frantar, Ashkboos, Hoefler, Alistarh 2023, arXiv:2210.17323, Algorithm 1.   Syllabus: 2.08
 """
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
-from mlcomp.layerwise.column_sweep import check_sweep, column_order, column_sweep, inverse_factor
-from mlcomp.quant.grid import Grid, fit_grid
+from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
+from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 
 
@@ -73,24 +76,22 @@ def gptq(
     size = group_size or inp
     static = group_size is None or static_groups
 
-    def fit(w: Tensor) -> Grid:
-        return fit_grid(w.to(dtype), bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
-
+    fit = partial(fit_grid, bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
     grids = [fit(part) for part in live.split(size, dim=1)] if static else []
     group = columns // size if static else torch.arange(inp, device=weight.device) // size
-    group_of = group.tolist()
     codes = torch.empty(inp, out, dtype=torch.uint8, device=weight.device)
 
-    def choose(i, current):
-        if group_of[i] == len(grids):  # the sweep enters a new group: its grid follows the updated weights
-            grids.append(fit(current(i, i + size).T))
-        grid = grids[group_of[i]]
-        codes[i] = grid.encode(current(i, i + 1).T.to(dtype))[:, 0]
-        return grid.decode(codes[i][:, None])[:, 0].double()
+    sweep = ColumnSweep(live.T.double()[columns], factor, block_size=block_size)
+    for i, g in enumerate(group.tolist()):
+        if g == len(grids):  # the sweep enters a new group: its grid follows the updated weights
+            grids.append(fit(sweep.now(i, i + size).T.to(dtype)))
+        w = sweep.now(i, i + 1)
+        code = grids[g].encode(w.T)
+        sweep.fix(w[0], grids[g].decode(code)[:, 0])
+        codes[i] = code[:, 0]
 
-    column_sweep(live.T.double()[columns], factor, choose, block_size=block_size)
     back = columns.argsort()
-    step = torch.cat([grid.step for grid in grids], dim=1).to(scale_dtype or dtype)
-    zero = torch.cat([grid.zero for grid in grids], dim=1)
+    step, zero = (torch.cat([getattr(grid, name) for grid in grids], dim=1) for name in ("step", "zero"))
     scattered = not static and order != "natural"
-    return Quantized(codes[back].T.contiguous(), step, zero, bits, symmetric, group[back] if scattered else None)
+    grid = replace(grids[0], step=step, zero=zero)
+    return grid.quantized(codes[back].T.contiguous(), group[back] if scattered else None)

@@ -183,7 +183,7 @@ def ldlq(
     coin = generator if rounding == "stochastic" else None
     rounded = _round(scaled, feedback, -zero, 2**bits - 1 - zero, coin, block_size)
     codes = (rounded + grid.zero)[:, columns.argsort()].to(torch.uint8)
-    return Quantized(codes, grid.step.to(scale_dtype or grid.step.dtype), grid.zero, bits, symmetric)
+    return grid.quantized(codes)
 
 
 def _round(
