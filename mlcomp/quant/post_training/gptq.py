@@ -1,6 +1,17 @@
 r"""GPTQ: OBQ with one column order for all rows, made fast by a Cholesky factor and lazy batches.
 
 Notation: W weight, $H = 2XX^\top$, U with $U^\top U = (H+\lambda I)^{-1}$, q the rounded column.
+
+The columns in their order, while column i is rounded; the same for every row of W::
+
+      finished batches      the lazy batch under way           columns to come
+    ┌───┬───┬───┬───┬───┬─────────────┬───┬─────────────┬───┬───┬───┬───┬───┬───┐
+    │ q   q   q   q   q │ q   q   q   │ w │ w   w   w   │ w   w   w   w   w   w │
+    └───┴───┴───┴───┴───┴─────────────┴───┴─────────────┴───┴───┴───┴───┴───┴───┘
+                         start         i                 end
+
+The error e of column i moves the columns up to ``end`` at once; those after it wait until the whole batch is rounded,
+and then one matrix product moves them for all errors of the batch.
 Source: Frantar, Ashkboos, Hoefler, Alistarh 2023, arXiv:2210.17323, Algorithm 1.   Syllabus: 2.08
 """
 
@@ -34,6 +45,15 @@ def gptq(
     r"""Round the columns one after the other; each rounding error is made up for by the columns still to come.
 
     $e = (w_i - q_i)/U_{ii}$, then $w_j \leftarrow w_j - e\,U_{ij}$ for all later columns j.
+
+    By hand, with $H = \begin{pmatrix} 5 & 3 \\ 3 & 2 \end{pmatrix}$ of determinant 1, two bits and no damping:
+    $H^{-1} = \begin{pmatrix} 2 & -3 \\ -3 & 5 \end{pmatrix}$ and
+    $U = \begin{pmatrix} \sqrt 2 & -3/\sqrt 2 \\ 0 & 1/\sqrt 2 \end{pmatrix}$. The rows of
+    $W = \begin{pmatrix} 1.6 & 3 \\ 3 & 1.2 \end{pmatrix}$ have the range [0, 3], so the grid is 0, 1, 2, 3.
+    First row: 1.6 becomes 2, $e = -0.4/\sqrt 2$, so 3 moves by $-e\,U_{12} = -0.6$ to 2.4, which becomes 2.
+    Its squared output error $\tfrac12 \delta H \delta^\top$ is half the sum of the squared e,
+    $\tfrac12 (0.08 + 0.32) = 0.2$; plain rounding to (2, 3) has 0.4. Second row: 3 is a point of the grid, e = 0,
+    nothing moves, and 1.2 becomes 1.
 
     Args:
         weight: (out, inp), any float dtype; not modified.
