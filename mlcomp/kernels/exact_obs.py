@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_target, check_weight, removals
+from mlcomp.checks import check_dtype, check_hessian, check_target, check_weight, removals
 from mlcomp.kernels.launch import check_devices, tl, triton
 from mlcomp.kernels.row_inverse import current_column, launch_sizes, pick, scratch
 from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
@@ -60,8 +60,7 @@ def exact_obs(
     check_hessian(hessian, inp)
     if scope != "row":
         raise ValueError(f'the kernel removes the same count from each row: scope must be "row", got {scope!r}')
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    check_dtype("dtype", dtype, (torch.float32, torch.float64))
     inverse = inverse_hessian(hessian, damp=damp)
     steps = removals(sparsity, inp) if pattern is None else sum(pattern_room(pattern, inp))
     vectors = scratch(out, steps, inp, dtype, max_bytes, weight.device)

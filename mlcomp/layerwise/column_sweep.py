@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mlcomp.checks import check_choice, check_hessian, check_whole
 from mlcomp.layerwise.hessian import inverse_hessian
 
 # How the columns may be ordered; "activation" and "ascending" sort by the diagonal of H, large or small inputs first.
@@ -19,14 +20,14 @@ ORDERS = ("natural", "activation", "ascending")
 
 def check_sweep(order: str, block_size: int) -> None:
     """Raise unless ``order`` is one of ORDERS and ``block_size`` a whole number ≥ 1."""
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
-    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
-        raise ValueError(f"block_size must be a whole number of columns ≥ 1, got {block_size!r}")
+    check_choice("order", order, ORDERS)
+    check_whole("block_size", block_size, 1)
 
 
 def column_order(hessian: Float[Tensor, "inp inp"], order: str) -> Int[Tensor, " inp"]:
     """Return the columns in the order in which they are fixed; equal diagonals keep their natural order."""
+    check_hessian(hessian)
+    check_choice("order", order, ORDERS)
     if order == "natural":
         return torch.arange(len(hessian), device=hessian.device)
     return hessian.diagonal().argsort(descending=order == "activation", stable=True)

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
+from mlcomp.checks import check_bits, check_choice, check_group_size, check_hessian, check_weight
 from mlcomp.layerwise.column_sweep import ORDERS, ColumnSweep, column_order, inverse_factor
 from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
 from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
-from mlcomp.quant.grid import Grid, fit_grid
+from mlcomp.quant.grid import CLIPS, Grid, fit_grid
 from mlcomp.quant.quantized import Quantized
 
 # The orders that each row finds for itself; the others, of the column sweep, are one order for all rows.
@@ -77,10 +77,8 @@ def obq(
     out, inp = weight.shape
     check_group_size(group_size, inp)
     check_hessian(hessian, inp)
-    if order not in (*OWN_ORDERS, *ORDERS):
-        raise ValueError(f"order must be one of {', '.join((*OWN_ORDERS, *ORDERS))}, got {order!r}")
-    if clip not in ("minmax", "mse"):
-        raise ValueError(f'clip must be "minmax" or "mse", got {clip!r}')
+    check_choice("order", order, (*OWN_ORDERS, *ORDERS))
+    check_choice("clip", clip, CLIPS)
 
     inverse = inverse_hessian(hessian, damp=damp)
     live = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(inverse.dead, 0)

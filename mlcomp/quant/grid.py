@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_finite, check_group_size
+from mlcomp.checks import check_bits, check_choice, check_finite, check_group_size, check_weight
 from mlcomp.quant.quantized import Quantized
 
+# How a grid may be fitted.
+CLIPS = ("minmax", "mse")
 # Shares of the full range that the MSE-optimal clip tries: 1.00, 0.99, …, 0.01. For a whole tensor whose largest
 # weight is forty times its root mean square, as in MiniLM, the best share in three bits is 0.07, 5.8 dB better
 # than 0.20.
@@ -119,9 +121,9 @@ def fit_grid(
         error than with "minmax", since the whole range is among the candidates.
     Cost: "mse" makes 100 passes over the matrix, with three matrices of its size as working memory.
     """
+    check_weight(weight)
     check_bits(bits)
-    if clip not in ("minmax", "mse"):
-        raise ValueError(f'clip must be "minmax" or "mse", got {clip!r}')
+    check_choice("clip", clip, CLIPS)
     out, inp = weight.shape
     check_group_size(group_size, inp)
     w = weight.to(torch.promote_types(weight.dtype, torch.float32)).reshape(-1, group_size or inp)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_target, check_weight, removals
+from mlcomp.checks import check_hessian, check_mask, check_target, check_weight, check_whole, removals
 from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 
@@ -100,13 +100,12 @@ def _quota(sparsity: float, out: int, dead: Bool[Tensor, " inp"]) -> list[int]:
 
 def _check_target(weight, sparsity, pattern, mask, order, mask_block) -> None:
     """Raise unless exactly one of sparsity, pattern and mask is given, and fits the other options."""
-    if isinstance(mask_block, bool) or not isinstance(mask_block, int) or mask_block < 1:
-        raise ValueError(f"mask_block must be a whole number of columns ≥ 1, got {mask_block!r}")
+    check_whole("mask_block", mask_block, 1)
     if mask is None:
         check_target(sparsity, pattern)
     elif sparsity is not None or pattern is not None:
         raise ValueError(f"a mask excludes sparsity and pattern, got {sparsity=} and {pattern=} beside it")
-    elif mask.dtype != torch.bool or mask.shape != weight.shape:
-        raise ValueError(f"mask must be boolean {tuple(weight.shape)}, got {mask.dtype} {tuple(mask.shape)}")
+    else:
+        check_mask("mask", mask, weight)
     if pattern is not None and order != "natural":
         raise ValueError(f"pattern {pattern} means consecutive columns, so order must be natural, got {order!r}")

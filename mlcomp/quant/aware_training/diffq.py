@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mlcomp.checks import check_positive
 from mlcomp.layerwise.matrix import check_names, is_layer
 from mlcomp.layerwise.weights import replace_module
 from mlcomp.quant.scalar.mixed_bits import MixedBits, mixed_bits_nbytes, quantize_mixed
@@ -139,8 +140,7 @@ def prepare_diffq(
         raise ValueError(f"need 1 ≤ min_bits < init_bits < max_bits ≤ 15, got {min_bits}, {init_bits}, {max_bits}")
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size must be at least 1, or None for one group a layer, got {group_size}")
-    if not speed > 0:
-        raise ValueError(f"speed must be positive, got {speed}")
+    check_positive("speed", speed)
     options = {"group_size": group_size, "min_bits": min_bits, "max_bits": max_bits, "init_bits": init_bits}
     result = copy.deepcopy(model)
     for name in names:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mlcomp.checks import check_choice
 from mlcomp.layerwise.running import check_batches
 from mlcomp.layerwise.weights import replace_module
 from mlcomp.quant.aware_training.lsq import lsq_quantize
@@ -111,8 +112,7 @@ def prepare_qat(
         paper's, gradient scale included, but Adam divides by its magnitude, so the scale matters little.
         With one grid a channel, BatchNorm's factor of a channel goes into its step.
     """
-    if method not in ("lsq", "ste"):
-        raise ValueError(f'method must be "lsq" or "ste", got {method!r}')
+    check_choice("method", method, ("lsq", "ste"))
     check_batches(batches)
     plan = layer_bits(model, weight_bits, input_bits, overrides)
     ranges = input_ranges(model, batches, {n: b for n, (_, b) in plan.items() if b is not None}, "mse")

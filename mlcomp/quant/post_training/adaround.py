@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
+from mlcomp.checks import check_bits, check_group_size, check_hessian, check_interval, check_weight, check_whole
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 
@@ -83,8 +83,8 @@ def adaround(
     check_bits(bits)
     check_group_size(group_size, weight.shape[1])
     check_hessian(hessian, weight.shape[1])
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps!r}")
+    check_whole("steps", steps, 1)
+    check_interval("learning_rate", learning_rate, "[0, inf)")
     dead = hessian.diagonal() == 0
     w = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(dead, 0)
     grid = fit_grid(w, bits=bits, group_size=group_size, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_hessian, check_weight
+from mlcomp.checks import check_hessian, check_weight, check_whole
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 
@@ -43,12 +43,9 @@ def bitsplit(
         alone are quantized. The objective is taken through H, which is the paper's over all samples.
     """
     check_weight(weight)
-    check_bits(bits)
-    if bits == 1:
-        raise ValueError("bits must be from 2 to 8: Bit-Split has b − 1 ternary planes, none with 1 bit")
+    check_whole("bits", bits, 2, 8)  # b − 1 ternary planes: none with one bit
     check_hessian(hessian, weight.shape[1])
-    if sweeps < 0:
-        raise ValueError(f"sweeps must be ≥ 0, got {sweeps!r}")
+    check_whole("sweeps", sweeps, 0)
     h = hessian.double()
     dead = h.diagonal() == 0
     w = weight.double().masked_fill(dead, 0)

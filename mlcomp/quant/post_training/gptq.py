@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
+from mlcomp.checks import check_bits, check_choice, check_group_size, check_hessian, check_weight
 from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
-from mlcomp.quant.grid import fit_grid
+from mlcomp.quant.grid import CLIPS, fit_grid
 from mlcomp.quant.quantized import Quantized
 
 
@@ -86,8 +86,7 @@ def gptq(
     check_group_size(group_size, inp)
     check_hessian(hessian, inp)
     check_sweep(order, block_size)
-    if clip not in ("minmax", "mse"):
-        raise ValueError(f'clip must be "minmax" or "mse", got {clip!r}')
+    check_choice("clip", clip, CLIPS)
 
     columns = column_order(hessian, order)
     factor, dead = inverse_factor(hessian, columns, damp=damp)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
+from mlcomp.checks import check_bits, check_group_size, check_hessian, check_positive, check_weight, check_whole
 from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.post_training.spqr_format import Bilevel, Plain, SpQR
@@ -192,7 +192,6 @@ def _check_options(inp: int, statistic_bits: int | None, statistic_rows: int, th
         raise ValueError(f"a column index has 16 bits, so at most 65536 inputs, got {inp}")
     if statistic_bits is not None:
         check_bits(statistic_bits)
-    if isinstance(statistic_rows, bool) or not isinstance(statistic_rows, int) or statistic_rows < 1:
-        raise ValueError(f"statistic_rows must be a whole number ≥ 1, got {statistic_rows!r}")
-    if threshold is not None and not threshold > 0:
-        raise ValueError(f"threshold must be positive, or None for no outliers, got {threshold!r}")
+    check_whole("statistic_rows", statistic_rows, 1)
+    if threshold is not None:
+        check_positive("threshold", threshold)
