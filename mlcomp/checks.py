@@ -1,20 +1,67 @@
-"""Checks of arguments that every method shares: a bad input is a clear error before any work."""
+"""Checks of arguments that every method shares: a bad input is a clear error before any work.
+
+Each kind of check is stated once; every message says what was given and what is allowed.
+"""
 
 import math
+from collections.abc import Iterable
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 
-def check_weight(weight: Tensor) -> None:
-    """Raise unless ``weight`` is a finite floating-point matrix (out, inp) with at least one entry."""
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a torch.Tensor, got {type(weight).__name__}")
-    if weight.ndim != 2 or weight.numel() == 0:
-        raise ValueError(f"weight must be a non-empty matrix (out, inp), got shape {tuple(weight.shape)}")
-    if not weight.is_floating_point():
-        raise TypeError(f"weight must be floating point, got {weight.dtype}")
-    check_finite("weight", weight)
+def check_whole(name: str, value: int, low: int, high: int | None = None) -> None:
+    """Raise unless ``value`` is a whole number (no bool) from ``low`` to ``high``, without end where that is None."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
+
+
+def check_divides(name: str, value: int, inp: int) -> None:
+    """Raise unless ``value`` is a whole number that divides the number of inputs."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or inp % value:
+        raise ValueError(f"{name} must divide the {inp} inputs, got {value!r}")
+
+
+def check_interval(name: str, value: float | int, interval: str) -> None:
+    """Raise unless ``value`` is a number in ``interval``: "[0, 1]", "(0, 1]", "(0, inf)", …; NaN never is."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    inside = isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high
+    at_open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
+    if not inside or at_open_end:
+        raise ValueError(f"{name} must lie in {interval}, got {value!r}")
+
+
+def check_positive(name: str, value: float | int) -> None:
+    """Raise unless ``value`` is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+
+
+def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise unless ``value`` is one of some words."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_dtype(name: str, dtype: torch.dtype, allowed: Iterable[torch.dtype]) -> None:
+    """Raise unless ``dtype`` is one of ``allowed``."""
+    if dtype not in allowed:
+        raise TypeError(f"{name} must be one of {', '.join(map(str, allowed))}, got {dtype}")
+
+
+def check_tensor(name: str, x: Tensor) -> None:
+    """Raise unless ``x`` is a tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+
+
+def check_floating(name: str, x: Tensor) -> None:
+    """Raise unless ``x`` is a floating-point tensor."""
+    check_tensor(name, x)
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {x.dtype}")
 
 
 def check_finite(name: str, x: Tensor) -> None:
@@ -24,22 +71,69 @@ def check_finite(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} holds {bad} NaN or infinite value(s) of {x.numel()}")
 
 
+def check_codes(name: str, codes: Tensor, top: int) -> None:
+    """Raise unless ``codes`` are whole numbers from 0 to ``top``; there may be none."""
+    check_tensor(name, codes)
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(f"{name} must be whole numbers of an integer dtype, got {codes.dtype}")
+    wide = codes.dtype in (torch.uint16, torch.uint32, torch.uint64)  # torch finds no extremes of these
+    low, high = torch.aminmax(codes.long() if wide else codes) if codes.numel() else (0, 0)
+    if low < 0 or high > top:
+        raise ValueError(f"{name} must lie in 0 … {top}, got {int(low)} … {int(high)}")
+
+
+def check_like(name: str, x: Tensor, shape: tuple[int, ...], like: str) -> None:
+    """Raise unless ``x`` is a finite floating-point tensor of this shape; ``like`` says what it must fit."""
+    check_floating(name, x)
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name} must be {tuple(shape)} like {like}, got {tuple(x.shape)}")
+    check_finite(name, x)
+
+
+def check_matrix(name: str, x: Tensor) -> None:
+    """Raise unless ``x`` is a finite floating-point matrix (out, inp) with at least one entry."""
+    check_tensor(name, x)
+    if x.ndim != 2 or x.numel() == 0:
+        raise ValueError(f"{name} must be a non-empty matrix (out, inp), got shape {tuple(x.shape)}")
+    check_floating(name, x)
+    check_finite(name, x)
+
+
+def check_weight(weight: Tensor) -> None:
+    """Raise unless ``weight`` is a finite floating-point matrix (out, inp) with at least one entry."""
+    check_matrix("weight", weight)
+
+
+def check_vector(name: str, x: Tensor) -> None:
+    """Raise unless ``x`` is a finite floating-point vector (inp,) with at least one entry."""
+    check_tensor(name, x)
+    if x.ndim != 1 or x.numel() == 0:
+        raise ValueError(f"{name} must be a vector (inp,) with at least one entry, got shape {tuple(x.shape)}")
+    check_floating(name, x)
+    check_finite(name, x)
+
+
+def check_mask(name: str, mask: Tensor, weight: Tensor) -> None:
+    """Raise unless ``mask`` is a boolean tensor of the shape of ``weight``."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
+        given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"{name} must be a boolean tensor of the weight's shape {tuple(weight.shape)}, got {given}")
+
+
 def check_bits(bits: int) -> None:
     """Raise unless ``bits`` is a whole number from 1 to 8."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
-        raise ValueError(f"bits must be a whole number from 1 to 8, got {bits!r}")
+    check_whole("bits", bits, 1, 8)
 
 
 def check_sparsity(sparsity: float) -> None:
     """Raise unless ``sparsity`` (the share of weights set to zero) lies in [0, 1]."""
-    if not 0.0 <= sparsity <= 1.0:  # False for NaN, too
-        raise ValueError(f"sparsity is the share of zeros and must lie in [0, 1], got {sparsity!r}")
+    check_interval("sparsity is the share of zeros and", sparsity, "[0, 1]")
 
 
 def check_pattern(pattern: object) -> None:
     """Raise unless ``pattern`` is (n, m): n zeros in every m consecutive inputs, 0 ≤ n ≤ m, m ≥ 1."""
     pair = pattern if isinstance(pattern, tuple) and len(pattern) == 2 else (-1, -1)
-    if not all(isinstance(v, int) for v in pair) or not (pair[1] >= 1 and 0 <= pair[0] <= pair[1]):
+    if not all(type(v) is int for v in pair) or not (pair[1] >= 1 and 0 <= pair[0] <= pair[1]):
         raise ValueError(f"pattern must be (n, m) with 0 ≤ n ≤ m (n zeros in every m inputs), got {pattern!r}")
 
 
@@ -55,22 +149,24 @@ def check_target(sparsity: float | None, pattern: tuple[int, int] | None) -> Non
 
 def check_group_size(group_size: int | None, inp: int) -> None:
     """Raise unless ``group_size`` is None or divides the number of inputs."""
-    if group_size is None:
-        return
-    if not isinstance(group_size, int) or group_size < 1 or inp % group_size:
-        raise ValueError(f"group_size must divide the {inp} inputs, got {group_size!r}")
+    if group_size is not None:
+        check_divides("group_size", group_size, inp)
 
 
-def check_hessian(hessian: Tensor, inp: int) -> None:
-    """Raise unless ``hessian`` is a finite symmetric (inp, inp) float32 or float64 matrix, diagonal ≥ 0."""
-    if not isinstance(hessian, Tensor):
-        raise TypeError(f"hessian must be a torch.Tensor, got {type(hessian).__name__}")
+def check_hessian(hessian: Tensor, inp: int | None = None) -> None:
+    """Raise unless ``hessian`` is a finite symmetric (inp, inp) float32 or float64 matrix, diagonal ≥ 0.
+
+    Without ``inp`` any size does that is not 0.
+    """
+    check_tensor("hessian", hessian)
+    if inp is None and (hessian.ndim != 2 or hessian.numel() == 0):
+        raise ValueError(f"hessian must be a non-empty matrix (inp, inp), got shape {tuple(hessian.shape)}")
+    inp = len(hessian) if inp is None else inp
     if hessian.shape != (inp, inp):
         raise ValueError(
             f"hessian must be ({inp}, {inp}) to match a weight with {inp} inputs, got {tuple(hessian.shape)}"
         )
-    if hessian.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"hessian must be float32 or float64, got {hessian.dtype}")
+    check_dtype("hessian", hessian.dtype, (torch.float32, torch.float64))
     check_finite("hessian", hessian)
     scale = float(hessian.abs().max())
     # X·Xᵀ accumulated in float32 is symmetric up to rounding; anything beyond is another matrix.

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_pattern, check_sparsity
+from mlcomp.checks import check_bits, check_choice, check_interval, check_pattern, check_sparsity
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def density_levels(*, delta: float = 0.1, last: float = 0.99) -> tuple[Level, ..
 
     The paper takes δ = 0.1.
     """
-    if not 0 < delta < 1 or not 0 <= last < 1:
-        raise ValueError(f"delta must lie in (0, 1) and last in [0, 1), got {delta!r} and {last!r}")
+    check_interval("delta", delta, "(0, 1)")
+    check_interval("last", last, "[0, 1)")
     levels, density = [Level()], 1 - delta
     while 1 - density <= last:
         levels.append(Level(sparsity=1 - density))
@@ -90,8 +90,7 @@ class Database:
 
     def errors(self, kind: str = "relative") -> list[list[float]]:
         """Return one row for each layer: "relative" errors (‖δWX‖²/‖WX‖², comparable between layers) or "squared"."""
-        if kind not in ("relative", "squared"):
-            raise ValueError(f'kind must be "relative" or "squared", got {kind!r}')
+        check_choice("kind", kind, ("relative", "squared"))
         pick = "relative_error" if kind == "relative" else "error"
         return [[getattr(entry, pick) for entry in entries] for entries in self.layers.values()]
 

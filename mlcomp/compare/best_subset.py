@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_hessian, check_sparsity, check_weight, removals
+from mlcomp.checks import check_hessian, check_sparsity, check_vector, check_weight, check_whole, removals
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ def best_subset(
     Cost: exponential at worst; half of 24 inputs of the synthetic layer take 0.1 s, half of 30 half a second.
     """
     w = _check(hessian, row, remove)
-    if isinstance(max_nodes, bool) or not isinstance(max_nodes, int) or max_nodes < 1:
-        raise ValueError(f"max_nodes must be a positive whole number, got {max_nodes!r}")
+    check_whole("max_nodes", max_nodes, 1)
     h = (hessian.double() + hessian.double().T) / 2
     live = (h.diagonal() > 0).nonzero()[:, 0]
     dead = (h.diagonal() == 0).nonzero()[:, 0]
@@ -92,14 +91,9 @@ def best_pruned(
 
 
 def _check(hessian: Tensor, row: Tensor, remove: int) -> Tensor:
-    if not isinstance(row, Tensor) or row.ndim != 1 or len(row) == 0:
-        raise ValueError(f"row must be a vector (inp,), got {getattr(row, 'shape', type(row).__name__)}")
-    if not row.is_floating_point():
-        raise TypeError(f"row must be floating point, got {row.dtype}")
-    check_finite("row", row)
+    check_vector("row", row)
     check_hessian(hessian, len(row))
-    if isinstance(remove, bool) or not isinstance(remove, int) or not 0 <= remove <= len(row):
-        raise ValueError(f"remove must be a whole number from 0 to {len(row)} (the inputs), got {remove!r}")
+    check_whole("remove", remove, 0, len(row))
     return row.double()
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_finite, check_hessian, check_weight
+from mlcomp.checks import check_bits, check_hessian, check_vector, check_weight, check_whole
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 from mlcomp.quant.scalar.codebook import check_levels
@@ -60,8 +60,7 @@ def integer_least_squares(
     """
     check_problem(hessian, target, levels)
     t = target.double()
-    if isinstance(max_nodes, bool) or not isinstance(max_nodes, int) or max_nodes < 1:
-        raise ValueError(f"max_nodes must be a positive whole number, got {max_nodes!r}")
+    check_whole("max_nodes", max_nodes, 1)
     h = (hessian.double() + hessian.double().T) / 2
     codes = t.round().clamp(0, levels - 1)
     live = (h.diagonal() > 0).nonzero()[:, 0]
@@ -107,14 +106,12 @@ def best_quantized(
         if not found.proved:
             raise RuntimeError(f"row {i} needs more than max_nodes={max_nodes} partial codes: raise it, or use gptq")
         codes[i] = found.codes.to(torch.uint8)
-    return Quantized(codes, grid.step, grid.zero, bits, symmetric)
+    return grid.quantized(codes)
 
 
 def check_problem(hessian: Tensor, target: Tensor, levels: int) -> None:
     """Raise unless ``target`` is a finite vector, H fits it, and the codes 0 … levels − 1 fit a byte."""
-    if not isinstance(target, Tensor) or target.ndim != 1 or len(target) == 0:
-        raise ValueError(f"target must be a vector (inp,), got {getattr(target, 'shape', type(target).__name__)}")
-    check_finite("target", target)
+    check_vector("target", target)
     check_hessian(hessian, len(target))
     check_levels(levels)
 

@@ -7,6 +7,7 @@ Source: Kuzmin et al. 2023, arXiv:2307.02973, section 3: sparsity 1 − b/16.   
 
 import math
 
+from mlcomp.checks import check_choice, check_interval
 from mlcomp.sources.source import Source
 
 
@@ -22,10 +23,8 @@ def kept_share(bits: float | int, *, storage: str = "values") -> float:
         ValueError: bits outside 0..16, unknown storage.
     Guarantee: 0 ≤ p ≤ 1; "bitmask" never keeps more than "entropy", which keeps no more than "values".
     """
-    if isinstance(bits, bool) or not isinstance(bits, int | float) or not 0 <= bits <= 16:
-        raise ValueError(f"bits must lie in [0, 16], the width of the weights that are kept, got {bits!r}")
-    if storage not in ("values", "bitmask", "entropy"):
-        raise ValueError(f'storage must be "values", "bitmask" or "entropy", got {storage!r}')
+    check_interval("bits", bits, "[0, 16]")  # the weights that are kept have 16
+    check_choice("storage", storage, ("values", "bitmask", "entropy"))
     if storage == "values":
         return bits / 16
     if storage == "bitmask":

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_like, check_whole
 from mlcomp.compare.integer_least_squares import check_problem
 from mlcomp.extras import need
 
@@ -62,8 +62,8 @@ def quantization_bound(
     check_problem(hessian, target, levels)
     h, t = _in_float64(hessian, target)
     inp = len(t)
-    if gaps is not None and (isinstance(gaps, bool) or not isinstance(gaps, int) or not 1 <= gaps <= levels - 1):
-        raise ValueError(f"gaps must be a whole number from 1 to levels − 1 = {levels - 1}, got {gaps!r}")
+    if gaps is not None:
+        check_whole("gaps", gaps, 1, levels - 1)
     count = min(16, levels - 1) if gaps is None else gaps
     # The first of ``count`` consecutive gaps whose middle is nearest to the target.
     first = np.clip(np.round(t - count / 2), 0, levels - 1 - count).astype(int)
@@ -127,13 +127,9 @@ def certify(
     """
     check_problem(hessian, target, levels)
     h, t = _in_float64(hessian, target)
-    if tuple(between.shape) != (len(t), levels - 1) or tuple(box.shape) != (len(t),):
-        raise ValueError(
-            f"between must be ({len(t)}, {levels - 1}) and box ({len(t)},), got {tuple(between.shape)} and "
-            f"{tuple(box.shape)}"
-        )
+    check_like("between", between, (len(t), levels - 1), "the inputs and the gaps between levels")
+    check_like("box", box, (len(t),), "the inputs")
     for name, multipliers in (("between", between), ("box", box)):
-        check_finite(name, multipliers)
         if bool((multipliers < 0).any()):
             raise ValueError(f"{name} holds negative multipliers, which prove nothing")
     matrix, constant = _lagrangian(h, t, between.double().numpy(), box.double().numpy(), levels)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits
+from mlcomp.checks import check_bits, check_choice
 from mlcomp.quant.scalar.codebook import cells_between, nearest, squared_error
 from mlcomp.sources.source import Source
 
@@ -44,8 +44,7 @@ def quantization_snr(source: Source, *, bits: int, zero: str = "on_grid") -> Qua
     Cost: 10 to 200 ms.
     """
     check_bits(bits)
-    if zero not in ("on_grid", "between"):
-        raise ValueError(f'zero must be "on_grid" or "between", got {zero!r}')
+    check_choice("zero", zero, ("on_grid", "between"))
     middle = 2 ** (bits - 1)
     places = (float(middle), middle - 1.0) if zero == "on_grid" else (middle - 0.5,)
     if source.symmetric:

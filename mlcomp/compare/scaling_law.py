@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_finite, check_whole
 from mlcomp.modes import evaluating
 from mlcomp.quant.scalar.blockwise import blockwise
 
@@ -37,8 +37,7 @@ def bits_per_byte(
         ValueError: a text that is not longer than one window, or a size below 1.
     """
     for name, value in (("context", context), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        check_whole(name, value, 1)
     if len(text) <= context:
         raise ValueError(f"the text must be longer than one window of {context} bytes, got {len(text)}")
     windows = text.unfold(0, context + 1, context).to(next(model.parameters()).device)

@@ -22,7 +22,7 @@ import math
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
-from mlcomp.checks import check_pattern, check_sparsity
+from mlcomp.checks import check_choice, check_pattern, check_sparsity
 from mlcomp.cost.hardware import DRAM_PJ_PER_BYTE, ENERGY, Chip
 from mlcomp.formats.number_format import NUMBER_FORMATS
 from mlcomp.formats.storage import sparse_nbytes
@@ -113,8 +113,7 @@ def layer_nbytes(
     """
     activation = activation or weight
     for name in (weight, activation):
-        if name not in NUMBER_FORMATS:
-            raise ValueError(f"a format must be one of {', '.join(NUMBER_FORMATS)}, got {name!r}")
+        check_choice("a format", name, NUMBER_FORMATS)
     weight_bits, activation_bits = NUMBER_FORMATS[weight].bits, NUMBER_FORMATS[activation].bits
     if weight != activation and weight_bits >= activation_bits:
         raise ValueError(f"a weight in {weight} would have to be rounded to multiply it in {activation}")

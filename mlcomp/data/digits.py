@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from mlcomp.checks import check_choice
 from mlcomp.extras import need
 
 
@@ -20,8 +21,7 @@ def digits(split: str = "all") -> tuple[Float[Tensor, "n 1 8 8"], Int64[Tensor, 
         ValueError: another split.
         ImportError: scikit-learn is not installed.
     """
-    if split not in ("all", "train", "held_out"):
-        raise ValueError(f'split must be "all", "train" or "held_out", got {split!r}')
+    check_choice("split", split, ("all", "train", "held_out"))
     bunch = need("sklearn.datasets", "notebooks").load_digits()
     images = torch.from_numpy(bunch.images).float()[:, None] / 16  # pixels are counts from 0 to 16
     labels = torch.from_numpy(bunch.target).long()

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mlcomp.assets.cache import fetch
+from mlcomp.checks import check_choice, check_whole
 
 # Every fifth digit of each class, in the order of the file, is held out: no random numbers, so the same for ever.
 _EVERY = 5
@@ -29,21 +30,19 @@ def mnist5k(
         ValueError: another split, or a count outside 1 to the split's size.
         mlcomp.assets.AssetError: the file cannot be downloaded.
     """
-    if split not in ("train", "held_out"):
-        raise ValueError(f'split must be "train" or "held_out", got {split!r}')
+    check_choice("split", split, ("train", "held_out"))
     with gzip.open(fetch("mnist5k") / "mnist_5k.csv.gz", "rt") as file:
         pixels = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     table = torch.from_numpy(pixels).reshape(10, 500, 785)  # the file is sorted by class
     held_out = torch.arange(500) % _EVERY == _EVERY - 1
     rows = table[:, held_out if split == "held_out" else ~held_out].transpose(0, 1).reshape(-1, 785)
-    if count is not None and not 1 <= count <= len(rows):
-        raise ValueError(f"count must be 1 to {len(rows)}, the size of {split!r}, got {count!r}")
+    if count is not None:
+        check_whole("count", count, 1, len(rows))
     rows = rows[:count]
     return rows[:, :784].reshape(-1, 1, 28, 28) / 255, rows[:, 784].long()
 
 
 def mnist_calibration(count: int = 1024, *, batch_size: int = 128) -> list[Float[Tensor, "_ 1 28 28"]]:
     """Return the first ``count`` training images, without labels, as batches for layer-wise calibration."""
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}")
+    check_whole("batch_size", batch_size, 1)
     return list(mnist5k("train", count=count)[0].split(batch_size))

@@ -8,6 +8,8 @@ compare methods on it, do not expect a perplexity to the last digit.
 import textwrap
 from pydoc_data.topics import topics
 
+from mlcomp.checks import check_choice, check_whole
+
 
 def python_reference(split: str = "calibration") -> str:
     """Return the text of one part: "calibration" (about three quarters) or "held_out" (the rest).
@@ -18,8 +20,7 @@ def python_reference(split: str = "calibration") -> str:
     Raises:
         ValueError: another split.
     """
-    if split not in ("calibration", "held_out"):
-        raise ValueError(f'split must be "calibration" or "held_out", got {split!r}')
+    check_choice("split", split, ("calibration", "held_out"))
     seen: set[str] = set()
     parts: dict[str, list[str]] = {"calibration": [], "held_out": []}
     size = {"calibration": 0, "held_out": 0}
@@ -44,6 +45,5 @@ def python_sentences(split: str = "calibration", *, count: int = 128) -> list[st
         plain = paragraph[:1].isupper() and "\n  " not in paragraph and "::=" not in paragraph
         if plain and 80 <= len(paragraph) <= 600 and paragraph.endswith("."):
             prose.append(" ".join(paragraph.split()))
-    if not 1 <= count <= len(prose):
-        raise ValueError(f"count must be 1 to {len(prose)}, the paragraphs of prose in {split!r}, got {count!r}")
+    check_whole("count", count, 1, len(prose))
     return prose[:count]

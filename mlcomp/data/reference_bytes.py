@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from mlcomp.checks import check_whole
+
 FILE = Path(__file__).parent / "texts" / "python_reference_held_out.txt.xz"
 
 
@@ -22,6 +24,6 @@ def reference_bytes(count: int | None = None) -> Int64[Tensor, " count"]:
         ValueError: a count that is no whole number from 1 to 65 536.
     """
     text = lzma.decompress(FILE.read_bytes())
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(text)):
-        raise ValueError(f"count must be a whole number from 1 to {len(text)}, got {count!r}")
+    if count is not None:
+        check_whole("count", count, 1, len(text))
     return torch.tensor(list(text[:count]), dtype=torch.int64)

@@ -5,13 +5,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from mlcomp.checks import check_whole
+
 
 def random_shift(
     images: Float[Tensor, "n c h w"], generator: torch.Generator, *, pixels: int = 2
 ) -> Float[Tensor, "n c h w"]:
     """Return each image moved by up to ``pixels`` in both directions, zeros coming in at the border."""
-    if not isinstance(pixels, int) or pixels < 0:
-        raise ValueError(f"pixels must be a whole number ≥ 0, got {pixels!r}")
+    check_whole("pixels", pixels, 0)
     n, _, h, w = images.shape
     padded = F.pad(images, (pixels,) * 4)
     down, right = torch.randint(2 * pixels + 1, (2, n, 1), generator=generator, device="cpu").to(images.device)

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from mlcomp.checks import check_whole
+
 
 def token_batches(
     tokenizer: Any, text: str, *, length: int = 256, count: int = 16, batch_size: int = 4
@@ -24,8 +26,7 @@ def token_batches(
         ValueError: a size below 1, or a text that is too short.
     """
     for name, value in (("length", length), ("count", count), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        check_whole(name, value, 1)
     # verbose=False: without it the tokenizer warns that the text is longer than the model's window, which we cut.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < count * length:

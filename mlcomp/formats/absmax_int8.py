@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_finite, check_floating
 
 
 class AbsmaxInt8(NamedTuple):
@@ -46,8 +46,7 @@ def absmax_int8(x: Float[Tensor, "..."], dim: int | tuple[int, ...] | None = Non
         ties go to the even code (torch.round). A slice of zeros gets scale 1 and decodes to zeros.
         (Only where the maximum is subnormal, below 1e-38, is the scale too coarse for the bound.)
     """
-    if not x.is_floating_point():
-        raise TypeError(f"x must be floating point, got {x.dtype}")
+    check_floating("x", x)
     if x.numel() == 0:
         raise ValueError(f"x must have at least one entry, got shape {tuple(x.shape)}")
     check_finite("x", x)

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from mlcomp.checks import check_codes, check_floating, check_whole
+
 
 @dataclass(frozen=True)
 class IntFormat:
@@ -27,8 +29,7 @@ class IntFormat:
     signed: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 32:
-            raise ValueError(f"bits of a whole number must be from 1 to 32, got {self.bits!r}")
+        check_whole("bits", self.bits, 1, 32)
 
     @property
     def max(self) -> float:
@@ -42,7 +43,8 @@ class IntFormat:
 
     def decode(self, codes: Integer[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the numbers of bit patterns 0 … 2^b − 1, float64."""
-        codes = check_codes(codes, self.bits)
+        check_codes("codes", codes, 2**self.bits - 1)
+        codes = codes.long()
         return torch.where(codes > int(self.max), codes - 2**self.bits, codes).double()
 
     def encode(self, x: Float[Tensor, "*shape"], *, saturate: bool = True) -> Integer[Tensor, "*shape"]:
@@ -56,8 +58,7 @@ class IntFormat:
             TypeError: x is not floating point.
             ValueError: NaN; overflow without ``saturate``.
         """
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point, got {x.dtype}")
+        check_floating("x", x)
         if bool(torch.isnan(x).any()):
             raise ValueError(f"x holds {int(torch.isnan(x).sum())} NaN, and whole numbers have no pattern for it")
         q = torch.round(x.double())
@@ -84,13 +85,3 @@ class IntFormat:
         """Return 1 inside the range, NaN outside."""
         inside = (x >= self.min) & (x <= self.max)
         return torch.where(inside, torch.ones_like(x, dtype=torch.float64), torch.nan)
-
-
-def check_codes(codes: Tensor, width: int) -> Tensor:
-    """Return bit patterns as int64; raise unless they are whole numbers from 0 to 2^width − 1."""
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise TypeError(f"codes must be whole numbers, got {codes.dtype}")
-    codes = codes.long()
-    if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < 2**width):
-        raise ValueError(f"codes must lie in 0 … 2^{width} − 1, got {int(codes.min())} … {int(codes.max())}")
-    return codes

@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from mlcomp.formats.int_format import IntFormat, check_codes
+from mlcomp.checks import check_choice, check_codes, check_floating
+from mlcomp.formats.int_format import IntFormat
 
 SPECIALS = ("inf_nan", "nan", "none")
 
@@ -55,8 +56,7 @@ class FloatFormat:
                 "a format has 2 to 8 exponent bits and 1 to 23 mantissa bits, "
                 f"got {self.exponent_bits} and {self.mantissa_bits}"
             )
-        if self.specials not in SPECIALS:
-            raise ValueError(f"specials must be one of {', '.join(SPECIALS)}, got {self.specials!r}")
+        check_choice("specials", self.specials, SPECIALS)
         if self.bias is None:
             object.__setattr__(self, "bias", 2 ** (self.exponent_bits - 1) - 1)
         # Beyond, the values of the format would leave float64, in which everything here is computed.
@@ -104,7 +104,8 @@ class FloatFormat:
 
     def fields(self, codes: Integer[Tensor, "*shape"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the sign, exponent and mantissa fields of bit patterns as whole numbers."""
-        codes = check_codes(codes, self.width)
+        check_codes("codes", codes, 2**self.width - 1)
+        codes = codes.long()
         m, e = self.mantissa_bits, self.exponent_bits
         return codes >> (e + m), (codes >> m) & (2**e - 1), codes & (2**m - 1)
 
@@ -145,8 +146,7 @@ class FloatFormat:
             ValueError: NaN, or overflow without ``saturate``, in a format with neither NaN nor infinity.
         Guarantee: decode(encode(decode(c))) = decode(c); no other number of the format is closer to x.
         """
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point, got {x.dtype}")
+        check_floating("x", x)
         x = x.double()
         magnitude = x.abs()
         # NaN is replaced at the end; the clamp keeps everything below finite, and twice the largest still overflows.
@@ -184,8 +184,7 @@ class FloatFormat:
 
         NaN where |x| exceeds the largest number.
         """
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point, got {x.dtype}")
+        check_floating("x", x)
         magnitude = x.double().abs()
         ulp = torch.exp2((self._exponent(magnitude) - self.mantissa_bits).double())
         return torch.where(magnitude <= self.max, ulp, torch.nan)

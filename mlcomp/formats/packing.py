@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Integer, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits
+from mlcomp.checks import check_bits, check_codes
 
 
 def packed_nbytes(count: int, bits: int) -> int:
@@ -35,12 +35,8 @@ def pack(codes: Integer[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " nbytes"
     Cost: one pass; 8 bytes of working memory for every 8 codes.
     """
     check_bits(bits)
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise TypeError(f"codes must have an integer dtype, got {codes.dtype}")
+    check_codes("codes", codes, 2**bits - 1)
     flat = codes.reshape(-1)
-    low, high = (int(flat.min()), int(flat.max())) if len(flat) else (0, 0)
-    if low < 0 or high >= 2**bits:
-        raise ValueError(f"codes must lie in 0 … {2**bits - 1} ({bits} bits), got {low} … {high}")
     # Eight codes of b bits are exactly b bytes, and fit into one 64-bit word.
     groups = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)
     word = torch.zeros(len(groups), dtype=torch.int64, device=codes.device)

@@ -15,7 +15,7 @@ Source: Mishra et al. 2021, arXiv:2104.08378, section 3 (2:4 and its metadata). 
 
 from torch import Tensor
 
-from mlcomp.checks import check_pattern
+from mlcomp.checks import check_choice, check_pattern
 from mlcomp.formats.packing import packed_nbytes
 
 FORMATS = ("dense", "csr", "bitmask", "n:m")
@@ -46,8 +46,7 @@ def sparse_nbytes(
             is missing or not asked for, an index too narrow to count to inp or nnz, bits below 1.
     """
     out, inp = shape
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    check_choice("format", format, FORMATS)
     if out < 1 or inp < 1 or not 0 <= nnz <= out * inp:
         raise ValueError(f"nnz must be between 0 and out · inp of shape (out, inp), got {nnz} of {shape}")
     if value_bits < 1 or index_bits < 1:

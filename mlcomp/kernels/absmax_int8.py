@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.checks import check_dtype
 from mlcomp.formats.absmax_int8 import AbsmaxInt8
-from mlcomp.kernels.launch import INTERPRETED, check_devices, check_dtype, tl, triton
+from mlcomp.kernels.launch import INTERPRETED, check_devices, tl, triton
 
 REFERENCE = "mlcomp.formats.absmax_int8.absmax_int8"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -37,7 +38,7 @@ def absmax_int8(x: Float[Tensor, "..."], dim: int | None = None) -> AbsmaxInt8:
     Cost: n·(size of a value) + n bytes read and written a row.
     """
     check_devices(x=x)
-    check_dtype("x", x, DTYPES)
+    check_dtype("x", x.dtype, DTYPES)
     if x.numel() == 0 or (x.ndim == 0 and dim is not None):
         raise ValueError(f"x must be (…, n) with at least one entry, got shape {tuple(x.shape)}")
     if dim not in (None, -1, x.ndim - 1):

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.checks import check_dtype
 from mlcomp.formats.additive_codebook import AdditiveCodes
-from mlcomp.kernels.launch import check_devices, check_dtype, tl, triton
+from mlcomp.kernels.launch import check_devices, tl, triton
 
 REFERENCE = "mlcomp.formats.additive_codebook.additive_decode"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -44,7 +45,7 @@ def additive_decode(weight: AdditiveCodes) -> Float[Tensor, "out inp"]:
 def check_operand(weight: AdditiveCodes) -> None:
     """Raise unless the parts lie on one device, and all 256 codes have an entry of a dtype that kernels take."""
     check_devices(codes=weight.codes, codebooks=weight.codebooks, scale=weight.scale)
-    check_dtype("codebooks", weight.codebooks, DTYPES)
+    check_dtype("codebooks", weight.codebooks.dtype, DTYPES)
     if weight.codebooks.shape[1] != 256:
         raise ValueError(f"the kernel needs 256 entries in each codebook, got {weight.codebooks.shape[1]}")
 

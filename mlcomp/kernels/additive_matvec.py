@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.checks import check_dtype
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.kernels.additive_decode import check_operand
-from mlcomp.kernels.launch import INTERPRETED, check_devices, check_dtype, tl, triton
+from mlcomp.kernels.launch import INTERPRETED, check_devices, tl, triton
 
 REFERENCE = "mlcomp.formats.additive_codebook.additive_matvec"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -38,7 +39,7 @@ def additive_matvec(x: Float[Tensor, " inp"], weight: AdditiveCodes) -> Float[Te
     """
     check_operand(weight)
     check_devices(x=x, codes=weight.codes)
-    check_dtype("x", x, DTYPES)
+    check_dtype("x", x.dtype, DTYPES)
     if x.shape != (weight.inp,):
         raise ValueError(f"x must be ({weight.inp},), got {tuple(x.shape)}")
     out, groups, books = weight.codes.shape

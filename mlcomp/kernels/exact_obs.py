@@ -12,7 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_sparsity, check_target, check_weight, removals
+from mlcomp.checks import (
+    check_choice,
+    check_dtype,
+    check_hessian,
+    check_sparsity,
+    check_target,
+    check_weight,
+    removals,
+)
 from mlcomp.kernels.launch import check_devices, tl, triton
 from mlcomp.kernels.row_inverse import current_column, launch_sizes, pick, scratch
 from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
@@ -64,10 +72,8 @@ def exact_obs(
     check_target(sparsity, pattern)
     out, inp = weight.shape
     check_hessian(hessian, inp)
-    if scope not in ("global", "row"):
-        raise ValueError(f'scope must be "global" or "row", got {scope!r}')
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    check_choice("scope", scope, ("global", "row"))
+    check_dtype("dtype", dtype, (torch.float32, torch.float64))
     traced = pattern is None and scope == "global"
     share = 0.0 if sparsity is None else sparsity  # None comes with a pattern only
     if traced:

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.kernels.launch import INTERPRETED, check_devices, check_dtype, tl, triton
+from mlcomp.checks import check_dtype
+from mlcomp.kernels.launch import INTERPRETED, check_devices, tl, triton
 from mlcomp.quant.post_training.hadamard import hadamard_matrix, paley_order
 
 REFERENCE = "mlcomp.quant.hadamard_transform"
@@ -38,7 +39,7 @@ def hadamard_transform(x: Float[Tensor, "... n"], *, transpose: bool = False) ->
     Cost: n values read and n written a row.
     """
     check_devices(x=x)
-    check_dtype("x", x, DTYPES)
+    check_dtype("x", x.dtype, DTYPES)
     if x.ndim == 0 or x.numel() == 0:
         raise ValueError(f"x must be (…, n) with at least one entry, got shape {tuple(x.shape)}")
     n = x.shape[-1]

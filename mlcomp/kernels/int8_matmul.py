@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.checks import check_dtype
 from mlcomp.formats.absmax_int8 import AbsmaxInt8
 from mlcomp.formats.int8_matmul import check_operands
-from mlcomp.kernels.launch import check_devices, check_dtype, tl, triton
+from mlcomp.kernels.launch import check_devices, tl, triton
 
 REFERENCE = "mlcomp.formats.int8_matmul.int8_matmul"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -36,10 +37,9 @@ def int8_matmul(
     """
     check_devices(x_codes=x.codes, x_scale=x.scale, weight_codes=weight.codes, weight_scale=weight.scale)
     check_operands(x, weight)
-    check_dtype("x.scale", x.scale, (torch.float32,))
-    check_dtype("weight.scale", weight.scale, (torch.float32,))
-    if dtype not in DTYPES:
-        raise TypeError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+    check_dtype("x.scale", x.scale.dtype, (torch.float32,))
+    check_dtype("weight.scale", weight.scale.dtype, (torch.float32,))
+    check_dtype("dtype", dtype, DTYPES)
     (tokens, inp), out = x.codes.shape, len(weight.codes)
     y = torch.empty(tokens, out, dtype=dtype, device=x.codes.device)
     if tokens <= 64:

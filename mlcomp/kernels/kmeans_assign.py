@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mlcomp.kernels.launch import check_devices, check_dtype, tl, triton
+from mlcomp.checks import check_dtype
+from mlcomp.kernels.launch import check_devices, tl, triton
 
 REFERENCE = "mlcomp.quant.kmeans_assign"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -32,8 +33,8 @@ def kmeans_assign(
     Cost: N·d values read, 4·N bytes written, 2·N·K·d FLOPs (three times on the tensor cores).
     """
     check_devices(points=points, codebook=codebook)
-    check_dtype("points", points, DTYPES)
-    check_dtype("codebook", codebook, DTYPES)
+    check_dtype("points", points.dtype, DTYPES)
+    check_dtype("codebook", codebook.dtype, DTYPES)
     if points.ndim != 2 or points.numel() == 0 or points.shape[1] > 128:
         raise ValueError(f"points must be (N, d) with d from 1 to 128, got {tuple(points.shape)}")
     n, d = points.shape

@@ -4,8 +4,9 @@ A kernel is decorated with ``@triton.jit`` and ``@no_type_check``: the second ke
 which wraps every function of the package, from wrapping code that Triton compiles from its source.
 """
 
-import torch
 from torch import Tensor
+
+from mlcomp.checks import check_tensor
 
 try:
     import triton
@@ -16,7 +17,7 @@ except ImportError as error:
         "mlcomp.formats, mlcomp.quant and mlcomp.obs need nothing)"
     ) from error
 
-__all__ = ["INTERPRETED", "check_devices", "check_dtype", "tl", "triton"]
+__all__ = ["INTERPRETED", "check_devices", "tl", "triton"]
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -24,8 +25,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 def check_devices(**tensors: Tensor) -> None:
     """Raise unless all tensors lie on one device that the kernel can run on."""
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        check_tensor(name, tensor)
     devices = {name: str(tensor.device) for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1:
         raise ValueError(f"all tensors must be on one device, got {devices}")
@@ -37,9 +37,3 @@ def check_devices(**tensors: Tensor) -> None:
             f"the kernel runs on a GPU, got {devices}; on a machine without one call "
             f"mlcomp.kernels.interpret_without_gpu() before anything imports Triton"
         )
-
-
-def check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
-    """Raise unless the tensor's dtype is one of ``allowed``."""
-    if tensor.dtype not in allowed:
-        raise TypeError(f"{name} must be one of {', '.join(map(str, allowed))}, got {tensor.dtype}")

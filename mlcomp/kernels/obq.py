@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
+from mlcomp.checks import check_bits, check_choice, check_dtype, check_group_size, check_hessian, check_weight
 from mlcomp.kernels.launch import check_devices, tl, triton
 from mlcomp.kernels.row_inverse import current_column, launch_sizes, pick, scratch
 from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
-from mlcomp.quant.grid import fit_grid
+from mlcomp.quant.grid import CLIPS, fit_grid
 from mlcomp.quant.quantized import Quantized
 
 REFERENCE = "mlcomp.obs.obq"
@@ -59,24 +59,21 @@ def obq(
     out, inp = weight.shape
     check_group_size(group_size, inp)
     check_hessian(hessian, inp)
-    if clip not in ("minmax", "mse"):
-        raise ValueError(f'clip must be "minmax" or "mse", got {clip!r}')
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    check_choice("clip", clip, CLIPS)
+    check_dtype("dtype", dtype, (torch.float32, torch.float64))
     inverse = inverse_hessian(hessian, damp=damp)
     live = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(inverse.dead, 0)
     size = group_size or inp
-    grid = fit_grid(live.reshape(-1, size), bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
-    step, zero = grid.step.reshape(out, -1), grid.zero.reshape(out, -1)
+    grid = fit_grid(live, bits=bits, group_size=size, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
     vectors = scratch(out, inp, inp, dtype, max_bytes, weight.device)
     floor = (1 / damped_hessian(hessian, damp=damp).matrix.diagonal()).to(dtype)
     codes = torch.empty(out, inp, dtype=torch.uint8, device=weight.device)
     _kernel[(len(vectors),)](
-        live.to(dtype).contiguous(), codes, step.to(dtype).contiguous(), zero.to(dtype).contiguous(),
+        live.to(dtype).contiguous(), codes, grid.step.to(dtype).contiguous(), grid.zero.to(dtype).contiguous(),
         inverse.inverse.to(dtype).contiguous(), floor, vectors, out, inp, size, 2**bits - 1,
         OUTLIERS=outliers, enable_fp_fusion=False, **launch_sizes(inp, dtype),
     )  # fmt: skip
-    return Quantized(codes, step.to(scale_dtype or step.dtype), zero, bits, symmetric)
+    return grid.quantized(codes)
 
 
 @triton.jit

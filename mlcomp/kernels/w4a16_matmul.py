@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.kernels.launch import INTERPRETED, check_devices, check_dtype, tl, triton
+from mlcomp.checks import check_dtype
+from mlcomp.kernels.launch import INTERPRETED, check_devices, tl, triton
 from mlcomp.quant.w4a16 import PLANES, PackedW4
 
 REFERENCE = "mlcomp.quant.w4a16_matmul"
@@ -36,7 +37,7 @@ def w4a16_matmul(x: Float[Tensor, "tokens inp"], weight: PackedW4) -> Float[Tens
         dequantizing once and an ordinary product is faster.
     """
     check_devices(x=x, words=weight.words, grid=weight.grid)
-    check_dtype("x", x, DTYPES)
+    check_dtype("x", x.dtype, DTYPES)
     if x.ndim != 2 or x.shape[1] != weight.inp or len(x) == 0:
         raise ValueError(f"x must be (tokens, {weight.inp}) with at least one token, got {tuple(x.shape)}")
     tokens, inp = x.shape

@@ -8,7 +8,7 @@ from mlcomp.layerwise.bias_correction import (
     output_means,
     relu_mean,
 )
-from mlcomp.layerwise.column_sweep import column_order, column_sweep, inverse_factor
+from mlcomp.layerwise.column_sweep import ColumnSweep, column_order, inverse_factor
 from mlcomp.layerwise.compress import compress
 from mlcomp.layerwise.hessian import (
     DampedHessian,
@@ -25,6 +25,7 @@ from mlcomp.layerwise.running import StopForward, call_model, hooked
 from mlcomp.layerwise.weights import keep_zeros, layer_weights, network_sparsity, replace_module, with_weights
 
 __all__ = [
+    "ColumnSweep",
     "CompressionReport",
     "DampedHessian",
     "InverseHessian",
@@ -36,7 +37,6 @@ __all__ = [
     "call_model",
     "collect_hessians",
     "column_order",
-    "column_sweep",
     "compress",
     "correct_biases",
     "damped_hessian",

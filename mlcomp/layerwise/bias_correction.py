@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mlcomp.checks import check_finite, check_weight
+from mlcomp.checks import check_finite, check_like, check_weight
 from mlcomp.layerwise.matrix import find_layer, find_layers
 from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
 from mlcomp.modes import evaluating
@@ -45,16 +45,10 @@ def bias_correction(
         Of all biases this one also has the least squared error of the outputs on those samples.
     """
     check_weight(weight)
-    if corrected.shape != weight.shape:
-        raise ValueError(f"corrected must be {tuple(weight.shape)} like weight, got {tuple(corrected.shape)}")
-    means = {"input_mean": input_mean, "corrected_input_mean": corrected_input_mean}
-    for name, mean in means.items():
-        if mean is not None and mean.shape != weight.shape[1:]:
-            raise ValueError(f"{name} must be ({weight.shape[1]},) like the weight's inputs, got {tuple(mean.shape)}")
-        if mean is not None:
-            check_finite(name, mean)
-    check_finite("corrected", corrected)
+    check_like("corrected", corrected, weight.shape, "weight")
     seen = input_mean if corrected_input_mean is None else corrected_input_mean
+    for name, mean in (("input_mean", input_mean), ("corrected_input_mean", seen)):
+        check_like(name, mean, weight.shape[1:], "the weight's inputs")
     return weight.double() @ input_mean.double() - corrected.double() @ seen.double()
 
 

@@ -7,15 +7,12 @@ the error $e = (w - q)/U_{ii}$, adds $\tfrac12 e^2$ to the loss, and moves each 
 Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 3.3, steps 2 and 3.   Syllabus: 2.05, 2.08
 """
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mlcomp.checks import check_choice, check_hessian, check_whole
 from mlcomp.layerwise.hessian import inverse_hessian
-
-Columns = Callable[[int, int], Tensor]  # of a and b: the columns a … b−1 as they stand by then, (b−a, out)
 
 # How the columns may be ordered; "activation" and "ascending" sort by the diagonal of H, large or small inputs first.
 ORDERS = ("natural", "activation", "ascending")
@@ -23,14 +20,14 @@ ORDERS = ("natural", "activation", "ascending")
 
 def check_sweep(order: str, block_size: int) -> None:
     """Raise unless ``order`` is one of ORDERS and ``block_size`` a whole number ≥ 1."""
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
-    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
-        raise ValueError(f"block_size must be a whole number of columns ≥ 1, got {block_size!r}")
+    check_choice("order", order, ORDERS)
+    check_whole("block_size", block_size, 1)
 
 
 def column_order(hessian: Float[Tensor, "inp inp"], order: str) -> Int[Tensor, " inp"]:
     """Return the columns in the order in which they are fixed; equal diagonals keep their natural order."""
+    check_hessian(hessian)
+    check_choice("order", order, ORDERS)
     if order == "natural":
         return torch.arange(len(hessian), device=hessian.device)
     return hessian.diagonal().argsort(descending=order == "activation", stable=True)
@@ -48,36 +45,41 @@ def inverse_factor(
     return torch.linalg.cholesky(inverse.inverse[columns][:, columns], upper=True), inverse.dead
 
 
-def column_sweep(
-    weight: Float[Tensor, "inp out"],
-    factor: Float[Tensor, "inp inp"],
-    choose: Callable[[int, Columns], Tensor],
-    *,
-    block_size: int,
-) -> Float[Tensor, "inp out"]:
-    """Fix the columns of W in order and return the result.
+class ColumnSweep:
+    """The columns of W, fixed one after the other; the errors of a block reach the columns after it all at once.
 
-    Args:
-        weight: (inp, out), the transposed weight, so that a column is a contiguous row; float64; not modified.
-        factor: U, (inp, inp).
-        choose: ``choose(i, current)`` returns the final value of column i, (out,), and is called once for each i in
-            order; ``current(a, b)`` gives the columns a … b−1 (i ≤ a) as they stand by then, (b−a, out).
-        block_size: columns whose errors are collected before the columns after the block are rewritten.
-    Guarantee: block_size changes the result by float64 rounding only.
+    The caller goes through the columns in order: ``now`` shows them as they stand, ``fix`` ends the turn of one.
+
+    Guarantee: ``block_size`` changes the result by float64 rounding only.
     Cost: 2·out·inp² FLOPs, nearly all of it in matrix products.
     """
-    inp = len(weight)
-    settled = weight.clone()  # what the errors of all finished blocks have done
-    errors = torch.empty_like(weight)
-    result = torch.empty_like(weight)
-    for start in range(0, inp, block_size):
-        end = min(start + block_size, inp)
-        for i in range(start, end):
 
-            def current(a: int, b: int, start: int = start, i: int = i) -> Tensor:
-                return settled[a:b] - factor[start:i, a:b].T @ errors[start:i]
+    def __init__(
+        self, weight: Float[Tensor, "inp out"], factor: Float[Tensor, "inp inp"], *, block_size: int
+    ) -> None:
+        """Begin a sweep.
 
-            result[i] = choose(i, current)
-            errors[i] = (current(i, i + 1)[0] - result[i]) / factor[i, i]
-        settled[end:] -= factor[start:end, end:].T @ errors[start:end]
-    return result
+        Args:
+            weight: (inp, out), the transposed weight, so that a column is a contiguous row; float64; not modified.
+            factor: U, (inp, inp).
+            block_size: columns whose errors are collected before the columns after the block are rewritten.
+        """
+        self._factor, self._block_size = factor, block_size
+        self._settled = weight.clone()  # what the errors of all finished blocks have done
+        self._errors = torch.empty_like(weight)
+        self._start = self._next = 0  # of the block under way: its first column, and the first that is not fixed
+
+    def now(self, a: int, b: int) -> Float[Tensor, "columns out"]:
+        """Return columns a … b − 1 as the columns fixed so far have left them; none of them may be fixed itself."""
+        block = slice(self._start, self._next)
+        return self._settled[a:b] - self._factor[block, a:b].T @ self._errors[block]
+
+    def fix(self, w: Float[Tensor, " out"], q: Float[Tensor, " out"]) -> None:
+        """Change the next column from ``w``, as it stands by now, to ``q``."""
+        i = self._next
+        self._errors[i] = (w - q) / self._factor[i, i]
+        self._next = end = i + 1
+        if end - self._start == self._block_size:
+            block = slice(self._start, end)
+            self._settled[end:] -= self._factor[block, end:].T @ self._errors[block]
+            self._start = end

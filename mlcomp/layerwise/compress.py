@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_choice, check_finite
 from mlcomp.formats.storage import stored_nbytes
 from mlcomp.layerwise.inputs import HessianSum, Valid, add_hessians, collect_hessians, trace_layers
 from mlcomp.layerwise.matrix import find_layers, set_weight_matrix, weight_matrix
@@ -260,9 +260,7 @@ def _why_again(sequential: bool, resume: object, layers_per_pass: int | None) ->
 
 
 def _check_options(tied: str, on_error: str, sequential: bool, layers_per_pass: int | None) -> None:
-    if tied not in ("skip", "untie"):
-        raise ValueError(f'tied must be "skip" or "untie", got {tied!r}')
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
+    check_choice("tied", tied, ("skip", "untie"))
+    check_choice("on_error", on_error, ("raise", "skip"))
     if layers_per_pass is not None and (sequential or layers_per_pass < 1):
         raise ValueError(f"layers_per_pass needs sequential=False and must be at least 1, got {layers_per_pass!r}")

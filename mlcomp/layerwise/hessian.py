@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_hessian
+from mlcomp.checks import check_finite, check_hessian, check_interval
 
 
 def layer_hessian(inputs: Float[Tensor, "inp samples"]) -> Float[Tensor, "inp inp"]:
@@ -70,9 +70,8 @@ def damped_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> D
     Raises:
         ValueError: H is malformed or ``damp`` negative.
     """
-    check_hessian(hessian, hessian.shape[0])
-    if not damp >= 0:
-        raise ValueError(f"damp must be ≥ 0, got {damp!r}")
+    check_hessian(hessian)
+    check_interval("damp", damp, "[0, inf)")
     h = hessian.double()
     h = (h + h.T) / 2
     diagonal = h.diagonal()

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_finite, check_hessian, check_like, check_matrix, check_weight
 from mlcomp.layerwise.hessian import output_loss
 from mlcomp.modes import evaluating
 
@@ -22,6 +22,11 @@ def relative_error(
     weight: Float[Tensor, "out inp"], compressed: Float[Tensor, "out inp"], inputs: Float[Tensor, "inp samples"]
 ) -> float:
     r"""Return $\lVert WX - \hat WX \rVert^2 / \lVert WX \rVert^2$, computed in float64. 0 is perfect, 1 is Ŵ = 0."""
+    check_weight(weight)
+    check_like("compressed", compressed, weight.shape, "weight")
+    check_matrix("inputs", inputs)
+    if len(inputs) != weight.shape[1]:
+        raise ValueError(f"inputs must be ({weight.shape[1]}, samples), got {tuple(inputs.shape)}")
     x = inputs.double()
     reference = (weight.double() @ x).square().sum()
     if reference == 0:
@@ -33,6 +38,9 @@ def hessian_error(
     weight: Float[Tensor, "out inp"], compressed: Float[Tensor, "out inp"], hessian: Float[Tensor, "inp inp"]
 ) -> float:
     r"""Return the same ratio from $H = 2XX^\top$: $\mathrm{tr}(\delta H \delta^\top)/\mathrm{tr}(W H W^\top)$."""
+    check_weight(weight)
+    check_like("compressed", compressed, weight.shape, "weight")
+    check_hessian(hessian, weight.shape[1])
     h, w = hessian.double(), weight.double()
     reference = output_loss(w, h).sum()
     if reference == 0:

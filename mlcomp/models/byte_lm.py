@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mlcomp.checks import check_whole
 from mlcomp.models.pretrained import build
 
 WIDTHS = (16, 32, 48, 64, 96, 128)
@@ -32,7 +33,8 @@ def byte_lm(width: int, *, pretrained: bool = True, seed: int = 0) -> "ByteLM":
     Raises:
         ValueError: a width that is no positive multiple of 16, or one that was not trained.
     """
-    if isinstance(width, bool) or not isinstance(width, int) or width < HEAD or width % HEAD:
+    check_whole("width", width, HEAD)
+    if width % HEAD:
         raise ValueError(f"width must be a positive multiple of {HEAD}, got {width!r}")
     if pretrained and width not in WIDTHS:
         raise ValueError(f"the trained widths are {WIDTHS}, got {width!r}")

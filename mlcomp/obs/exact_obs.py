@@ -8,7 +8,16 @@ Syllabus: 2.05, 2.06
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_sparsity, check_target, check_weight, removals
+from mlcomp.checks import (
+    check_choice,
+    check_hessian,
+    check_interval,
+    check_sparsity,
+    check_target,
+    check_weight,
+    check_whole,
+    removals,
+)
 from mlcomp.obs.global_selection import select_counts
 from mlcomp.obs.row_removal import RowRemoval, pattern_room
 from mlcomp.obs.trace import Trace
@@ -60,8 +69,7 @@ def exact_obs(
     check_weight(weight)
     check_target(sparsity, pattern)
     _check_layer(weight, hessian, block_size)
-    if scope not in ("global", "row"):
-        raise ValueError(f'scope must be "global" or "row", got {scope!r}')
+    check_choice("scope", scope, ("global", "row"))
     if pattern is not None:
         if block_size != 1:
             raise ValueError(f"pattern and block_size exclude each other, got {pattern=} and {block_size=}")
@@ -72,7 +80,8 @@ def exact_obs(
     if scope == "row":
         removal = RowRemoval(weight, hessian, width=block_size, damp=damp, max_bytes=max_bytes)
         return removal.run(removals(sparsity, removal.units))[0].to(weight.dtype)
-    if not sparsity <= row_cap <= 1:
+    check_interval("row_cap", row_cap, "[0, 1]")
+    if row_cap < sparsity:
         raise ValueError(f"row_cap must lie between sparsity={sparsity} and 1, got {row_cap!r}")
     trace = exact_obs_trace(weight, hessian, block_size=block_size, row_cap=row_cap, damp=damp, max_bytes=max_bytes)
     return weights_of_least_loss(trace, sparsity, max_bytes=max_bytes)
@@ -110,5 +119,4 @@ def weights_of_least_loss(trace: Trace, sparsity: float, *, max_bytes: int) -> F
 def _check_layer(weight: Tensor, hessian: Tensor, block_size: int) -> None:
     inp = weight.shape[1]
     check_hessian(hessian, inp)
-    if isinstance(block_size, bool) or not isinstance(block_size, int) or not 1 <= block_size <= inp:
-        raise ValueError(f"block_size must be a whole number from 1 to the {inp} inputs, got {block_size!r}")
+    check_whole("block_size", block_size, 1, inp)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_finite, check_positive
 from mlcomp.obs.network_hessian import FlatNetwork
 
 
@@ -31,8 +31,7 @@ def fisher_inverse(vectors: Float[Tensor, "samples n"], *, damping: float) -> Fl
     if vectors.ndim != 2 or vectors.numel() == 0:
         raise ValueError(f"vectors must be a non-empty matrix (samples, n), got shape {tuple(vectors.shape)}")
     check_finite("vectors", vectors)
-    if not damping > 0:
-        raise ValueError(f"damping must be > 0, got {damping!r}")
+    check_positive("damping", damping)
     samples, n = vectors.shape
     inverse = torch.eye(n, dtype=torch.float64, device=vectors.device) / damping
     for x in vectors.double():

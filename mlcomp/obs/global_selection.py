@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlcomp.checks import check_whole
+
 # Alternatives × totals that the exact search may look at before it is given up: about two seconds.
 SEARCH_LIMIT = 2_000_000
 
@@ -44,8 +46,7 @@ def select_counts(losses: Float[Tensor, "rows k"], total: int) -> Selection:
     Cost: about 100·rows·k for the price, and the search over the alternatives.
     """
     rows, steps = losses.shape
-    if isinstance(total, bool) or not isinstance(total, int) or not 0 <= total <= rows * steps:
-        raise ValueError(f"total must be a whole number from 0 to {rows * steps}, got {total!r}")
+    check_whole("total", total, 0, rows * steps)
     if not torch.isfinite(losses).all() or (losses < 0).any():
         raise ValueError("losses must be finite and not negative")
     cost = torch.nn.functional.pad(losses.double().cumsum(1), (1, 0))

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_weight
+from mlcomp.checks import check_hessian, check_mask, check_weight, check_whole
 from mlcomp.layerwise.hessian import inverse_hessian
-from mlcomp.obs.refit import check_mask
 from mlcomp.obs.row_solve import solve_on_subsets
 
 
@@ -40,6 +39,7 @@ def group_update(
     check_weight(weight)
     check_hessian(hessian, weight.shape[1])
     check_mask("removed", removed, weight)
+    check_whole("max_bytes", max_bytes, 1)
     inverse = inverse_hessian(hessian, damp=damp)
     w = weight.double().masked_fill(inverse.dead, 0)
     return update_rows(w, removed, inverse.inverse, max_bytes=max_bytes).to(weight.dtype)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mlcomp.checks import check_hessian, check_sparsity, check_target, check_weight, removals
+from mlcomp.checks import check_choice, check_hessian, check_sparsity, check_target, check_weight, removals
 from mlcomp.obs.network_hessian import (
     flatten_network,
     gauss_newton_diagonal,
@@ -108,8 +108,7 @@ def network_obd(
         pass the diagonal back through the layers and drop off-diagonal terms at each; here it is the diagonal of the
         exact Hessian or of the exact Gauss–Newton matrix.
     """
-    if curvature not in ("exact", "gauss-newton"):
-        raise ValueError(f'curvature must be "exact" or "gauss-newton", got {curvature!r}')
+    check_choice("curvature", curvature, ("exact", "gauss-newton"))
     check_sparsity(sparsity)
     flat = flatten_network(model, inputs, targets, loss_fn)
     diagonal = hessian_diagonal(flat) if curvature == "exact" else gauss_newton_diagonal(flat)

@@ -6,18 +6,20 @@ Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 5, algorithm 3 
 Syllabus: 2.08
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
-from mlcomp.layerwise.column_sweep import ORDERS, Columns, column_order, column_sweep, inverse_factor
+from mlcomp.checks import check_bits, check_choice, check_group_size, check_hessian, check_weight
+from mlcomp.layerwise.column_sweep import ORDERS, ColumnSweep, column_order, inverse_factor
 from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
 from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
-from mlcomp.quant.grid import Grid, fit_grid
+from mlcomp.quant.grid import CLIPS, Grid, fit_grid
 from mlcomp.quant.quantized import Quantized
 
-# The orders that each row finds for itself; the others, of column_sweep, are one order for all rows.
+# The orders that each row finds for itself; the others, of the column sweep, are one order for all rows.
 OWN_ORDERS = ("greedy", "saving")
 
 
@@ -75,29 +77,24 @@ def obq(
     out, inp = weight.shape
     check_group_size(group_size, inp)
     check_hessian(hessian, inp)
-    if order not in (*OWN_ORDERS, *ORDERS):
-        raise ValueError(f"order must be one of {', '.join((*OWN_ORDERS, *ORDERS))}, got {order!r}")
-    if clip not in ("minmax", "mse"):
-        raise ValueError(f'clip must be "minmax" or "mse", got {clip!r}')
+    check_choice("order", order, (*OWN_ORDERS, *ORDERS))
+    check_choice("clip", clip, CLIPS)
 
     inverse = inverse_hessian(hessian, damp=damp)
     live = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(inverse.dead, 0)
-    size = group_size or inp
-    grid = fit_grid(live.reshape(-1, size), bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
+    grid = fit_grid(live, bits=bits, group_size=group_size, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
+    own = grid.spread(inp)  # each weight's own grid, (out, inp), so that weights can be gathered with their grids
     if order in OWN_ORDERS:
         diagonal = damped_hessian(hessian, damp=damp).matrix.diagonal()
         batch = rows_per_batch(inp, out, max_bytes)
         state = RowInverses(inverse.inverse, diagonal, batch)
-        # Each weight's own grid, (out, inp), so that weights can be gathered together with their grids.
-        step, zero = (part.double().reshape(out, -1).repeat_interleave(size, 1) for part in (grid.step, grid.zero))
         rule = {"top": 2**bits - 1, "saving": order == "saving", "outliers": outliers}
-        batches = zip(live.double().split(batch), step.split(batch), zero.split(batch), strict=True)
+        batches = zip(*(x.double().split(batch) for x in (live, own.step, own.zero)), strict=True)
         done = [_round_rows(w.clone(), s, z, inverse.inverse, state, **rule) for w, s, z in batches]
         codes = torch.cat(done)
     else:
-        codes = _round_in_order(live, hessian, grid, size, order, damp)
-    stored = grid.step.to(scale_dtype or grid.step.dtype).reshape(out, -1)
-    return Quantized(codes, stored, grid.zero.reshape(out, -1), bits, symmetric)
+        codes = _round_in_order(live, hessian, own, order, damp)
+    return grid.quantized(codes)
 
 
 def _round_rows(
@@ -146,23 +143,17 @@ def _round_rows(
     return codes
 
 
-def _round_in_order(
-    weight: Tensor, hessian: Tensor, grid: Grid, size: int, order: str, damp: float
-) -> UInt8[Tensor, "out inp"]:
+def _round_in_order(weight: Tensor, hessian: Tensor, grid: Grid, order: str, damp: float) -> UInt8[Tensor, "out inp"]:
     """Round the columns of all rows in one order: then one factorization serves every row."""
     out, inp = weight.shape
     columns = column_order(hessian, order)
     factor, _ = inverse_factor(hessian, columns, damp=damp)
-    step, zero = grid.step.reshape(out, -1), grid.zero.reshape(out, -1)
     codes = torch.empty(out, inp, dtype=torch.uint8, device=weight.device)
-
-    def choose(i: int, current: Columns) -> Tensor:
-        column = int(columns[i])
-        group = slice(column // size, column // size + 1)
-        own = Grid(step[:, group], zero[:, group], grid.bits, grid.symmetric)
-        code = own.encode(current(i, i + 1).T.to(step.dtype))
+    sweep = ColumnSweep(weight.double().T[columns], factor, block_size=128)
+    for i, column in enumerate(columns.tolist()):
+        own = replace(grid, step=grid.step[:, column, None], zero=grid.zero[:, column, None])
+        w = sweep.now(i, i + 1)
+        code = own.encode(w.T)
+        sweep.fix(w[0], own.decode(code)[:, 0])
         codes[:, column] = code[:, 0]
-        return own.decode(code)[:, 0].double()
-
-    column_sweep(weight.double().T[columns], factor, choose, block_size=128)
     return codes

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mlcomp.checks import check_finite, check_hessian, check_sparsity, removals
+from mlcomp.checks import check_choice, check_hessian, check_sparsity, check_vector, check_whole, removals
 from mlcomp.layerwise.hessian import inverse_hessian
 from mlcomp.obs.fisher_inverse import empirical_fisher_gradients, fisher_inverse
 from mlcomp.obs.network_hessian import FlatNetwork, flatten_network, gauss_newton, network_hessian, network_with
@@ -52,11 +52,7 @@ def obs_prune_step(
     Guarantee: no other choice of index and move has a smaller loss. A weight of a dead input costs nothing, moves
         nothing and goes first.
     """
-    if weight_row.ndim != 1 or weight_row.numel() == 0 or not weight_row.is_floating_point():
-        raise ValueError(
-            f"weight_row must be a floating-point row (inp,), got {weight_row.dtype} {tuple(weight_row.shape)}"
-        )
-    check_finite("weight_row", weight_row)
+    check_vector("weight_row", weight_row)
     check_hessian(hessian, len(weight_row))
     w = weight_row.double().clone()
     support = w.nonzero().flatten()
@@ -133,10 +129,9 @@ def obs(
     Deviations: none in the step; the gradient is taken as zero, as in the paper. They stop at an error and may train
         again, where this takes a sparsity.
     """
-    if curvature not in CURVATURES:
-        raise ValueError(f"curvature must be one of {', '.join(CURVATURES)}, got {curvature!r}")
-    if recompute is not None and (not isinstance(recompute, int) or recompute < 1):
-        raise ValueError(f"recompute must be a whole number of removals ≥ 1 or None, got {recompute!r}")
+    check_choice("curvature", curvature, CURVATURES)
+    if recompute is not None:
+        check_whole("recompute", recompute, 1)
     if not damp >= 0 or (curvature == "fisher" and damp == 0):
         raise ValueError(f"damp must be ≥ 0, and > 0 with the rank-deficient fisher, got {damp!r}")
     check_sparsity(sparsity)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_weight
+from mlcomp.checks import check_hessian, check_mask, check_weight, check_whole
 from mlcomp.layerwise.hessian import damped_hessian
 from mlcomp.obs.row_solve import solve_on_subsets
 
@@ -43,6 +43,7 @@ def refit(
     check_weight(weight)
     check_hessian(hessian, weight.shape[1])
     check_mask("mask", mask, weight)
+    check_whole("max_bytes", max_bytes, 1)
     damped = damped_hessian(hessian, damp=damp)
     w = weight.double().masked_fill(damped.dead, 0)  # and nothing moves it: H knows no other input of a dead one
     lost = w.masked_fill(mask, 0)
@@ -51,10 +52,3 @@ def refit(
     subset = mask & lost.any(1, keepdim=True)  # a row that loses nothing stays as it is
     delta = solve_on_subsets(damped.matrix, subset, lost @ damped.matrix, tolerance=tolerance, max_bytes=max_bytes)
     return (w + delta).masked_fill(~mask, 0).to(weight.dtype)
-
-
-def check_mask(name: str, mask: Tensor, weight: Tensor) -> None:
-    """Raise unless ``mask`` is a boolean tensor of the shape of ``weight``."""
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
-        given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"{name} must be a boolean tensor of the weight's shape {tuple(weight.shape)}, got {given}")

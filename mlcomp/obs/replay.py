@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mlcomp.checks import check_codes
 from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
 from mlcomp.obs.trace import Trace
 
@@ -35,10 +36,7 @@ def replay(
         raise ValueError(f"only traces of single weights can be replayed, got block_size={trace.block_size}")
     if counts.ndim != 2 or counts.shape[1] != out or counts.is_floating_point():
         raise ValueError(f"counts must be whole numbers (levels, {out}), got {counts.dtype} {tuple(counts.shape)}")
-    if counts.numel() and not 0 <= int(counts.min()) <= int(counts.max()) <= trace.order.shape[1]:
-        raise ValueError(
-            f"counts must lie in 0 … {trace.order.shape[1]}, got {int(counts.min())} … {int(counts.max())}"
-        )
+    check_codes("counts", counts, trace.order.shape[1])
     size = rows_per_batch(inp, out, max_bytes)
     hessian_diagonal = torch.cholesky_inverse(torch.linalg.cholesky(trace.inverse)).diagonal()
     state = RowInverses(trace.inverse, hessian_diagonal, size)

@@ -6,14 +6,17 @@ With $z = 2^{b-1}$ this is the symmetric quantizer with signed codes $q - z$ fro
 Source: Jacob et al. 2018, arXiv:1712.05877, eq. (1).   Syllabus: 1.02, 1.03
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_finite
+from mlcomp.checks import check_bits, check_choice, check_finite, check_group_size, check_weight
+from mlcomp.quant.quantized import Quantized
 
+# How a grid may be fitted.
+CLIPS = ("minmax", "mse")
 # Shares of the full range that the MSE-optimal clip tries: 1.00, 0.99, …, 0.01. For a whole tensor whose largest
 # weight is forty times its root mean square, as in MiniLM, the best share in three bits is 0.07, 5.8 dB better
 # than 0.20.
@@ -24,90 +27,126 @@ SCALE_DTYPES = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bf
 
 @dataclass(frozen=True)
 class Grid:
-    """One affine grid per row of a matrix: ``step`` and ``zero`` are (rows, 1) float32, ``zero`` whole numbers.
+    """One affine grid for each row, or for each row and group of consecutive columns, of a matrix.
 
-    A symmetric grid has the fixed zero code $2^{b-1}$, which therefore costs nothing to store.
+    Everything is computed in the dtype of ``step``. A symmetric grid has the fixed zero code $2^{b-1}$, which
+    therefore costs nothing to store.
+
+    Attributes:
+        step: (rows, groups) [weight units], float32 (float64 for float64 weights); rows is 1 for one grid per tensor.
+        zero: (rows, groups), the code of the value 0: whole numbers.
+        bits: bits per code.
+        symmetric: the zero code is not stored.
+        scale_dtype: dtype that the steps are stored in, and numbers of it already; None: as they are.
     """
 
-    step: Float[Tensor, "rows 1"]
-    zero: Float[Tensor, "rows 1"]
+    step: Float[Tensor, "rows groups"]
+    zero: Float[Tensor, "rows groups"]
     bits: int
     symmetric: bool
+    scale_dtype: torch.dtype | None = None
 
-    def encode(self, weight: Float[Tensor, "rows n"]) -> UInt8[Tensor, "rows n"]:
+    def encode(self, weight: Float[Tensor, "out n"]) -> UInt8[Tensor, "out n"]:
         """Return the nearest codes, 0 … 2^b − 1 (ties to even, as torch.round)."""
-        return self._codes(weight).to(torch.uint8)
+        return self._spread(weight)._codes(weight).to(torch.uint8)
 
-    def decode(self, codes: UInt8[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
-        """Return the values of the codes, [weight units], in the step's dtype."""
-        return (codes.to(self.step.dtype) - self.zero) * self.step
+    def decode(self, codes: UInt8[Tensor, "out n"]) -> Float[Tensor, "out n"]:
+        """Return the values of the codes, [weight units]."""
+        grid = self._spread(codes)
+        return (codes.to(grid.step.dtype) - grid.zero) * grid.step
 
-    def round(self, weight: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
+    def round(self, weight: Float[Tensor, "out n"]) -> Float[Tensor, "out n"]:
         """Return the nearest grid values: decode(encode(weight))."""
-        return (self._codes(weight) - self.zero) * self.step
+        grid = self._spread(weight)
+        return (grid._codes(weight) - grid.zero) * grid.step
+
+    def quantized(self, codes: UInt8[Tensor, "out n"], group: Int[Tensor, " n"] | None = None) -> Quantized:
+        """Return the codes as a :class:`Quantized` on these grids, the steps in the dtype they are stored in.
+
+        Args:
+            codes: (out, n); kept, not copied.
+            group: (n,), the group of each column where groups are not consecutive equal runs.
+        """
+        step = self.step.to(self.scale_dtype or self.step.dtype)  # exact: fit_grid rounds to numbers of this dtype
+        return Quantized(codes, step, self.zero, self.bits, self.symmetric, group)
+
+    def spread(self, n: int) -> "Grid":
+        """Return the same grids with a step and a zero code for each of ``n`` columns: both (rows, n)."""
+        width = n // self.step.shape[1]
+        step, zero = (part.repeat_interleave(width, dim=1) for part in (self.step, self.zero))
+        return replace(self, step=step, zero=zero)
+
+    def _spread(self, like: Tensor) -> "Grid":
+        """Return the grid of each column of a matrix; one group broadcasts as it is."""
+        return self if self.step.shape[1] == 1 else self.spread(like.shape[1])
 
     def _codes(self, weight: Tensor) -> Tensor:
-        return torch.clamp(torch.round(weight / self.step) + self.zero, 0, 2**self.bits - 1)
+        """Return the nearest codes as floats; the grids must broadcast to the weight."""
+        return torch.clamp(torch.round(weight.to(self.step.dtype) / self.step) + self.zero, 0, 2**self.bits - 1)
 
 
 def fit_grid(
-    weight: Float[Tensor, "rows n"],
+    weight: Float[Tensor, "out inp"],
     *,
     bits: int,
+    group_size: int | None = None,
     symmetric: bool = False,
     clip: str = "minmax",
     scale_dtype: torch.dtype | None = None,
 ) -> Grid:
-    r"""Fit one grid to each row.
+    r"""Fit one grid to each row, or to each group of consecutive columns of a row.
 
     Asymmetric: the range is [min(w, 0), max(w, 0)]; zero is always on the grid. Symmetric: the range is
-    [−max|w|, max|w|] and the zero code is $2^{b-1}$. The step is range / (2^b − 1). A constant zero row gets step 1,
-    so it decodes to exact zeros; so does a row whose step would underflow (range below 1e-44 in float32). A row of
-    one repeated value is exact up to rounding on an asymmetric grid. With one bit the symmetric grid is
+    [−max|w|, max|w|] and the zero code is $2^{b-1}$. The step is range / (2^b − 1). A group of zeros gets step 1,
+    so it decodes to exact zeros; so does a group whose step would underflow (range below 1e-44 in float32). A group
+    of one repeated value is exact up to rounding on an asymmetric grid. With one bit the symmetric grid is
     {−2·max|w|, 0}: lawful, but hardly useful.
 
     Args:
-        weight: (rows, n), computed in float32 (float64 for float64 weights); not modified.
+        weight: (out, inp), computed in float32 (float64 for float64 weights); not modified.
         bits: bits per code, 1 to 8.
+        group_size: columns that share a step; must divide ``inp``. None: the whole row.
         symmetric: fixed zero code instead of a stored one.
         clip: "minmax" keeps the whole range; "mse" shrinks it to the share (1.00, 0.99, …, 0.01) with the least
-            squared error, row by row; both ends shrink alike.
+            squared error, group by group; both ends shrink alike.
         scale_dtype: dtype that the steps will be stored in: float32, float16 or bfloat16. A step is rounded up to
             a number of it before anything is encoded, so the error includes what the narrow step costs; the grid
             holds it in float32 all the same. None: as computed.
+    Returns:
+        step and zero (out, groups).
     Raises:
-        ValueError: bits outside 1..8, unknown clip or scale_dtype, a step too large for scale_dtype.
-    Guarantee: with "minmax" every |w − ŵ| ≤ step/2, up to float rounding. With "mse" no row has a larger squared
+        ValueError: bits outside 1..8, group_size does not divide inp, unknown clip or scale_dtype, a step too large
+            for scale_dtype.
+    Guarantee: with "minmax" every |w − ŵ| ≤ step/2, up to float rounding. With "mse" no group has a larger squared
         error than with "minmax", since the whole range is among the candidates.
     Cost: "mse" makes 100 passes over the matrix, with three matrices of its size as working memory.
     """
+    check_weight(weight)
     check_bits(bits)
-    if clip not in ("minmax", "mse"):
-        raise ValueError(f'clip must be "minmax" or "mse", got {clip!r}')
-    w = weight if weight.dtype == torch.float64 else weight.float()
+    check_choice("clip", clip, CLIPS)
+    out, inp = weight.shape
+    check_group_size(group_size, inp)
+    w = weight.to(torch.promote_types(weight.dtype, torch.float32)).reshape(-1, group_size or inp)
     low = w.amin(1, keepdim=True).clamp(max=0)
     high = w.amax(1, keepdim=True).clamp(min=0)
     if symmetric:
         high = torch.maximum(high, -low)
         low = -high
-    if clip == "minmax":
-        return range_grid(low, high, bits=bits, symmetric=symmetric, scale_dtype=scale_dtype)
-
-    def shrunk(share: float) -> tuple[Tensor, Tensor, Tensor]:
-        grid = range_grid(share * low, share * high, bits=bits, symmetric=symmetric, scale_dtype=scale_dtype)
-        return grid.step, grid.zero, (w - grid.round(w)).square().sum(1, keepdim=True)
-
-    step, zero, error = shrunk(CLIP_SHARES[0])
-    for share in CLIP_SHARES[1:]:
-        new = shrunk(share)
-        better = new[2] < error
-        step, zero, error = (torch.where(better, a, b) for a, b in zip(new, (step, zero, error), strict=True))
-    return Grid(step, zero, bits, symmetric)
+    grid = range_grid(low, high, bits=bits, symmetric=symmetric, scale_dtype=scale_dtype)
+    if clip == "mse":
+        error = (w - grid.round(w)).square().sum(1, keepdim=True)
+        for share in CLIP_SHARES[1:]:
+            tried = range_grid(share * low, share * high, bits=bits, symmetric=symmetric, scale_dtype=scale_dtype)
+            tried_error = (w - tried.round(w)).square().sum(1, keepdim=True)
+            better = tried_error < error
+            step, zero = torch.where(better, tried.step, grid.step), torch.where(better, tried.zero, grid.zero)
+            grid, error = replace(grid, step=step, zero=zero), torch.where(better, tried_error, error)
+    return replace(grid, step=grid.step.reshape(out, -1), zero=grid.zero.reshape(out, -1))
 
 
 def range_grid(
-    low: Float[Tensor, "rows 1"],
-    high: Float[Tensor, "rows 1"],
+    low: Float[Tensor, "rows groups"],
+    high: Float[Tensor, "rows groups"],
     *,
     bits: int,
     symmetric: bool = False,
@@ -119,7 +158,7 @@ def range_grid(
     $2^{b-1}$: where the range is not symmetric, the longer side is clipped (:func:`fit_grid` widens the range first).
 
     Args:
-        low: $f_{min}$, not above 0. high: $f_{max}$, not below 0; (rows, 1) each [weight units].
+        low: $f_{min}$, not above 0. high: $f_{max}$, not below 0; (rows, groups) each [weight units].
         bits, symmetric, scale_dtype: as in :func:`fit_grid`. A step of zero becomes 1.
     Raises:
         ValueError: bits outside 1..8, a range without 0, NaN or inf, as :func:`fit_grid` for scale_dtype.
@@ -137,7 +176,7 @@ def range_grid(
     if scale_dtype is not None:
         step = _round_up(step, scale_dtype)
     zero = torch.full_like(step, 2 ** (bits - 1)) if symmetric else torch.round(-low / step)
-    return Grid(step, zero, bits, symmetric)
+    return Grid(step, zero, bits, symmetric, scale_dtype)
 
 
 def _round_up(step: Tensor, dtype: torch.dtype) -> Tensor:

@@ -45,13 +45,9 @@ def rtn(
     """
     check_weight(weight)
     check_bits(bits)
-    out, inp = weight.shape
-    check_group_size(group_size, inp)
+    check_group_size(group_size, weight.shape[1])
     if per_tensor and group_size is not None:
         raise ValueError(f"per_tensor shares one grid over the matrix; group_size={group_size} contradicts it")
-    rows = weight.reshape(1, -1) if per_tensor else weight.reshape(-1, group_size or inp)
-    grid = fit_grid(rows, bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
-    shape = (1, 1) if per_tensor else (out, -1)
-    codes = grid.encode(rows.to(grid.step.dtype)).reshape(out, inp)
-    step = grid.step.to(scale_dtype or grid.step.dtype)  # exact: the grid holds numbers of this dtype
-    return Quantized(codes, step.reshape(shape), grid.zero.reshape(shape), bits, symmetric)
+    rows = weight.reshape(1, -1) if per_tensor else weight
+    grid = fit_grid(rows, bits=bits, group_size=group_size, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
+    return grid.quantized(grid.encode(weight))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_finite, check_positive, check_whole
 from mlcomp.modes import keeping_modes
 
 
@@ -93,7 +93,7 @@ def train(
 
 def batch_starts(samples: int, batch_size: int) -> list[int]:
     """Return where the batches of an epoch start: as many as it has steps. A last batch of one sample is left out."""
-    _check_whole("batch_size", batch_size)
+    check_whole("batch_size", batch_size, 1)
     return [i for i in range(0, samples, batch_size) if i == 0 or samples - i > 1]
 
 
@@ -107,8 +107,8 @@ def random_batches(samples: int, batch_size: int, *, seed: int) -> Iterator[Tens
         batch_size: at least 1; more than ``samples`` means all of them.
         seed: the same seed gives the same batches; the global generator is left alone.
     """
-    _check_whole("samples", samples)
-    _check_whole("batch_size", batch_size)
+    check_whole("samples", samples, 1)
+    check_whole("batch_size", batch_size, 1)
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, samples)
     while True:
@@ -192,18 +192,12 @@ class _State:
         self.loss[:] = saved["loss"]
 
 
-def _check_whole(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {value!r}")
-
-
 def _check(model: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, lr: float) -> None:
     if len(inputs) != len(labels) or len(inputs) == 0:
         raise ValueError(f"inputs and labels must have the same length ≥ 1, got {len(inputs)} and {len(labels)}")
     if inputs.is_floating_point():
         check_finite("inputs", inputs)
-    _check_whole("epochs", epochs)
-    if not 0 < lr < float("inf"):
-        raise ValueError(f"lr must be positive and finite, got {lr!r}")
+    check_whole("epochs", epochs, 1)
+    check_positive("lr", lr)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("the model has no parameter that requires a gradient, so there is nothing to train")

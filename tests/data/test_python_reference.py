@@ -29,7 +29,7 @@ def test_sentences_are_prose():
 def test_bad_input(as_user):
     with pytest.raises(ValueError, match="split"):
         python_reference("train")
-    with pytest.raises(ValueError, match="count must be 1 to"):
+    with pytest.raises(ValueError, match="count must be a whole number from 1 to"):
         python_sentences(count=0)
-    with pytest.raises(ValueError, match="count must be 1 to"):
+    with pytest.raises(ValueError, match="count must be a whole number from 1 to"):
         python_sentences(count=100_000)

@@ -58,7 +58,7 @@ def test_bad_input(as_user):
     for bits in (0, 9, 2.0, True):
         with pytest.raises(ValueError, match="bits must be"):
             pack(codes, bits)
-    with pytest.raises(ValueError, match="0 … 3 "):
+    with pytest.raises(ValueError, match="0 … 3, got 0 … 7"):
         pack(codes, 2)
     with pytest.raises(ValueError, match="got -1"):
         pack(torch.tensor([-1, 0]), 2)

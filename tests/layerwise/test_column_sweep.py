@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
-from mlcomp.layerwise import column_order, column_sweep, inverse_factor, layer_hessian, output_loss
+from mlcomp.layerwise import ColumnSweep, column_order, inverse_factor, layer_hessian, output_loss
 
 
 @given(st.integers(1, 4), st.integers(1, 12), st.integers(1, 13), st.integers(0, 2**31))
@@ -13,15 +13,14 @@ def test_later_columns_are_the_least_squares_answer_to_the_earlier_ones(out, inp
     weight, hessian = weight.double(), layer_hessian(inputs.double())
     factor, dead = inverse_factor(hessian, torch.arange(inp), damp=0.0)
     assert not dead.any()
-    rounded, seen = [], []
-
-    def choose(i, current):
-        seen.append(current(i, inp).clone())
-        rounded.append((current(i, i + 1)[0] * 2).round() / 2)
-        return rounded[-1]
-
-    result = column_sweep(weight.T, factor, choose, block_size=block_size)
-    assert torch.equal(result, torch.stack(rounded))
+    before, result, seen = weight.clone(), [], []
+    sweep = ColumnSweep(weight.T, factor, block_size=block_size)
+    for i in range(inp):
+        seen.append(sweep.now(i, inp))
+        result.append((seen[i][0] * 2).round() / 2)
+        sweep.fix(sweep.now(i, i + 1)[0], result[i])
+    assert torch.equal(weight, before)
+    result = torch.stack(result)
     for i in range(1, inp):
         fixed = result[:i].T - weight[:, :i]
         best = weight[:, i:] - fixed @ hessian[:i, i:] @ torch.linalg.inv(hessian[i:, i:])
@@ -34,14 +33,14 @@ def test_the_loss_is_the_sum_of_half_squares():
     weight, inputs, _ = make_layer(3, 10, 40)
     weight, hessian = weight.double(), layer_hessian(inputs.double())
     factor, _ = inverse_factor(hessian, torch.arange(10), damp=0.0)
-    errors = []
-
-    def choose(i, current):
-        value = current(i, i + 1)[0].round()
-        errors.append((current(i, i + 1)[0] - value) / factor[i, i])
-        return value
-
-    result = column_sweep(weight.T, factor, choose, block_size=4)
+    errors, result = [], []
+    sweep = ColumnSweep(weight.T, factor, block_size=4)
+    for i in range(10):
+        w = sweep.now(i, i + 1)[0]
+        result.append(w.round())
+        errors.append((w - result[i]) / factor[i, i])
+        sweep.fix(w, result[i])
+    result = torch.stack(result)
     torch.testing.assert_close(output_loss(result.T - weight, hessian) / 2, torch.stack(errors).square().sum(0) / 2)
 
 

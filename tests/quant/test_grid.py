@@ -150,6 +150,35 @@ def test_weight_is_not_modified():
     assert torch.equal(weight, before) and isinstance(grid, Grid)
 
 
+@given(BITS, st.booleans(), SEED, st.sampled_from([1, 2, 3, 6]), st.sampled_from(["minmax", "mse"]))
+def test_each_group_is_a_matrix_of_its_own(bits, symmetric, seed, group_size, clip):
+    weight = weight_of(seed, rows=3, n=6)
+    grid = fit_grid(weight, bits=bits, group_size=group_size, symmetric=symmetric, clip=clip)
+    assert grid.step.shape == grid.zero.shape == (3, 6 // group_size)
+    codes = grid.encode(weight)
+    for g, part in enumerate(weight.split(group_size, dim=1)):
+        columns = slice(g * group_size, (g + 1) * group_size)
+        alone = fit_grid(part, bits=bits, symmetric=symmetric, clip=clip)
+        assert torch.equal(grid.step[:, g], alone.step[:, 0]) and torch.equal(grid.zero[:, g], alone.zero[:, 0])
+        assert torch.equal(codes[:, columns], alone.encode(part))
+        assert torch.equal(grid.decode(codes)[:, columns], alone.decode(codes[:, columns]))
+        own = grid.spread(6)
+        assert (own.step[:, columns] == alone.step).all() and (own.zero[:, columns] == alone.zero).all()
+    assert torch.equal(grid.round(weight), grid.decode(codes))
+
+
+def test_codes_become_quantized_with_the_steps_as_stored():
+    weight = weight_of(0, n=8)
+    for scale_dtype in (None, torch.float16):
+        grid = fit_grid(weight, bits=3, group_size=4, scale_dtype=scale_dtype)
+        q = grid.quantized(grid.encode(weight))
+        assert q.step.dtype == (scale_dtype or torch.float32) and q.group is None and not q.symmetric and q.bits == 3
+        assert torch.equal(q.dequantize(), grid.round(weight))
+    order = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1])
+    scattered = grid.quantized(grid.encode(weight), order)
+    assert torch.equal(scattered.group, order)
+
+
 def lecture_formula(x: torch.Tensor, bits: int, low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The slide, line by line: signed codes and values."""
     qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -227,3 +256,6 @@ def test_bad_input(as_user):
             fit_grid(torch.ones(1, 2), bits=bits)
     with pytest.raises(ValueError, match="clip must be"):
         fit_grid(torch.ones(1, 2), bits=4, clip="best")
+    for group_size in (0, 4, 2.0):
+        with pytest.raises(ValueError, match="group_size must divide the 6 inputs"):
+            fit_grid(torch.ones(1, 6), bits=4, group_size=group_size)

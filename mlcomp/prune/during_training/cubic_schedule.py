@@ -5,7 +5,7 @@ $s_t = s_f + (s_i - s_f)\,(1 - t/T)^3$.
 Source: Zhu & Gupta 2017, arXiv:1710.01878, eq. (1), with $t_0 = 0$ and $T = n\,\Delta t$.   Syllabus: 1.19
 """
 
-from mlcomp.checks import check_sparsity
+from mlcomp.checks import check_positive, check_sparsity
 
 
 def cubic_schedule(step: int | float, *, steps: int | float, final: float, initial: float = 0.0) -> float:
@@ -27,8 +27,7 @@ def cubic_schedule(step: int | float, *, steps: int | float, final: float, initi
     check_sparsity(final)
     if initial > final:
         raise ValueError(f"sparsity can only rise: initial must be at most final, got {initial!r} > {final!r}")
-    if not 0 < steps < float("inf"):
-        raise ValueError(f"steps must be positive and finite, got {steps!r}")
+    check_positive("steps", steps)
     if step != step:
         raise ValueError("step is NaN")
     if step <= 0:

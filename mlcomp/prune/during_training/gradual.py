@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlcomp.checks import check_sparsity
+from mlcomp.checks import check_sparsity, check_whole
 from mlcomp.layerwise.weights import layer_weights
 from mlcomp.prune.during_training.cubic_schedule import cubic_schedule
 from mlcomp.prune.importance.magnitude import global_magnitude
@@ -77,8 +77,7 @@ def gradual_pruning(
     check_sparsity(sparsity)
     if not 0 <= begin < end <= 1:
         raise ValueError(f"begin and end are shares of the training with 0 ≤ begin < end ≤ 1, got {begin}, {end}")
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every must be a positive whole number of steps, got {every!r}")
+    check_whole("every", every, 1)
     steps = epochs * len(batch_starts(len(inputs), batch_size))
     plan = _plan(sparsity, max(1, round(begin * steps)), max(1, round(end * steps)), every)
     result = copy.deepcopy(model)

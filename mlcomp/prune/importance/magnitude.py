@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_sparsity, check_target, check_weight, removals
+from mlcomp.checks import check_choice, check_finite, check_sparsity, check_target, check_weight, removals
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 
 
@@ -40,8 +40,7 @@ def magnitude(
     """
     check_weight(weight)
     check_target(sparsity, pattern)
-    if scope not in ("tensor", "row"):
-        raise ValueError(f'scope must be "tensor" or "row", got {scope!r}')
+    check_choice("scope", scope, ("tensor", "row"))
     scores = weight.abs()
     if pattern is not None:
         removed = nm_mask(scores, pattern)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_target, check_weight, removals
+from mlcomp.checks import check_like, check_target, check_weight, removals
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 
 
@@ -39,11 +39,7 @@ def wanda(
     """
     check_weight(weight)
     check_target(sparsity, pattern)
-    if input_norm.shape != weight.shape[1:]:
-        raise ValueError(
-            f"input_norm must be ({weight.shape[1]},) to match the weight's inputs, got {tuple(input_norm.shape)}"
-        )
-    check_finite("input_norm", input_norm)
+    check_like("input_norm", input_norm, weight.shape[1:], "the weight's inputs")
     if float(input_norm.min()) < 0:
         raise ValueError("input_norm has a negative entry, so it is not a norm")
     scores = weight.double().abs() * input_norm.double()

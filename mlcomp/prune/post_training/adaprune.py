@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_target, check_weight
+from mlcomp.checks import check_hessian, check_mask, check_target, check_weight, check_whole
 from mlcomp.prune.importance.magnitude import magnitude
 
 # A row is done when its preconditioned gradient is this small against where it began: the rounding level of float64.
@@ -47,8 +47,7 @@ def adaprune(
     """
     check_weight(weight)
     check_hessian(hessian, weight.shape[1])
-    if steps < 0:
-        raise ValueError(f"steps must be ≥ 0, got {steps!r}")
+    check_whole("steps", steps, 0)
     h = hessian.double()
     dead = h.diagonal() == 0
     original = weight.double()
@@ -59,10 +58,7 @@ def adaprune(
     else:
         if sparsity is not None or pattern is not None:
             raise ValueError(f"a mask is a target of its own: leave out {sparsity=} and {pattern=}")
-        if mask.shape != weight.shape or mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask must be bool of shape {tuple(weight.shape)}, got {mask.dtype} {tuple(mask.shape)}"
-            )
+        check_mask("mask", mask, weight)
         kept = mask & ~dead
     preconditioner = kept / h.diagonal().masked_fill(dead, 1)
     return _descend(live, h, kept, preconditioner, steps).to(weight.dtype)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_weight
+from mlcomp.checks import check_finite, check_floating, check_positive, check_weight, check_whole
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ def _check(
 ) -> None:
     check_weight(weight)
     out, inp = weight.shape
+    check_floating("inputs", inputs)
+    check_floating("targets", targets)
     if inputs.ndim != 2 or inputs.shape[0] != inp or inputs.shape[1] == 0:
         raise ValueError(f"inputs must be ({inp}, samples) with at least one sample, got {tuple(inputs.shape)}")
     if targets.shape != (out, inputs.shape[1]):
@@ -112,7 +114,6 @@ def _check(
     for name, t in (("inputs", inputs), ("targets", targets), ("bias", bias)):
         if t is not None:
             check_finite(name, t)
-    if steps < 0 or batch_size < 1:
-        raise ValueError(f"steps must be at least 0 and batch_size at least 1, got {steps} and {batch_size}")
-    if not 0 < rate < float("inf"):
-        raise ValueError(f"learning_rate must be positive and finite, got {rate!r}")
+    check_whole("steps", steps, 0)
+    check_whole("batch_size", batch_size, 1)
+    check_positive("learning_rate", rate)

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_target, check_weight, removals
-from mlcomp.layerwise.column_sweep import Columns, check_sweep, column_order, column_sweep, inverse_factor
+from mlcomp.checks import check_hessian, check_mask, check_target, check_weight, check_whole, removals
+from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 
 
@@ -70,10 +70,13 @@ def sparsegpt(
         removed, span = ~mask.T[columns], inp + 1
     removed[dead] = True
 
-    def choose(i: int, current: Columns) -> Tensor:
+    start = weight.T.double()[columns].masked_fill(dead[:, None], 0)
+    sweep = ColumnSweep(start, factor, block_size=block_size)
+    result = torch.empty_like(start)
+    for i in range(inp):
         if mask is None and i % span == 0:
             end = min(i + span, inp)
-            scores = (current(i, end) / factor.diagonal()[i:end, None]).square()
+            scores = (sweep.now(i, end) / factor.diagonal()[i:end, None]).square()
             if pattern is None:
                 scores[dead[i:end]] = torch.inf  # removed already, and not part of the quota
                 chosen = smallest_mask(scores.T.reshape(1, -1), quota[end] - quota[i]).view(out, -1)
@@ -81,10 +84,9 @@ def sparsegpt(
                 scores[dead[i:end]] = -1  # removed already, and the first zeros of their pattern
                 chosen = nm_mask(scores.T, pattern)
             removed[i:end] |= chosen.T
-        return current(i, i + 1)[0].masked_fill(removed[i], 0)
-
-    start = weight.T.double()[columns].masked_fill(dead[:, None], 0)
-    result = column_sweep(start, factor, choose, block_size=block_size)
+        w = sweep.now(i, i + 1)[0]
+        result[i] = w.masked_fill(removed[i], 0)
+        sweep.fix(w, result[i])
     return result[columns.argsort()].T.to(weight.dtype).contiguous()
 
 
@@ -105,13 +107,12 @@ def _check_target(
     mask_block: int,
 ) -> None:
     """Raise unless exactly one of sparsity, pattern and mask is given, and fits the other options."""
-    if isinstance(mask_block, bool) or not isinstance(mask_block, int) or mask_block < 1:
-        raise ValueError(f"mask_block must be a whole number of columns ≥ 1, got {mask_block!r}")
+    check_whole("mask_block", mask_block, 1)
     if mask is None:
         check_target(sparsity, pattern)
     elif sparsity is not None or pattern is not None:
         raise ValueError(f"a mask excludes sparsity and pattern, got {sparsity=} and {pattern=} beside it")
-    elif mask.dtype != torch.bool or mask.shape != weight.shape:
-        raise ValueError(f"mask must be boolean {tuple(weight.shape)}, got {mask.dtype} {tuple(mask.shape)}")
+    else:
+        check_mask("mask", mask, weight)
     if pattern is not None and order != "natural":
         raise ValueError(f"pattern {pattern} means consecutive columns, so order must be natural, got {order!r}")

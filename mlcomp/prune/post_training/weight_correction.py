@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_weight
+from mlcomp.checks import check_like, check_positive, check_weight
 
 
 def weight_correction(
@@ -42,11 +42,8 @@ def weight_correction(
         some of its weights are pruned, which gives the kept ones their dense value back.
     """
     check_weight(weight)
-    if pruned.shape != weight.shape:
-        raise ValueError(f"pruned must be {tuple(weight.shape)} like weight, got {tuple(pruned.shape)}")
-    check_finite("pruned", pruned)
-    if not 0 < epsilon < float("inf"):
-        raise ValueError(f"epsilon must be positive and finite, got {epsilon!r}")
+    check_like("pruned", pruned, weight.shape, "weight")
+    check_positive("epsilon", epsilon)
     w, sparse = weight.double(), pruned.double()
     kept = sparse != 0
     spread, spread_sparse = (t.std(1, keepdim=True, correction=0) for t in (w, sparse))

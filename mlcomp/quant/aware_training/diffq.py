@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mlcomp.checks import check_positive
 from mlcomp.layerwise.matrix import Layer, find_layer, find_layers
 from mlcomp.layerwise.weights import replace_module
 from mlcomp.quant.scalar.mixed_bits import MixedBits, mixed_bits_nbytes, quantize_mixed
@@ -137,8 +138,7 @@ def prepare_diffq(
         raise ValueError(f"need 1 ≤ min_bits < init_bits < max_bits ≤ 15, got {min_bits}, {init_bits}, {max_bits}")
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size must be at least 1, or None for one group a layer, got {group_size}")
-    if not speed > 0:
-        raise ValueError(f"speed must be positive, got {speed}")
+    check_positive("speed", speed)
     result = copy.deepcopy(model)
     for name in names:
         layer = DiffQLayer(

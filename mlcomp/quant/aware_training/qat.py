@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mlcomp.checks import check_choice
 from mlcomp.layerwise.matrix import Layer, find_layer
 from mlcomp.layerwise.running import check_batches
 from mlcomp.layerwise.weights import replace_module
@@ -21,7 +22,6 @@ from mlcomp.quant.aware_training.ste import straight_through
 from mlcomp.quant.grid import Grid, fit_grid
 from mlcomp.quant.post_training.fake_quantized import FakeQuantized
 from mlcomp.quant.post_training.ptq import PTQResult, input_ranges, layer_bits, network_nbytes, ptq_row
-from mlcomp.quant.quantized import Quantized
 
 
 class StepQuantizer(nn.Module):
@@ -115,8 +115,7 @@ def prepare_qat(
         paper's, gradient scale included, but Adam divides by its magnitude, so the scale matters little.
         With one grid a channel, BatchNorm's factor of a channel goes into its step.
     """
-    if method not in ("lsq", "ste"):
-        raise ValueError(f'method must be "lsq" or "ste", got {method!r}')
+    check_choice("method", method, ("lsq", "ste"))
     check_batches(batches)
     plan = layer_bits(model, weight_bits, input_bits, overrides)
     ranges = input_ranges(model, batches, {n: b for n, (_, b) in plan.items() if b is not None}, "mse")
@@ -155,8 +154,7 @@ def finish_qat(model: nn.Module) -> PTQResult:
     rows = []
     for name, trained in layers.items():
         grid = trained.weight_quantizer.grid()
-        codes = grid.encode(trained.layer.weight.detach().flatten(1).to(grid.step.dtype))
-        weight = Quantized(codes, grid.step, grid.zero, grid.bits, symmetric=True)
+        weight = grid.quantized(grid.encode(trained.layer.weight.detach().flatten(1)))
         quantizer = trained.input_quantizer
         inputs = None if quantizer is None else quantizer.grid()
         span = None

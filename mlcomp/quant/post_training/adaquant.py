@@ -8,11 +8,13 @@ Source: Hubara et al. 2020, arXiv:2006.10518, eq. (2) and section 3.1; the gradi
 Esser et al. 2020, arXiv:1902.08153, eq. (3).   Syllabus: 2.09
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
+from mlcomp.checks import check_bits, check_group_size, check_hessian, check_interval, check_weight, check_whole
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 
@@ -52,21 +54,18 @@ def adaquant(
     check_bits(bits)
     check_group_size(group_size, weight.shape[1])
     check_hessian(hessian, weight.shape[1])
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps!r}")
-    out, inp = weight.shape
-    width = group_size or inp
+    check_whole("steps", steps, 1)
+    check_interval("learning_rate", learning_rate, "[0, inf)")
     diagonal = hessian.diagonal()
-    w = (weight if weight.dtype == torch.float64 else weight.float()).masked_fill(diagonal == 0, 0)
-    grid = fit_grid(w.reshape(-1, width), bits=bits, symmetric=symmetric, clip=clip)
-    step, zero = grid.step.reshape(out, -1).double(), grid.zero.reshape(out, -1)
+    w = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(diagonal == 0, 0)
+    grid = fit_grid(w, bits=bits, group_size=group_size, symmetric=symmetric, clip=clip)
+    step = grid.step.double()
     # Errors in units of the row's step, inputs in units of their mean energy: nothing depends on the units of W or X.
     scale = step.square().mean(1, keepdim=True).sqrt()
     h = (hessian / diagonal[diagonal > 0].mean()).to(w.dtype) if (diagonal > 0).any() else hessian.to(w.dtype)
-    codes, step = _learn(
-        w.double() / scale, step / scale, zero.double(), h, 2**bits - 1, steps, (learning_rate, step_learning_rate)
-    )
-    return Quantized(codes.to(torch.uint8), (step * scale).to(w.dtype), zero, bits, symmetric)
+    rates = learning_rate, step_learning_rate
+    codes, step = _learn(w.double() / scale, step / scale, grid.zero.double(), h, 2**bits - 1, steps, rates)
+    return replace(grid, step=(step * scale).to(w.dtype)).quantized(codes.to(torch.uint8))
 
 
 def _learn(

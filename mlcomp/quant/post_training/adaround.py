@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
+from mlcomp.checks import check_bits, check_group_size, check_hessian, check_interval, check_weight, check_whole
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 
@@ -83,18 +83,15 @@ def adaround(
     check_bits(bits)
     check_group_size(group_size, weight.shape[1])
     check_hessian(hessian, weight.shape[1])
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps!r}")
-    out, inp = weight.shape
-    width = group_size or inp
+    check_whole("steps", steps, 1)
+    check_interval("learning_rate", learning_rate, "[0, inf)")
     dead = hessian.diagonal() == 0
-    w = (weight if weight.dtype == torch.float64 else weight.float()).masked_fill(dead, 0)
-    grid = fit_grid(w.reshape(-1, width), bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
-    step, zero = grid.step.reshape(out, -1), grid.zero.reshape(out, -1)
-    wide_step = step.repeat_interleave(width, 1)
-    position = w / wide_step + zero.repeat_interleave(width, 1)
-    codes = round_for_output(position, wide_step, hessian, 2**bits - 1, steps, learning_rate, penalty)
-    return Quantized(codes.to(torch.uint8), step.to(scale_dtype or step.dtype), zero, bits, symmetric)
+    w = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(dead, 0)
+    grid = fit_grid(w, bits=bits, group_size=group_size, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
+    own = grid.spread(weight.shape[1])
+    position = w / own.step + own.zero
+    codes = round_for_output(position, own.step, hessian, 2**bits - 1, steps, learning_rate, penalty)
+    return grid.quantized(codes.to(torch.uint8))
 
 
 def round_for_output(

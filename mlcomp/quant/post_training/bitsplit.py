@@ -7,11 +7,13 @@ Source: Wang et al. 2020, "Towards Accurate Post-training Network Quantization v
 section 3.   Syllabus: 2.09
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_hessian, check_weight
+from mlcomp.checks import check_hessian, check_weight, check_whole
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 
@@ -41,17 +43,15 @@ def bitsplit(
         alone are quantized. The objective is taken through H, which is the paper's over all samples.
     """
     check_weight(weight)
-    check_bits(bits)
-    if bits == 1:
-        raise ValueError("bits must be from 2 to 8: Bit-Split has b − 1 ternary planes, none with 1 bit")
+    check_whole("bits", bits, 2, 8)  # b − 1 ternary planes: none with one bit
     check_hessian(hessian, weight.shape[1])
-    if sweeps < 0:
-        raise ValueError(f"sweeps must be ≥ 0, got {sweeps!r}")
+    check_whole("sweeps", sweeps, 0)
     h = hessian.double()
     dead = h.diagonal() == 0
     w = weight.double().masked_fill(dead, 0)
     top = 2 ** (bits - 1) - 1
-    step = fit_grid(w, bits=bits, symmetric=True, clip="mse").step
+    grid = fit_grid(w, bits=bits, symmetric=True, clip="mse")
+    step = grid.step
     level = torch.round(w / step).clamp(-top, top)
     planes = split_bits(level, bits)
     for _ in range(sweeps):
@@ -60,9 +60,9 @@ def bitsplit(
         level = _sweep(w, level, planes, h, step)
         if torch.equal(level, before):
             break
-    dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
-    zero = torch.full_like(step, 2 ** (bits - 1))
-    return Quantized((level + zero).to(torch.uint8), step.to(dtype), zero.to(dtype), bits, True)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    codes = (level + grid.zero).to(torch.uint8)
+    return replace(grid, step=step.to(dtype), zero=grid.zero.to(dtype)).quantized(codes)
 
 
 def split_bits(level: Float[Tensor, "out inp"], bits: int) -> list[Tensor]:

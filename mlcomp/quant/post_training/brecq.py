@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mlcomp.checks import check_bits, check_finite
+from mlcomp.checks import check_bits, check_finite, check_whole
 from mlcomp.layerwise.matrix import find_layer
 from mlcomp.quant.post_training.adaround import (
     annealed_beta,
@@ -142,8 +142,8 @@ def _check(inputs: Tensor, bits: int, steps: int, batch_size: int) -> None:
     if inputs.ndim < 2 or inputs.numel() == 0:
         raise ValueError(f"inputs must be (samples, …) with at least one sample, got {tuple(inputs.shape)}")
     check_finite("inputs", inputs)
-    if steps < 1 or batch_size < 1:
-        raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
+    check_whole("steps", steps, 1)
+    check_whole("batch_size", batch_size, 1)
 
 
 def _importance(inputs: Tensor, targets: Tensor, gradients: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_finite
+from mlcomp.checks import check_bits, check_choice, check_finite, check_interval
 from mlcomp.quant.grid import CLIP_SHARES, Grid, fit_grid
 
 RULES = ("minmax", "moving_average", "percentile", "mse")
@@ -34,19 +34,16 @@ def observer(rule: str, *, bits: int = 8, momentum: float = 0.1, share: float = 
     Cost: one pass over each batch (two with a histogram); memory independent of the amount of data (2^15 counts).
     """
     check_bits(bits)
-    if not 0 < momentum <= 1:
-        raise ValueError(f"momentum must lie in (0, 1], got {momentum!r}")
-    if not 0.5 < share <= 1:
-        raise ValueError(f"share of values kept must lie in (0.5, 1], got {share!r}")
+    check_interval("momentum", momentum, "(0, 1]")
+    check_interval("share of values kept", share, "(0.5, 1]")
+    check_choice("rule", rule, RULES)
     if rule == "minmax":
         return MinMax()
     if rule == "moving_average":
         return MovingAverage(momentum)
     if rule == "percentile":
         return Percentile(share)
-    if rule == "mse":
-        return LeastSquares(bits)
-    raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    return LeastSquares(bits)
 
 
 def activation_grid(low: float, high: float, *, bits: int, symmetric: bool = False) -> Grid:

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.checks import check_whole
+
 
 def hadamard_matrix(n: int) -> Float[Tensor, "n n"]:
     """Return a Hadamard matrix of order n = m·2^k as float32, m = 1 or the smallest order of Paley that divides so.
@@ -39,8 +41,7 @@ def paley_order(n: int) -> int:
     Raises:
         ValueError: no such m.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"the order must be a positive whole number, got {n!r}")
+    check_whole("the order", n, 1)
     m = n
     while m % 2 == 0:
         m //= 2

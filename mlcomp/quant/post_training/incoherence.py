@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_weight
+from mlcomp.checks import check_choice, check_hessian, check_weight
 from mlcomp.quant.post_training.hadamard import hadamard_transform, paley_order
 
 TRANSFORMS = ("orthogonal", "hadamard")
@@ -32,7 +32,7 @@ def hessian_incoherence(hessian: Float[Tensor, "inp inp"]) -> float:
         ValueError: H malformed.
     Guarantee: 1 ≤ μ ≤ √n; √n for a diagonal H with distinct entries.
     """
-    check_hessian(hessian, hessian.shape[0])
+    check_hessian(hessian)
     h = hessian.double()
     vectors = torch.linalg.eigh((h + h.T) / 2).eigenvectors
     return math.sqrt(len(h)) * float(vectors.abs().max())
@@ -106,8 +106,7 @@ def random_rotation(n: int, *, transform: str, generator: torch.Generator) -> Ro
 
 def check_transform(transform: str, *sizes: int) -> None:
     """Raise unless ``transform`` is known and has a rotation of each of these sizes."""
-    if transform not in TRANSFORMS:
-        raise ValueError(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}")
+    check_choice("transform", transform, TRANSFORMS)
     for n in sizes:
         if transform == "hadamard":
             paley_order(n)  # raises where there is no such matrix

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_hessian, check_weight
+from mlcomp.checks import check_bits, check_choice, check_divides, check_hessian, check_weight
 from mlcomp.layerwise.column_sweep import check_sweep, column_order
 from mlcomp.layerwise.hessian import damped_hessian
 from mlcomp.quant.grid import fit_grid
@@ -40,10 +40,9 @@ def ldl(
     Guarantee: the product is H up to float64 rounding; tr(D) ≤ tr(H).
     Cost: 5/3·inp³ FLOPs.
     """
-    inp = hessian.shape[0]
-    check_hessian(hessian, inp)
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1 or inp % width:
-        raise ValueError(f"width must divide the {inp} inputs, got {width!r}")
+    check_hessian(hessian)
+    inp = len(hessian)
+    check_divides("width", width, inp)
     h = hessian.double()
     h = (h + h.T) / 2
     # Cholesky from the last column to the first: flipped, H = R·Rᵀ with R upper triangular.
@@ -127,6 +126,7 @@ def ldlq_round(
     """
     check_weight(weight)
     check_rounding(rounding, generator)
+    check_hessian(hessian, weight.shape[1])
     check_sweep("natural", block_size)
     feedback, _ = ldl(hessian)
     return _round(weight, feedback, low, high, generator if rounding == "stochastic" else None, block_size)
@@ -183,7 +183,7 @@ def ldlq(
     coin = generator if rounding == "stochastic" else None
     rounded = _round(scaled, feedback, -zero, 2**bits - 1 - zero, coin, block_size)
     codes = (rounded + grid.zero)[:, columns.argsort()].to(torch.uint8)
-    return Quantized(codes, grid.step.to(scale_dtype or grid.step.dtype), grid.zero, bits, symmetric)
+    return grid.quantized(codes)
 
 
 def _round(
@@ -215,7 +215,6 @@ def _round(
 
 def check_rounding(rounding: str, generator: torch.Generator | None) -> None:
     """Raise unless ``rounding`` is known and "stochastic" has its generator."""
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    check_choice("rounding", rounding, ROUNDINGS)
     if rounding == "stochastic" and generator is None:
         raise ValueError('rounding="stochastic" needs a generator, so that its result can be repeated')

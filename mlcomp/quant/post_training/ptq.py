@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mlcomp.checks import check_bits
+from mlcomp.checks import check_bits, check_choice
 from mlcomp.layerwise.batchnorm import reestimate_batchnorm
 from mlcomp.layerwise.bias_correction import correct_biases
 from mlcomp.layerwise.matrix import Layer, find_layer, find_layers
@@ -116,8 +116,7 @@ def ptq(
     Cost: two or three passes over the batches, and one more for each layer with ``bias_correction``.
     """
     bits = layer_bits(model, weight_bits, input_bits, overrides)
-    if batchnorm not in ("fold", "keep", "reestimate"):
-        raise ValueError(f'batchnorm must be "fold", "keep" or "reestimate", got {batchnorm!r}')
+    check_choice("batchnorm", batchnorm, ("fold", "keep", "reestimate"))
     if bias_correction and batchnorm == "reestimate":
         raise ValueError("re-estimating BatchNorm corrects the means already: switch bias_correction off")
     check_batches(batches, again="ptq")

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_hessian, check_weight
+from mlcomp.checks import check_bits, check_hessian, check_positive, check_weight
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.layerwise.hessian import damped_hessian
 from mlcomp.quant.post_training.incoherence import check_transform, layer_rotations, rotate_layer, unrotate_layer
@@ -102,8 +102,7 @@ def quip(
     check_transform(transform, out, inp)
     generator = torch.Generator(device=weight.device).manual_seed(seed)
     check_rounding(rounding, generator)
-    if not rho > 0:
-        raise ValueError(f"rho must be positive, got {rho!r}")
+    check_positive("rho", rho)
 
     w, h, columns = rescaled_layer(weight, hessian, damp=damp, rescale=rescale)
     rotations = layer_rotations(out, inp, transform=transform, seed=seed)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_weight
+from mlcomp.checks import check_hessian, check_weight, check_whole
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.layerwise.column_sweep import check_sweep
 from mlcomp.quant.post_training.incoherence import check_transform, layer_rotations, rotate_layer, unrotate_layer
@@ -93,8 +93,7 @@ def quip_sharp(
     """
     check_weight(weight)
     out, inp = weight.shape
-    if bits not in SCALES or isinstance(bits, bool):
-        raise ValueError(f"bits must be 2, 3 or 4, got {bits!r}")
+    check_whole("bits", bits, 2, 4)
     if inp % 8:
         raise ValueError(f"the number of inputs must be a multiple of 8, got {inp}")
     check_hessian(hessian, inp)

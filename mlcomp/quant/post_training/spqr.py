@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_group_size, check_hessian, check_weight
-from mlcomp.layerwise.column_sweep import Columns, check_sweep, column_order, column_sweep, inverse_factor
+from mlcomp.checks import check_bits, check_group_size, check_hessian, check_positive, check_weight, check_whole
+from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.post_training.spqr_format import Bilevel, Plain, SpQR
 
@@ -83,25 +83,24 @@ def spqr(
     codes = torch.empty(inp, out, dtype=torch.uint8, device=weight.device)
     kept = torch.zeros(inp, out, dtype=torch.bool, device=weight.device)
     values = torch.zeros(inp, out, dtype=torch.float16, device=weight.device)
-    steps, zeros, grid = [], [], {}
-
-    def choose(i: int, current: Columns) -> Tensor:
+    steps, zeros = [], []
+    sweep = ColumnSweep(live.T.contiguous(), factor, block_size=block_size)
+    for i in range(inp):
         if i % group_size == 0:
-            group = current(i, i + group_size).T
+            group = sweep.now(i, i + group_size).T
             inlier = ~likely_outliers(group, pivots[i : i + group_size], bits, limit)
             step, zero = _statistics(group, inlier, bits, statistic_bits, statistic_rows, exact)
             steps.append(step)
             zeros.append(zero)
-            grid["step"], grid["zero"] = step.decode()[:, 0].double(), zero.decode()[:, 0].double()
-        w = current(i, i + 1)[0]
-        q = torch.clamp(torch.round(w / grid["step"] + grid["zero"]), 0, 2**bits - 1)
-        value = (q - grid["zero"]) * grid["step"]
+            s, z = step.decode()[:, 0].double(), zero.decode()[:, 0].double()
+        w = sweep.now(i, i + 1)[0]
+        q = torch.clamp(torch.round(w / s + z), 0, 2**bits - 1)
+        value = (q - z) * s
         codes[i] = q.to(torch.uint8)
         kept[i] = ((w - value) / pivots[i]).square() > limit
         values[i] = w.half()
-        return torch.where(kept[i], values[i].double(), value)
+        sweep.fix(w, torch.where(kept[i], values[i].double(), value))
 
-    column_sweep(live.T.contiguous(), factor, choose, block_size=block_size)
     mask = kept.T.contiguous()
     pointers = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
     places = mask.nonzero()[:, 1].to(torch.int32)
@@ -193,7 +192,6 @@ def _check_options(inp: int, statistic_bits: int | None, statistic_rows: int, th
         raise ValueError(f"a column index has 16 bits, so at most 65536 inputs, got {inp}")
     if statistic_bits is not None:
         check_bits(statistic_bits)
-    if isinstance(statistic_rows, bool) or not isinstance(statistic_rows, int) or statistic_rows < 1:
-        raise ValueError(f"statistic_rows must be a whole number ≥ 1, got {statistic_rows!r}")
-    if threshold is not None and not threshold > 0:
-        raise ValueError(f"threshold must be positive, or None for no outliers, got {threshold!r}")
+    check_whole("statistic_rows", statistic_rows, 1)
+    if threshold is not None:
+        check_positive("threshold", threshold)

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_weight
+from mlcomp.checks import check_bits, check_choice, check_weight, check_whole
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.quant.scalar.quantile import nf4_codebook, quantile_codebook
 
@@ -127,11 +127,10 @@ def data_type_levels(data_type: str, bits: int) -> Float[Tensor, " levels"]:
 
 
 def _check(bits: int, block_size: int | None, data_type: str) -> None:
-    if data_type not in DATA_TYPES:
-        raise ValueError(f"data_type must be one of {', '.join(DATA_TYPES)}, got {data_type!r}")
+    check_choice("data_type", data_type, DATA_TYPES)
     check_bits(bits)
     allowed = DATA_TYPES[data_type]
     if bits not in allowed:
         raise ValueError(f"data type {data_type!r} has {allowed[0]} to {allowed[-1]} bits, got {bits}")
-    if block_size is not None and (isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1):
-        raise ValueError(f"block_size must be None or a positive whole number, got {block_size!r}")
+    if block_size is not None:
+        check_whole("block_size", block_size, 1)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_finite, check_whole
 from mlcomp.sources.source import Cells, Source
 
 
@@ -49,8 +49,7 @@ class Codebook:
 
 def check_levels(levels: int) -> None:
     """Raise unless ``levels`` is a whole number from 2 to 256."""
-    if isinstance(levels, bool) or not isinstance(levels, int) or not 2 <= levels <= 256:
-        raise ValueError(f"levels must be a whole number from 2 to 256, got {levels!r}")
+    check_whole("levels", levels, 2, 256)
 
 
 def nearest(levels: Float[Tensor, "*grids levels"]) -> Float[Tensor, "*grids thresholds"]:

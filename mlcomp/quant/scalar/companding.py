@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.checks import check_interval, check_positive
 from mlcomp.quant.scalar.codebook import Codebook, check_levels, distortion
 from mlcomp.sources.as_source import as_source
 from mlcomp.sources.density import Density
@@ -26,8 +27,7 @@ class MuLaw:
 
     def __post_init__(self) -> None:
         """Raise ValueError unless μ is positive and finite."""
-        if not 0 < self.mu < math.inf:
-            raise ValueError(f"mu must be positive and finite, got {self.mu!r}")
+        check_positive("mu", self.mu)
 
     def compress(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return c(x); beyond ±1 as at ±1."""
@@ -46,8 +46,7 @@ class ALaw:
 
     def __post_init__(self) -> None:
         """Raise ValueError unless A is at least 1 (where the curve is a straight line) and finite."""
-        if not 1 <= self.a < math.inf:
-            raise ValueError(f"a must be at least 1 and finite, got {self.a!r}")
+        check_interval("a", self.a, "[1, inf)")
 
     def compress(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return c(x); beyond ±1 as at ±1."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from mlcomp.checks import check_whole
 from mlcomp.quant.scalar.codebook import Codebook, cells_between, check_levels, distortion, nearest, squared_error
 from mlcomp.sources.as_source import as_source
 from mlcomp.sources.density import Density
@@ -50,8 +51,7 @@ def lloyd_max(
         N·1024² additions.
     """
     check_levels(levels)
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps must be a whole number of at least 1, got {max_steps!r}")
+    check_whole("max_steps", max_steps, 1)
     where = as_source(source)
     if isinstance(where, Samples):
         distinct = where.x.unique_consecutive()

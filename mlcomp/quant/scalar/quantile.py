@@ -8,6 +8,7 @@ Syllabus: 1.04
 import torch
 from torch import Tensor
 
+from mlcomp.checks import check_choice
 from mlcomp.quant.scalar.codebook import Codebook, cells_between, check_levels, distortion, nearest
 from mlcomp.sources.as_source import as_source
 from mlcomp.sources.density import Density
@@ -36,8 +37,7 @@ def quantile_codebook(source: Tensor | str | Density, levels: int, *, representa
         without ties, counts differ by one at most. A bin that ties leave empty gets its threshold as its level.
     """
     check_levels(levels)
-    if representative not in ("mean", "median"):
-        raise ValueError(f'representative must be "mean" or "median", got {representative!r}')
+    check_choice("representative", representative, ("mean", "median"))
     where = as_source(source)
     thresholds = where.quantile(torch.arange(1, levels, dtype=torch.float64) / levels)
     if representative == "median":

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_group_size, check_weight
+from mlcomp.checks import check_choice, check_group_size, check_weight
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.quant.scalar.codebook import Codebook
 
@@ -75,8 +75,7 @@ def table_quantize(
     """
     check_weight(weight)
     check_group_size(group_size, weight.shape[1])
-    if scale not in ("absmax", "rms", "mse", "none"):
-        raise ValueError(f'scale must be "absmax", "rms", "mse" or "none", got {scale!r}')
+    check_choice("scale", scale, ("absmax", "rms", "mse", "none"))
     w = weight if weight.dtype == torch.float64 else weight.float()
     blocks = w.reshape(len(w), -1, group_size or w.shape[1])
     peak = blocks.abs().amax(2)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_codes, check_finite
 
 # Vectors at a time in the search: the matrix of scores stays in the cache.
 CHUNK = 1024
@@ -130,8 +130,7 @@ def e8p_decode(codes: Int32[Tensor, "*rows"]) -> Float[Tensor, "*rows 8"]:
     Raises:
         ValueError: a code outside 0 … 65535.
     """
-    if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < 2**16):
-        raise ValueError(f"codes must lie in 0 … 65535, got {int(codes.min())} … {int(codes.max())}")
+    check_codes("codes", codes, 2**16 - 1)
     patterns = e8p_patterns().to(codes.device)
     size = patterns[(codes >> 8).long()]
     negative = (codes[..., None] >> torch.arange(1, 8, device=codes.device)) & 1

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_finite, check_whole
 
 # Scores held at a time. On a CPU they should stay in its cache (measured: 3 times faster), a GPU wants much at once.
 CHUNK = {"cpu": 2**18, "gpu": 2**24}
@@ -59,6 +59,7 @@ def kmeans(
         second to seed and a tenth of a second an iteration on one core (benchmarks/kmeans.py).
     """
     _check(points, entries)
+    check_whole("max_steps", max_steps, 0)
     if (generator is None) == (start is None):
         raise ValueError(f"give exactly one of generator and start, got {generator=} and {start=}")
     x = points if points.dtype == torch.float64 else points.float()
@@ -98,8 +99,7 @@ def _check(points: Tensor, entries: int) -> None:
     if points.ndim != 2 or points.numel() == 0 or not points.is_floating_point():
         raise ValueError(f"points must be (N, d) of a float dtype, got {points.dtype} {tuple(points.shape)}")
     check_finite("points", points)
-    if isinstance(entries, bool) or not isinstance(entries, int) or not 1 <= entries <= len(points):
-        raise ValueError(f"entries must be from 1 to the {len(points)} points, got {entries!r}")
+    check_whole("entries", entries, 1, len(points))
 
 
 def _check_codebook(name: str, codebook: Tensor, shape: tuple[int, int]) -> None:

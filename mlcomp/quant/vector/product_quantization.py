@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.checks import check_whole
 from mlcomp.quant.vector.kmeans import kmeans
-from mlcomp.quant.vector.vector_quantized import VectorQuantized, check_count, to_vectors
+from mlcomp.quant.vector.vector_quantized import VectorQuantized, to_vectors
 
 
 def product_quantization(
@@ -37,7 +38,7 @@ def product_quantization(
     Cost: 2·out·inp·K FLOPs an iteration.
     """
     x = to_vectors(weight, dim)
-    check_count("parts", parts)
+    check_whole("parts", parts, 1)
     if dim % parts:
         raise ValueError(f"parts must divide dim={dim}, got {parts}")
     fits = [

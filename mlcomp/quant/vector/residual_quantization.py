@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.checks import check_whole
 from mlcomp.quant.vector.kmeans import kmeans
-from mlcomp.quant.vector.vector_quantized import VectorQuantized, check_count, to_vectors
+from mlcomp.quant.vector.vector_quantized import VectorQuantized, to_vectors
 
 
 def residual_quantization(
@@ -41,9 +42,8 @@ def residual_quantization(
     Cost: 2·out·inp·K FLOPs an iteration.
     """
     x = to_vectors(weight, dim)
-    check_count("stages", stages)
-    if isinstance(sweeps, bool) or not isinstance(sweeps, int) or sweeps < 0:
-        raise ValueError(f"sweeps must be a whole number of at least 0, got {sweeps!r}")
+    check_whole("stages", stages, 1)
+    check_whole("sweeps", sweeps, 0)
     fits, rest = [], x
     for _ in range(stages):
         fits.append(kmeans(rest, entries, generator=generator, max_steps=max_steps))

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_finite, check_whole
 from mlcomp.quant.vector.kmeans import kmeans, kmeans_assign
-from mlcomp.quant.vector.vector_quantized import VectorQuantized, check_count, to_vectors
+from mlcomp.quant.vector.vector_quantized import VectorQuantized, to_vectors
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def _split(
 
 
 def _depth(entries: int, branching: int) -> int:
-    check_count("entries", entries)
-    check_count("branching", branching)
+    check_whole("entries", entries, 1)
+    check_whole("branching", branching, 1)
     depth, leaves = 1, branching
     while leaves < entries and branching > 1:
         depth, leaves = depth + 1, leaves * branching

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mlcomp.checks import check_group_size, check_weight
+from mlcomp.checks import check_divides, check_weight
 from mlcomp.formats.packing import packed_nbytes
 
 
@@ -55,13 +55,5 @@ def to_vectors(weight: Float[Tensor, "out inp"], dim: int) -> Float[Tensor, "vec
         ValueError: malformed weight, dim does not divide the inputs.
     """
     check_weight(weight)
-    if dim is None:
-        raise ValueError("dim must be a whole number that divides the inputs, got None")
-    check_group_size(dim, weight.shape[1])
+    check_divides("dim", dim, weight.shape[1])
     return (weight if weight.dtype == torch.float64 else weight.float()).reshape(-1, dim)
-
-
-def check_count(name: str, value: int) -> None:
-    """Raise unless ``value`` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

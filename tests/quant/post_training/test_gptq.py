@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data.synthetic import make_layer
+from mlcomp.layerwise import inverse_factor, output_loss
 from mlcomp.metrics import relative_error
 from mlcomp.obs import gptq, layer_hessian
 from mlcomp.quant import fit_grid, rtn
@@ -45,6 +46,24 @@ def literal_gptq(weight, hessian, *, bits, group_size=None, order="natural", dam
         w = w - torch.outer((w[:, p] - values[:, p]) / inverse[p, p], inverse[p])
         inverse = inverse - torch.outer(inverse[:, p], inverse[p]) / inverse[p, p]
     return codes, values, group
+
+
+def test_the_example_of_the_docstring():
+    weight, hessian = torch.tensor([[1.6, 3.0], [3.0, 1.2]]), torch.tensor([[5.0, 3.0], [3.0, 2.0]])
+    q = gptq(weight, hessian, bits=2, damp=0.0)
+    assert torch.equal(q.step, torch.ones(2, 1)) and torch.equal(q.zero, torch.zeros(2, 1))
+    assert q.codes.tolist() == [[2, 2], [3, 1]]
+    factor = inverse_factor(hessian, torch.arange(2), damp=0.0)[0]
+    root = 2**0.5
+    # The inverse of a float64 matrix of condition 47: a dozen digits.
+    torch.testing.assert_close(
+        factor, torch.tensor([[root, -3 / root], [0, 1 / root]], dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
+    rounded = rtn(weight, bits=2)
+    assert rounded.codes.tolist() == [[2, 3], [3, 1]]
+    for codes, loss in ((q, 0.2), (rounded, 0.4)):
+        # 1.6 in float32 is 2e-8 off; the loss is a difference of numbers of about 2.
+        assert float(output_loss(codes.dequantize() - weight, hessian)[0] / 2) == pytest.approx(loss, abs=1e-6)
 
 
 # Authors' code on the same layer, as (calibration, held-out) error: four digits are all that was recorded.
