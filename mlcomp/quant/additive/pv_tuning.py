@@ -58,8 +58,9 @@ def pv_tuning(
             with a quarter of its groups; the next one gets twice as many if more than half of them changed, else
             half, and as many as this one began with if nothing lowered the loss.
         metric: of the V step, "identity": gradient and distance as they are, as the paper has it; "inputs": the
-            gradient of a group divided, and its distance measured, by the group's block of the layer's $2XX^\top$;
-            also tried are the τ groups that promise the largest fall once their codes are rounded.
+            gradient of a group divided, and its distance measured, by the group's block of the layer's $2XX^\top$
+            (of a grouped convolution, their mean); also tried are the τ groups that promise the largest fall once
+            their codes are rounded.
         v_batch_size: random inputs on which a V step is computed and tested; None: all.
         tolerance: stop after a round that lowered the loss by less than this share; None: make all rounds.
         learning_rate: of Adam, times the root mean square of each tensor.
