@@ -50,6 +50,14 @@ def test_known_figures():
     assert sparse_nbytes((64, 64), 2048, format="csr", value_bits=16) == 3 * values + 65 * 4
 
 
+def test_an_index_counts_from_zero_and_a_row_pointer_to_the_number_of_non_zeros():
+    # 8 bits: 256 columns have the indices 0 … 255; a pointer is at most nnz, 255 at the most.
+    assert sparse_nbytes((4, 256), 255, format="csr", value_bits=8, index_bits=8) == 255 + 255 + 5
+    for inp, nnz in ((257, 255), (256, 256)):
+        with pytest.raises(ValueError, match="cannot count"):
+            sparse_nbytes((4, inp), nnz, format="csr", value_bits=8, index_bits=8)
+
+
 def test_bad_input(as_user):
     good = {"format": "bitmask", "value_bits": 16}
     with pytest.raises(ValueError, match="format must be"):

@@ -68,6 +68,13 @@ def test_every_layer_gets_the_reference_means(seed):
     assert error[0] < error[1]
 
 
+def test_channels_of_a_convolution_without_a_batch_dimension():
+    conv, x = nn.Conv2d(2, 3, 2), torch.randn(2, 4, 5)
+    with torch.no_grad():
+        wanted = conv(x).double().mean((1, 2))
+    torch.testing.assert_close(output_means(conv, [x])[""], wanted)
+
+
 def test_a_chosen_layer_only():
     model, data = net(), batches()
     fixed = correct_biases(rounded(model), model, data, ["2"])

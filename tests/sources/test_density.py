@@ -26,6 +26,12 @@ def test_cells_quantiles_and_density_of_a_beta_distribution():
     assert torch.allclose(d.density(x), torch.from_numpy(f.pdf(x.numpy())), rtol=1e-12)
 
 
+def test_kurtosis_is_about_the_mean():
+    # Beta(2, 5) has the mean 2/7; its excess kurtosis is −0.12 (6[(a−b)²(a+b+1) − ab(a+b+2)]/[ab(a+b+2)(a+b+3)]).
+    d = Density(lambda x: x * (1 - x) ** 4, (0.0, 1.0))
+    assert d.kurtosis == pytest.approx(3 - 0.12, rel=1e-9)
+
+
 def test_cube_root_quantile():
     # The cube root of 4x³ is proportional to x, whose quantile is the root of the share.
     share = torch.tensor([0.04, 0.25, 0.81], dtype=torch.float64)

@@ -28,6 +28,13 @@ def test_sample_is_the_plain_sums(dtype):
         assert source.smallest_energy(share) == pytest.approx(float(small[:count].square().sum() / 35), abs=1e-15)
 
 
+def test_a_quantile_lies_halfway_between_its_two_samples():
+    w = torch.tensor([5.0, -1.0, 0.0, 3.0])
+    shares = torch.tensor([0.25, 0.5, 0.75, 0.0, 1.0], dtype=torch.float64)
+    # Below the first sample and above the last there is nothing to halve: the outermost two.
+    assert sample(w).quantile(shares).tolist() == [-0.5, 1.5, 4.0, -0.5, 4.0]
+
+
 def test_a_large_offset_costs_no_digits_of_the_spread():
     w = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     edges = torch.tensor([-math.inf, -0.5, 0.1, math.inf], dtype=torch.float64)
