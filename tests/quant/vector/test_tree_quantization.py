@@ -74,6 +74,18 @@ def test_nodes_with_few_points():
     assert grow(1, 1, points).entries.shape == (1, 2)
 
 
+def test_a_node_with_too_few_points_repeats_its_last_centre():
+    # Three groups far apart, of 5, 2 and 2 points, and three branches: the small nodes have two centres each.
+    corners = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]]).repeat_interleave(torch.tensor([5, 2, 2]), 0)
+    x = corners + torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+    tree = fit_tree(x, 9, branching=3, generator=torch.Generator().manual_seed(0))
+    small = [node for node in tree.levels[1] if len(node.unique(dim=0)) == 2]
+    assert len(small) == 2
+    for node in small:
+        assert torch.equal(node[2], node[1]) and not torch.equal(node[0], node[1])
+    assert len(tree.encode(x).unique()) == 7  # 3 + 2 + 2: nobody goes to a repeat
+
+
 def test_bad_input(as_user):
     for entries, branching in ((6, 2), (2, 4), (2, 1), (8, 3)):
         with pytest.raises(ValueError, match="power of branching"):
