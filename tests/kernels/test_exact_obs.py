@@ -71,7 +71,7 @@ def test_bad_input(random, as_user):
         exact_obs(weight, hessian, sparsity=0.5, scope="global")
     with pytest.raises(ValueError, match="exactly one"):
         exact_obs(weight, hessian)
-    with pytest.raises(TypeError, match=r"float32 or torch\.float64"):
+    with pytest.raises(TypeError, match=r"float32, torch\.float64"):
         exact_obs(weight, hessian, sparsity=0.5, dtype=torch.float16)
     with pytest.raises(ValueError, match="NaN"):
         exact_obs(weight / 0, hessian, sparsity=0.5)

@@ -128,7 +128,7 @@ def test_bad_input(as_user):
         layer_hessian(x / 0)
     hessian = layer_hessian(x)
     for damp in (-0.1, float("nan")):
-        with pytest.raises(ValueError, match="damp must be"):
+        with pytest.raises(ValueError, match="damp must lie in"):
             inverse_hessian(hessian, damp=damp)
     with pytest.raises(ValueError, match="hessian must be"):
         inverse_hessian(hessian[1:])
@@ -136,5 +136,5 @@ def test_bad_input(as_user):
         inverse_hessian(hessian.triu())
     with pytest.raises(ValueError, match="negative diagonal"):
         inverse_hessian(-hessian)
-    with pytest.raises(TypeError, match="float32 or float64"):
+    with pytest.raises(TypeError, match=r"hessian must be one of torch\.float32, torch\.float64"):
         inverse_hessian(hessian.half())

@@ -115,7 +115,7 @@ def test_bad_input(as_user):
     with pytest.raises(ValueError, match="target of its own"):
         adaprune(weight, h, mask=mask, sparsity=0.5)
     for bad in (mask[:, :3], mask.float()):
-        with pytest.raises(ValueError, match="mask must be bool"):
+        with pytest.raises(ValueError, match="mask must be a boolean tensor"):
             adaprune(weight, h, mask=bad)
     with pytest.raises(ValueError, match="steps"):
         adaprune(weight, h, sparsity=0.5, steps=-1)

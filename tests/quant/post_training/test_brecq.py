@@ -162,8 +162,8 @@ def test_bad_input(as_user):
     z = block(x).detach()
     for options, message in (
         ({"bits": 9}, "bits must be"),
-        ({"bits": 3, "steps": 0}, "steps and batch_size"),
-        ({"bits": 3, "batch_size": 0}, "steps and batch_size"),
+        ({"bits": 3, "steps": 0}, "steps must be"),
+        ({"bits": 3, "batch_size": 0}, "batch_size must be"),
         ({"bits": 3, "targets": z[:5]}, "targets must have one entry"),
         ({"bits": 3, "targets": z[:, :2]}, "like the block's output"),
         ({"bits": 3, "targets": z / 0}, "targets holds"),

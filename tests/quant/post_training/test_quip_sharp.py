@@ -134,8 +134,8 @@ def test_zero_weight_arguments_and_seeds():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bits": 1}, "bits must be 2, 3 or 4"),
-        ({"bits": True}, "bits must be 2, 3 or 4"),
+        ({"bits": 1}, "bits must be a whole number from 2 to 4"),
+        ({"bits": True}, "bits must be a whole number from 2 to 4"),
         ({"transform": "fourier"}, "transform must be one of"),
         ({"weight": torch.ones(7, 24)}, "no Hadamard matrix of order 7"),
         ({"weight": torch.ones(12, 20), "hessian": torch.eye(20)}, "multiple of 8"),
