@@ -71,6 +71,20 @@ def test_the_loss_falls_in_every_round(seed, update, dtype, beam):
     assert losses == sorted(losses, reverse=True) and losses[1] < losses[0]
 
 
+def test_tau_ends_with_the_first_round_that_gains_less():
+    weight, hessian = small()
+    options = {"dim": 4, "books": 1, "code_bits": 4, "damp": 0.0, "dtype": torch.float64}
+    made = [aqlm(weight, hessian, max_rounds=n, tau=0.0, **options) for n in range(6)]
+    losses = [float(row_loss(weight, q, hessian.double()).sum()) for q in made]
+    gains = [1 - after / before for before, after in itertools.pairwise(losses)]
+    tried = {0.5 * (gains[0] + gains[1]), 0.5 * (gains[1] + gains[2]), 1e-6}
+    for tau in tried:
+        short = [n for n, gain in enumerate(gains, 1) if gain < tau]
+        q = aqlm(weight, hessian, tau=tau, max_rounds=5, **options)
+        assert torch.equal(q.codes, made[short[0] if short else 5].codes)
+    assert gains[0] > gains[1] > gains[2] > 0 and not torch.equal(made[1].codes, made[2].codes)
+
+
 def literal_pv(weight, hessian, codes, codebook):
     """Algorithm 1 of PV-tuning for one row of scalars: both steps over everything there is, until nothing changes."""
     w, h = weight[0], hessian
