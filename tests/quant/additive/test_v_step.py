@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +7,8 @@ from torch import nn
 from mlcomp.formats import AdditiveCodes
 from mlcomp.quant import residual_kmeans
 from mlcomp.quant.additive.additive_student import AdditiveStudent
-from mlcomp.quant.additive.v_step import curvatures, v_step
+from mlcomp.quant.additive.v_step import VSteps, curvatures, v_step
+from mlcomp.train import random_batches
 from tests.quant.additive.additive_case import network, one_layer
 
 
@@ -203,3 +206,17 @@ def test_a_layer_that_is_never_active_does_not_keep_the_others_from_moving():
     assert torch.equal(beside.weights["dead"].codes, dead.codes)
     assert torch.equal(beside.weights["live"].codes, alone.weights[""].codes)
     assert not torch.equal(alone.weights[""].codes, start.codes)
+
+
+@pytest.mark.parametrize("batch_size", [20, None])
+def test_the_steps_of_a_round_hand_on_the_share_and_draw_their_own_inputs(batch_size):
+    layer, root, start, _ = one_layer()
+    ours, want = (student(layer, root, {"": start}, seed=5) for _ in range(2))
+    steps = VSteps(ours, steps=3, batch_size=batch_size, share=0.02, metric="identity", beam=1)
+    metrics, share = curvatures(want, "identity"), 0.02
+    for chosen in itertools.islice(random_batches(32, batch_size or 32, seed=5), 6):
+        share = v_step(want, metrics, chosen, share, 1)
+    steps()
+    steps()
+    assert steps.share == share and share != 0.02
+    assert torch.equal(ours.weights[""].codes, want.weights[""].codes)
