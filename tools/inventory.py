@@ -81,9 +81,10 @@ class Module:
 
     @property
     def public(self) -> list[ast.FunctionDef | ast.ClassDef]:
-        """Top-level functions and classes without a leading underscore."""
+        """Top-level functions and classes without a leading underscore; an overloaded one counts once."""
         kinds = (ast.FunctionDef, ast.ClassDef)
-        return [node for node in self.tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+        named = [node for node in self.tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+        return [node for node in named if "overload" not in map(ast.unparse, node.decorator_list)]
 
     @property
     def exports(self) -> list[str]:

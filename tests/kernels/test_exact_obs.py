@@ -81,7 +81,7 @@ def test_equal_scores_remove_the_lowest_input(device):
 
 def test_bad_input(random, as_user):
     weight, hessian = layer(random, 2, 8)
-    with pytest.raises(ValueError, match='scope must be "global" or "row"'):
+    with pytest.raises(ValueError, match="scope must be one of global, row"):
         exact_obs(weight, hessian, sparsity=0.5, scope="layer")
     with pytest.raises(ValueError, match="row_cap must lie between"):
         exact_obs(weight, hessian, sparsity=0.5, row_cap=0.4)
