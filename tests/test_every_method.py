@@ -26,7 +26,6 @@ from tools.inventory import methods as modules_with_rows
 
 # Layer-wise functions of lectures 1 and 2 that are no method of their own, and why.
 NO_ROW_OF_ITS_OWN = {
-    "column_sweep": "the loop that GPTQ and SparseGPT share",
     "bias_correction": "mends a bias after another method",
     "group_update": "one step of a method: the weights after a given removal",
     "ldlq": "codes equal to GPTQ's, which is in the table",

@@ -56,7 +56,7 @@ def test_non_contiguous_codes_pack_in_row_major_order():
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_the_first_code_that_does_not_fit_is_refused(bits):
     for code in (2**bits, -1):
-        with pytest.raises(ValueError, match=f"codes must lie in 0 … {2**bits - 1} "):
+        with pytest.raises(ValueError, match=f"codes must lie in 0 … {2**bits - 1}, "):
             pack(torch.tensor([0, code]), bits)
 
 

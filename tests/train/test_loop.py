@@ -105,7 +105,7 @@ def test_random_batches_are_the_whole_batches_of_fresh_permutations(samples, siz
 
 @pytest.mark.parametrize("sizes", [(0, 1), (4, 0), (4, 1.5), (4, True)])
 def test_random_batches_of_no_size(as_user, sizes):
-    with pytest.raises(ValueError, match="must be a positive whole number"):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1"):
         next(random_batches(*sizes, seed=0))
 
 
