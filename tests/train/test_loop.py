@@ -235,3 +235,15 @@ def test_bad_data(as_user):
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
         train(model, x, y, **OPTIONS)
+
+
+def test_the_loss_of_an_epoch_is_a_mean_over_samples_not_over_batches():
+    """Eight samples in batches of five and three, with a rate that changes nothing."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8, 4, generator=g), torch.randn(8, 1, generator=g)
+    model = nn.Linear(4, 1)
+    whole = float(nn.functional.mse_loss(model(x), y).detach())
+    history = train(
+        model, x, y, epochs=1, lr=1e-12, batch_size=5, loss=nn.functional.mse_loss, progress=False, seed=3
+    )
+    assert history.loss[0] == pytest.approx(whole, rel=1e-5)

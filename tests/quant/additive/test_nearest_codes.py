@@ -42,6 +42,30 @@ def test_nearest_codes_are_the_best_of_all_with_a_wide_beam(books, euclidean):
     torch.testing.assert_close(distance(target, start, found, metric), best)
 
 
+def literal_search(target, start, metric, beam, n):
+    """The beam search for one point, from codebook to codebook; the second sweep begins with the best of the first."""
+
+    def far(codes):
+        delta = target[n] - start.scale[n] * sum(start.codebooks[c, k] for c, k in enumerate(codes))
+        return float(delta @ metric[n] @ delta)
+
+    kept = [start.codes[n, 0].tolist()]
+    for _ in range(2):
+        kept = kept[:1]
+        for c in range(len(start.codebooks)):
+            tried = [codes[:c] + [k] + codes[c + 1 :] for codes in kept for k in range(start.codebooks.shape[1])]
+            kept = sorted(tried, key=far)[:beam]
+    return kept[0]
+
+
+@pytest.mark.parametrize("beam", [1, 2, 5])
+@pytest.mark.parametrize("books", [2, 3])
+def test_equals_the_literal_search(books, beam):
+    target, start, metric = points(books=books, entries=6)
+    found = nearest_codes(target, start, metric=metric, beam=beam).tolist()
+    assert found == [literal_search(target, start, metric, beam, n) for n in range(len(target))]
+
+
 @settings(max_examples=20)
 @given(seed=st.integers(0, 1000), books=st.integers(1, 3), beam=st.integers(1, 5))
 def test_nearest_codes_never_go_farther(seed, books, beam):
