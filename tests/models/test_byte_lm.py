@@ -97,7 +97,7 @@ def test_loss_falls_with_width():
 
 def test_bad_input(as_user):
     for width in (0, -16, 8, 24, 16.0, True):
-        with pytest.raises(ValueError, match="multiple of 16|whole number of at least 16"):
+        with pytest.raises(ValueError, match=r"multiple of 16|whole number of at least 16"):
             byte_lm(width)
     with pytest.raises(ValueError, match="trained widths are"):
         byte_lm(80)

@@ -43,7 +43,7 @@ def test_nearest_codes_are_the_best_of_all_with_a_wide_beam(books, euclidean):
 
 
 def literal_search(target, start, metric, beam, n):
-    """The beam search for one point, from codebook to codebook; the second sweep begins with the best of the first."""
+    """The beam search for one point; the second sweep over the codebooks begins with the best of the first."""
 
     def far(codes):
         delta = target[n] - start.scale[n] * sum(start.codebooks[c, k] for c, k in enumerate(codes))
@@ -53,7 +53,7 @@ def literal_search(target, start, metric, beam, n):
     for _ in range(2):
         kept = kept[:1]
         for c in range(len(start.codebooks)):
-            tried = [codes[:c] + [k] + codes[c + 1 :] for codes in kept for k in range(start.codebooks.shape[1])]
+            tried = [[*codes[:c], k, *codes[c + 1 :]] for codes in kept for k in range(start.codebooks.shape[1])]
             kept = sorted(tried, key=far)[:beam]
     return kept[0]
 
