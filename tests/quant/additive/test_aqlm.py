@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
@@ -11,6 +11,7 @@ from mlcomp.metrics import relative_error
 from mlcomp.obs import gptq, layer_hessian
 from mlcomp.quant.additive.aqlm import aqlm, residual_kmeans, stored
 from mlcomp.quant.additive.aqlm_beam_search import row_loss
+from tests.examples import examples
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def small(out=24, inp=16, seed=0):
     return weight, layer_hessian(x)
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(
     seed=st.integers(0, 1000),
     update=st.sampled_from(["least_squares", "adam"]),

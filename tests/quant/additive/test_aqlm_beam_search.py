@@ -2,13 +2,14 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
 from mlcomp.formats import AdditiveCodes
 from mlcomp.obs import layer_hessian
 from mlcomp.quant.additive.aqlm_beam_search import beam_search, row_loss
+from tests.examples import examples
 
 
 def problem(out=5, groups=3, books=2, entries=4, dim=2, seed=0, dtype=torch.float64):
@@ -73,14 +74,14 @@ def literal_beam(weight, hessian, start, beam):
     return found
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(seed=st.integers(0, 1000), beam=st.integers(1, 6), books=st.integers(1, 3), dim=st.integers(1, 3))
 def test_equals_the_literal_search(seed, beam, books, dim):
     weight, hessian, start = problem(out=3, groups=4, books=books, entries=3, dim=dim, seed=seed)
     assert torch.equal(beam_search(weight, hessian, start, beam=beam), literal_beam(weight, hessian, start, beam))
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(seed=st.integers(0, 10_000), beam=st.integers(1, 5), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_no_row_gets_worse(seed, beam, dtype):
     weight, hessian, start = problem(out=8, groups=6, entries=8, dim=4, seed=seed, dtype=dtype)

@@ -2,11 +2,12 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.formats import AdditiveCodes
 from mlcomp.quant.additive.nearest_codes import nearest_codes
+from tests.examples import examples
 
 
 def points(count=20, books=2, entries=4, dim=3, seed=0):
@@ -66,7 +67,7 @@ def test_equals_the_literal_search(books, beam):
     assert found == [literal_search(target, start, metric, beam, n) for n in range(len(target))]
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(seed=st.integers(0, 1000), books=st.integers(1, 3), beam=st.integers(1, 5))
 def test_nearest_codes_never_go_farther(seed, books, beam):
     target, start, metric = points(books=books, entries=8, seed=seed)
