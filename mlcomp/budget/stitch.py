@@ -3,14 +3,14 @@
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 6 ("stitching").   Syllabus: 2.10
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 from tqdm import tqdm
 
 from mlcomp.budget.database import Database
-from mlcomp.layerwise.matrix import find_layer, find_layers, set_weight_matrix
+from mlcomp.layerwise.matrix import set_weight_matrix
+from mlcomp.layerwise.weights import choose_layers, copy_model
 
 
 def stitch(model: nn.Module, database: Database, choice: Sequence[int] | Mapping[str, int]) -> nn.Module:
@@ -30,11 +30,12 @@ def stitch(model: nn.Module, database: Database, choice: Sequence[int] | Mapping
     unknown = set(choice) - set(database.layers)
     if unknown:
         raise ValueError(f"the database has no layer(s) {sorted(unknown)}")
-    result = copy.deepcopy(model)
+    result = copy_model(model)
+    chosen, _ = choose_layers(result, choice, tied="allow") if choice else ({}, {})
     for name, level in choice.items():
         if not 0 <= level < len(database.layers[name]):
             raise ValueError(f"layer {name!r} has levels 0 to {len(database.layers[name]) - 1}, got {level!r}")
-        set_weight_matrix(find_layer(result, name), database.layers[name][level].weight)
+        set_weight_matrix(chosen[name], database.layers[name][level].weight)
     return result
 
 
@@ -52,8 +53,8 @@ def level_losses(
         progress: show a progress bar.
     Cost: layers × levels + 1 evaluations of ``loss``.
     """
-    probe = copy.deepcopy(model)
-    layers = find_layers(probe, database.layers)
+    probe = copy_model(model)
+    layers, _ = choose_layers(probe, database.layers, tied="allow")
     base = float(loss(probe))
     rows = []
     for name, entries in tqdm(database.layers.items(), disable=not progress, desc="losses", unit="layer"):

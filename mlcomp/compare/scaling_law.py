@@ -4,7 +4,6 @@ Notation: N bits that a model takes in storage, k bits per parameter, B block si
 Source: Dettmers & Zettlemoyer 2022, arXiv:2212.09720, sections 2–5.   Syllabus: 1.12
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlcomp.checks import check_finite, check_whole
+from mlcomp.layerwise.weights import copy_model
 from mlcomp.modes import evaluating
 from mlcomp.quant.scalar.blockwise import blockwise
 
@@ -69,7 +69,7 @@ def quantize_matrices(
     Returns:
         The copy, in float32, and its bits: codes, scales, stored levels, and 16 for each parameter that is no matrix.
     """
-    result, total = copy.deepcopy(model), 0
+    result, total = copy_model(model), 0
     with torch.no_grad():
         for parameter in result.parameters():
             if parameter.ndim == 2 and bits != 16:

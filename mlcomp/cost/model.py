@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from mlcomp.formats.storage import stored_nbytes
-from mlcomp.layerwise.matrix import Layer, is_layer
+from mlcomp.layerwise.inputs import first_argument
+from mlcomp.layerwise.matrix import Layer, is_layer, weight_rows
 from mlcomp.layerwise.running import call_model, hooked
 from mlcomp.modes import evaluating
 
@@ -157,14 +159,16 @@ def _count_positions(model: nn.Module, sample: Any) -> dict[str, int]:
     found: dict[str, int] = {}
 
     def hook(name: str) -> Any:
-        def after(module: Layer, args: tuple, output: Tensor) -> None:
-            channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-            found[name] = found.get(name, 0) + output.numel() // channels
+        def after(module: Layer, args: tuple, kwargs: dict, output: Tensor) -> None:
+            # A transposed convolution applies its whole weight at each position of its input.
+            seen = first_argument(args, kwargs) if isinstance(module, _ConvTransposeNd) else output
+            channels = module.in_channels if isinstance(module, _ConvTransposeNd) else len(weight_rows(module))
+            found[name] = found.get(name, 0) + seen.numel() // channels
 
         return after
 
     layers = [(name, module) for name, module in model.named_modules() if is_layer(module)]
-    handles = [module.register_forward_hook(hook(name)) for name, module in layers]
+    handles = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in layers]
     with evaluating(model), hooked(handles):
         call_model(model, sample)
     return found

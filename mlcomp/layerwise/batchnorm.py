@@ -5,7 +5,6 @@ Source: Hubara et al. 2021, arXiv:2006.10518 (para-normalization); Frantar, Sing
 section 6 (after compression).   Syllabus: 1.08, 2.10
 """
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlcomp.layerwise.running import call_model, check_batches
+from mlcomp.layerwise.weights import copy_model
 from mlcomp.modes import evaluating
 
 
@@ -34,7 +34,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> nn.Module:
     Cost: one forward pass over the batches, and a second model.
     """
     check_batches(batches)
-    result = copy.deepcopy(model)
+    result = copy_model(model)
     layers = {
         name: module
         for name, module in result.named_modules()
@@ -50,7 +50,15 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> nn.Module:
             module.momentum = None  # torch's name for the plain average over batches
             module.train()
         for batch in batches:
-            call_model(result, batch)
+            try:
+                call_model(result, batch)
+            except ValueError as problem:
+                if "more than 1 value per channel" not in str(problem):
+                    raise
+                raise ValueError(
+                    f"batch {count} has one sample, and one value a channel has no variance: give it to another "
+                    "batch, or leave it out (a DataLoader does so with drop_last=True)"
+                ) from problem
             count += 1
     if not count:
         raise ValueError("batches is empty: there is nothing to estimate statistics from")

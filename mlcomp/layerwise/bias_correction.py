@@ -7,17 +7,19 @@ Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2, eq. (17)-(19), and app
 Kozlov, Malinin 2021, arXiv:2104.15023, eq. (5), with $\hat m = m$.   Syllabus: 1.08, 1.21
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from mlcomp.checks import check_finite, check_like, check_weight
+from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.matrix import find_layer, find_layers
 from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
+from mlcomp.layerwise.weights import copy_model
 from mlcomp.modes import evaluating
 
 
@@ -58,31 +60,32 @@ def output_means(model: nn.Module, batches: Iterable, layers: Iterable[str] | No
     Args:
         model: run in eval mode without gradients; not modified.
         batches: as for :func:`mlcomp.layerwise.compress`.
-        layers: names of ``nn.Linear`` or ``nn.Conv2d``. None: all of them.
+        layers: names of linear or convolutional layers. None: all of them.
     Returns:
         name → (out,), the mean over samples, positions and calls.
     Raises:
         ValueError: unknown name, a layer that is never called, no batches, NaN or inf in an output.
     """
-    chosen = find_layers(model, layers)
     check_batches(batches)
     sums: dict[str, Tensor] = {}
-    counts = dict.fromkeys(chosen, 0)
+    counts: dict[str, int] = {}
 
     def hook(name: str) -> Callable:
         def after(module: nn.Module, args: tuple, output: Tensor) -> None:
             check_finite(f"the output of layer {name!r}", output)
-            channel = -3 if isinstance(module, nn.Conv2d) else -1
+            channel = -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
             rows = output.detach().movedim(channel, -1).reshape(-1, output.shape[channel]).double()
             sums[name] = sums.get(name, 0) + rows.sum(0)
             counts[name] += len(rows)
 
         return after
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in chosen.items()]
-    with evaluating(model), hooked(handles):
-        for batch in batches:
-            call_model(model, batch)
+    with attention_split(model) as split, evaluating(split):
+        chosen = find_layers(split, layers)
+        counts |= dict.fromkeys(chosen, 0)
+        with hooked([layer.register_forward_hook(hook(name)) for name, layer in chosen.items()]):
+            for batch in batches:
+                call_model(split, batch)
     check_called(counts)
     return {name: total / counts[name] for name, total in sums.items()}
 
@@ -99,7 +102,7 @@ def correct_biases(
         model: with quantized weights; not modified.
         reference: the original, with the same module names.
         batches: read once for the reference and once for each layer.
-        layers: names; None: all ``nn.Linear`` and ``nn.Conv2d`` of the reference.
+        layers: names; None: all linear and convolutional ones of the reference.
     Returns:
         the copy; a layer without a bias gets one.
     Raises:
@@ -110,15 +113,16 @@ def correct_biases(
     """
     check_batches(batches, again="correct_biases")
     wanted = output_means(reference, batches, layers)
-    result = copy.deepcopy(model)
-    for name, mean in wanted.items():
-        got = output_means(result, batches, [name])[name]
-        if got.shape != mean.shape:
-            raise ValueError(f"layer {name!r} has {len(got)} outputs, and {len(mean)} in the reference")
-        layer = find_layer(result, name)
-        shift = (mean - got).to(layer.weight)
-        bias = shift if layer.bias is None else layer.bias.detach() + shift
-        layer.bias = nn.Parameter(bias, layer.weight.requires_grad)
+    result = copy_model(model)
+    with attention_split(result) as split:
+        for name, mean in wanted.items():
+            got = output_means(split, batches, [name])[name]
+            if got.shape != mean.shape:
+                raise ValueError(f"layer {name!r} has {len(got)} outputs, and {len(mean)} in the reference")
+            layer = find_layer(split, name)
+            shift = (mean - got).to(layer.weight)
+            bias = shift if layer.bias is None else layer.bias.detach() + shift
+            layer.bias = nn.Parameter(bias, layer.weight.requires_grad)
     return result
 
 

@@ -5,7 +5,7 @@ Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 3; inputs taken
 part: Hubara et al. 2021, arXiv:2006.10518 (sequential AdaQuant).   Syllabus: 2.01
 """
 
-import copy
+import inspect
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,16 +18,21 @@ from tqdm import tqdm
 
 from mlcomp.checks import check_choice, check_finite
 from mlcomp.formats.storage import stored_nbytes
-from mlcomp.layerwise.inputs import HessianSum, Valid, add_hessians, collect_hessians, trace_layers
-from mlcomp.layerwise.matrix import find_layers, set_weight_matrix, weight_matrix
-from mlcomp.layerwise.report import CompressionReport, LayerRow, output_error, skipped_row
-from mlcomp.layerwise.running import check_batches, check_called
+from mlcomp.layerwise.attention import attention_split
+from mlcomp.layerwise.dry_run import refusal
+from mlcomp.layerwise.experts import find_experts
+from mlcomp.layerwise.inputs import HessianSum, add_hessians, collect_hessians, find_with_experts, trace_layers
+from mlcomp.layerwise.matrix import Layer, find_layers, is_layer, set_weight_matrix, weight_matrix
+from mlcomp.layerwise.report import CompressionReport, LayerRow, left_out, output_error, skipped_row
+from mlcomp.layerwise.running import check_batches, check_called, no_sample
+from mlcomp.layerwise.valid import Valid, check_valid
+from mlcomp.layerwise.weights import copy_model, reasons_to_leave
 from mlcomp.modes import evaluating
 from mlcomp.resume import ResumeFolder, hash_batches, hash_model, hash_values
 
 __all__ = ["CompressionReport", "LayerRow", "collect_hessians", "compress"]
 
-Method = Callable[..., Any]  # method(weight, hessian) → a tensor or a Quantized
+Method = Callable[..., Any]  # method(weight, hessian), or less: → a tensor or a Quantized
 Chosen = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
@@ -54,13 +59,17 @@ def compress(
     A grouped convolution is compressed group by group, each with its own H.
 
     Args:
-        model: any module with ``nn.Linear`` or ``nn.Conv2d``; never modified. It runs in eval mode without gradients,
-            so BatchNorm statistics stay.
+        model: any module with linear or convolutional layers (:func:`mlcomp.layerwise.is_layer`); never modified. It
+            runs in eval mode without gradients, so BatchNorm statistics stay. The projections of an
+            ``nn.MultiheadAttention`` are layers of its name with "q_proj", "k_proj", "v_proj" and "out_proj". Experts
+            that lie in one 3-D parameter (experts, out, inp) are layers "path.parameter.0", … .
         batches: calibration batches, each a tensor, a tuple of positional or a mapping of keyword arguments. They are
             read several times (a list or DataLoader, in the same order each time), or once with sequential=False.
         method: method(weight, hessian) → a tensor like weight, or a result with ``.dequantize()`` and ``.nbytes``
-            (:class:`mlcomp.quant.Quantized`). Options are bound by functools.partial. A mapping from layer names to
-            methods compresses those layers, each by its own.
+            (:class:`mlcomp.quant.Quantized`). Options are bound by functools.partial. A method of the weight alone
+            (:func:`mlcomp.quant.rtn`, :func:`mlcomp.prune.magnitude`) is called with it alone, one whose second
+            argument is ``input_norm`` (:func:`mlcomp.prune.wanda`) with the norms of the inputs, from the diagonal of
+            H. A mapping from layer names to methods compresses those layers, each by its own.
         layers: names, or a predicate (name, module) → bool. None: all, or the keys of a mapping.
         sequential: take a layer's inputs from the model whose earlier layers are compressed already. False: all from
             the dense model.
@@ -68,17 +77,22 @@ def compress(
         resume: folder in which finished layers are stored; a run with the same settings continues after the last.
         held_out: batches on which the error is also measured.
         valid: padded positions to ignore, see :func:`collect_hessians`.
-        tied: a weight shared with another module (an output head tied to the embedding) is left alone with "skip",
-            and an error if the layer was asked for by name; "untie" gives the layer a weight of its own.
-        on_error: a layer whose method raises ValueError is an error ("raise") or left as it is, with the message in
-            the report ("skip").
+        tied: a weight whose memory another module holds, too (an output head tied to the embedding, a transposed
+            view) is left alone with "skip", and an error if the layer was asked for by name; "untie" gives the layer
+            a weight of its own.
+        on_error: a layer whose method raises ValueError, or that no sample reaches (an expert, once the layers before
+            it are compressed), is an error ("raise") or left as it is, with the message in the report ("skip").
         layers_per_pass: with sequential=False, how many layers' H are held at once (None: all), one pass each.
         dtype: of H, float32 or float64. The weight is passed in float32 (float64 if it is float64).
     Returns:
-        The copy, each module in the mode it had, weights in their dtype; and the report.
+        The copy, each module in the mode it had, weights in their dtype; and the report, which also has a line for
+        each parameter of two or more dimensions that was left, with the reason.
     Raises:
-        ValueError: no layer chosen, unknown name, a layer that is never called, NaN or inf in a layer's input, a
-            result of wrong shape or with NaN, batches that can be read only once, a resume folder of other settings.
+        ValueError: before any layer is compressed: no layer chosen, unknown name, a layer whose weight is no plain
+            parameter with values, or that has a forward of its own (an error if it was asked for by name, else left
+            with the reason); NaN or inf in a weight or in a layer's input; options that do not fit a layer (all such
+            layers are named); a layer that is never called; batches that the model does not take, or that can be read
+            only once; a resume folder of other settings. Later: a result of wrong shape or with NaN.
     Guarantee: ``model`` is bit for bit as before; a run killed at any time and resumed gives the same result.
     Cost: sequential: one pass over the calibration set to find the order, then one for each stage (a stage is a
         layer, or several that read the same tensor), each ended at its layer: about stages/2 forward passes in all.
@@ -88,26 +102,43 @@ def compress(
     check_batches(batches, again=_why_again(sequential, resume, layers_per_pass))
     if held_out is not None:
         check_batches(held_out, again="measuring held-out errors")
-    result = copy.deepcopy(model)
-    methods, skipped = _select(result, method, layers, tied)
-    store = None
-    if resume is not None:
-        options = (sequential, valid, tied, on_error, str(dtype))
-        print_of = {"model": hash_model(model), "method": hash_values(methods), "options": hash_values(options)}
-        print_of |= {"batches": hash_batches(batches), "held_out": hash_batches(held_out or ())}
-        store = ResumeFolder(resume, print_of)
-    run = _Run(result, batches, held_out, valid, on_error, dtype, store)
-    with evaluating(result), tqdm(total=len(methods), disable=not progress, desc="layers", unit="layer") as bar:
-        rows = _sequential(run, methods, bar) if sequential else _parallel(run, methods, layers_per_pass, bar)
-    rows |= {name: skipped_row(name, run.layers[name], reason) for name, reason in skipped.items()}
-    return result, CompressionReport(tuple(rows[name] for name in run.layers if name in rows))
+    result = copy_model(model)
+    with attention_split(result) as split:
+        plan = _select(split, method, layers, tied)
+        check_valid(valid, plan.methods)
+        _check_layers(plan, on_error)
+        store = None
+        if resume is not None:
+            options = (sequential, valid, tied, on_error, str(dtype))
+            print_of = {
+                "model": hash_model(model),
+                "method": hash_values(plan.methods),
+                "options": hash_values(options),
+            }
+            print_of |= {"batches": hash_batches(batches)}
+            print_of |= {"held_out": hash_batches(() if held_out is None else held_out)}
+            store = ResumeFolder(resume, print_of)
+        run = _Run(split, plan.layers, batches, held_out, valid, on_error, dtype, store)
+        with (
+            evaluating(split),
+            tqdm(total=len(plan.methods), disable=not progress, desc="layers", unit="layer") as bar,
+        ):
+            rows = _sequential(run, plan, bar) if sequential else _parallel(run, plan, layers_per_pass, bar)
+        rows |= {name: skipped_row(name, plan.layers[name], reason) for name, reason in plan.skipped.items()}
+        left = left_out(split, plan.parameters(split, rows))
+    ordered = tuple(rows[name] for name in plan.layers if name in rows)
+    return result, CompressionReport(ordered, left, sum(p.numel() for p in model.parameters()))
 
 
-def _sequential(run: "_Run", methods: Mapping[str, Method], bar: tqdm) -> dict[str, LayerRow]:
-    trace = trace_layers(run.model, run.batches, methods)
-    check_called(trace.calls)
+def _sequential(run: "_Run", plan: "_Plan", bar: tqdm) -> dict[str, LayerRow]:
+    trace = trace_layers(run.model, run.batches, plan.methods, plan.layers)
+    methods = plan.without_idle_experts(trace.calls)
+    if run.on_error == "raise" or not any(trace.calls[name] for name in methods):
+        check_called({name: trace.calls[name] for name in methods})
     rows = {}
-    for stage in trace.stages:
+    stages = [[name for name in stage if name in methods] for stage in trace.stages]
+    stages.append([name for name in methods if not trace.calls[name]])
+    for stage in stages:
         # A layer that is called more than once has its inputs all over the pass, so that one must run to the end.
         sums = run.hessians(stage, stop=all(trace.calls[name] == 1 for name in stage))
         for name in stage:
@@ -117,15 +148,20 @@ def _sequential(run: "_Run", methods: Mapping[str, Method], bar: tqdm) -> dict[s
     return rows
 
 
-def _parallel(run: "_Run", methods: Mapping[str, Method], size: int | None, bar: tqdm) -> dict[str, LayerRow]:
-    names = list(methods)
+def _parallel(run: "_Run", plan: "_Plan", size: int | None, bar: tqdm) -> dict[str, LayerRow]:
+    names = list(plan.methods)
     size = size or len(names)
     rows: dict[str, LayerRow] = {}
     weights: dict[str, Tensor] = {}
     for start in range(0, len(names), size):
         sums = run.hessians(names[start : start + size], stop=False)
+        seen = {name: total.samples for name, total in sums[0].items()}
+        if seen and not any(seen.values()):
+            check_called(seen)  # raises
         for name in names[start : start + size]:
-            weights[name], rows[name] = run.compress_layer(name, methods[name], sums)
+            if name in seen and name not in plan.without_idle_experts(seen):
+                continue
+            weights[name], rows[name] = run.compress_layer(name, plan.methods[name], sums)
             bar.update()
     for name, weight in weights.items():  # only now, so that every pass saw the dense model
         set_weight_matrix(run.layers[name], weight)
@@ -133,19 +169,46 @@ def _parallel(run: "_Run", methods: Mapping[str, Method], size: int | None, bar:
 
 
 @dataclass
+class _Plan:
+    """Which layers are compressed by what, and which are left.
+
+    ``layers`` holds all of the model's, experts included; ``guessed`` the experts that nobody asked for by name: what
+    a parameter of three dimensions is for is seen only when the model runs.
+    """
+
+    layers: dict[str, Layer]
+    methods: dict[str, Method]
+    skipped: dict[str, str]
+    guessed: set[str]
+
+    def without_idle_experts(self, calls: Mapping[str, int]) -> dict[str, Method]:
+        """Return the methods, but for guessed experts of a parameter of which no slice was called."""
+        used = {_parameter(name) for name in self.guessed if calls.get(name)}
+        return {n: m for n, m in self.methods.items() if n not in self.guessed or _parameter(n) in used}
+
+    def parameters(self, model: nn.Module, names: Iterable[str]) -> set[int]:
+        """Return the ids of the parameters of these layers."""
+        modules = dict(model.named_modules())
+        mine = [modules[n].parameters() if n in modules else [model.get_parameter(_parameter(n))] for n in names]
+        return {id(parameter) for parameters in mine for parameter in parameters}
+
+
+def _parameter(expert: str) -> str:
+    return expert.rpartition(".")[0]
+
+
+@dataclass
 class _Run:
     """What all layers of one call share."""
 
     model: nn.Module
+    layers: Mapping[str, Layer]
     batches: Iterable
     held_out: Iterable | None
     valid: Valid
     on_error: str
     dtype: torch.dtype
     store: ResumeFolder | None
-
-    def __post_init__(self) -> None:
-        self.layers = find_layers(self.model)
 
     def hessians(self, names: Iterable[str], *, stop: bool) -> list[dict[str, HessianSum]]:
         """Return the sums on calibration and held-out batches, for those layers that are not finished."""
@@ -154,8 +217,7 @@ class _Run:
         for batches in (self.batches, self.held_out):
             part = {name: HessianSum(name, self.layers[name], self.dtype) for name in todo}
             if batches is not None and todo:
-                add_hessians(self.model, batches, part, stop=stop, valid=self.valid)
-                check_called({name: total.samples for name, total in part.items()})
+                add_hessians(self.model, batches, self.layers, part, stop=stop, valid=self.valid)
             sums.append(part)
         return sums
 
@@ -168,6 +230,8 @@ class _Run:
         weight, (calibration, held_out) = weight_matrix(module), (part[name] for part in sums)
         start = time.perf_counter()
         try:
+            if not calibration.samples:
+                raise ValueError(no_sample([name]))
             matrix, nbytes = _apply(method, weight, calibration.hessian)
             status = "compressed"
         except (ValueError, TypeError) as problem:
@@ -197,7 +261,7 @@ def _apply(method: Method, weight: Tensor, hessian: Tensor) -> tuple[Tensor, int
     """Run the method on each group; return the matrices and the bytes of quantized results (None for tensors)."""
     matrices, nbytes = [], None
     for w, h in zip(weight, hessian, strict=True):
-        result = method(w.clone(), h.clone())  # a method that writes into its arguments does no harm
+        result = _call(method, w.clone(), h.clone())  # a method that writes into its arguments does no harm
         if not isinstance(result, Tensor):
             if not (hasattr(result, "dequantize") and hasattr(result, "nbytes")):
                 raise TypeError(f"the method must return a tensor or a Quantized, got {type(result).__name__}")
@@ -210,45 +274,75 @@ def _apply(method: Method, weight: Tensor, hessian: Tensor) -> tuple[Tensor, int
     return torch.stack(matrices), nbytes
 
 
-def _select(
-    model: nn.Module, method: Method | Mapping[str, Method], layers: Chosen, tied: str
-) -> tuple[dict[str, Method], dict[str, str]]:
-    """Return name → method of the layers to compress, and name → reason of those to leave; unties where asked."""
-    available, by_name = find_layers(model), False
-    if layers is None:
+def _call(method: Method, weight: Tensor, hessian: Tensor) -> Any:
+    """Call a method of the weight alone, of the weight and the norms of its inputs, or of the weight and H."""
+    second = _second_argument(method)
+    if second is None:
+        return method(weight)
+    if second == "input_norm":
+        return method(weight, (hessian.diagonal() / 2).sqrt())  # ‖x_j‖ over the samples: H = 2XXᵀ
+    return method(weight, hessian)
+
+
+def _second_argument(method: Method) -> str | None:
+    """Return the name of the second argument by position that a method has, "hessian" where that cannot be told."""
+    try:
+        parameters = list(inspect.signature(method).parameters.values())
+    except (TypeError, ValueError):
+        return "hessian"
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return "hessian"
+    free = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return free[1] if len(free) > 1 else None
+
+
+def _select(model: nn.Module, method: Method | Mapping[str, Method], layers: Chosen, tied: str) -> _Plan:
+    """Return what is to be done with each layer of ``model``, a copy; unties where asked."""
+    experts = find_experts(model)
+    modules = {n: m for n, m in model.named_modules() if is_layer(m)}
+    available: dict[str, Layer] = {**modules, **experts} or dict(find_layers(model))  # which raises: there is none
+    by_name = True
+    if callable(layers):
+        by_name, names = False, [name for name in available if layers(name, available[name])]
+    elif layers is not None:
+        names = list(layers)
+    else:
         by_name = isinstance(method, Mapping)
         names = list(method if isinstance(method, Mapping) else available)
-    elif callable(layers):
-        names = [name for name in available if layers(name, available[name])]
-    else:
-        by_name, names = True, list(layers)
-    wanted = find_layers(model, names)
-    if isinstance(method, Mapping) and set(wanted) - set(method):
-        raise ValueError(f"method has no entry for layer(s) {sorted(set(wanted) - set(method))}")
-    skipped = {name: "not chosen" for name in available if name not in wanted}
-    owners: dict[int, list[str]] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(path)
-    chosen = {}
-    for name, layer in wanted.items():
-        others = [path for path in owners.get(id(layer.weight), []) if path != f"{name}.weight"]
-        others = [path for path in others if model.get_submodule(path.rpartition(".")[0]) is not layer]
-        reason = None
-        if "weight" not in layer._parameters:
-            reason = "its weight is computed (parametrized), not a parameter"
-        elif others and tied == "skip":
-            reason = f"its weight is tied to {others[0]}"
-        if reason and by_name:
-            raise ValueError(f'layer {name!r}: {reason}; leave it out, or pass tied="untie" where it is tied')
-        if reason:
-            skipped[name] = reason
-            continue
-        if others:
-            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
-        chosen[name] = method[name] if isinstance(method, Mapping) else method
-    if not chosen:
+    if isinstance(method, Mapping) and set(names) - set(method):
+        raise ValueError(f"method has no entry for layer(s) {sorted(set(names) - set(method))}")
+    wanted = find_with_experts(model, names)
+    skipped = reasons_to_leave(model, wanted, tied="untie" if tied == "untie" else "refuse")
+    if skipped and by_name:
+        told = "; ".join(f"layer {name!r}: {reason}" for name, reason in skipped.items())
+        raise ValueError(f'{told}. Leave it out, or pass tied="untie" where it is tied')
+    methods = {n: method[n] if isinstance(method, Mapping) else method for n in wanted if n not in skipped}
+    if not methods:
         raise ValueError(f"no layer is left to compress: {skipped}")
-    return chosen, skipped
+    skipped |= {name: "not chosen" for name in modules if name not in wanted}
+    return _Plan(available, methods, skipped, set() if by_name else set(experts) & set(methods))
+
+
+def _check_layers(plan: _Plan, on_error: str) -> None:
+    """Raise if a weight is not finite, or a method would refuse a layer's shape: all such layers are named."""
+    problems: dict[str, str] = {}
+    asked: dict[tuple, str | None] = {}
+    for name, method in plan.methods.items():
+        weight = weight_matrix(plan.layers[name])
+        if not torch.isfinite(weight).all():
+            problems[name] = f"its weight holds {int((~torch.isfinite(weight)).sum())} NaN or infinite value(s)"
+            continue
+        out, inp = weight.shape[1:]
+        key = (id(method), out, inp, weight.dtype)
+        if key not in asked:
+            second = _second_argument(method)
+            shapes = [(out, inp), *([] if second is None else [(inp,)] if second == "input_norm" else [(inp, inp)])]
+            asked[key] = refusal(method, shapes, weight.dtype)
+        problem = asked[key]
+        if problem is not None:
+            problems[name] = problem
+    if problems and on_error == "raise":
+        raise ValueError("; ".join(f"layer {name!r}: {problem}" for name, problem in problems.items()))
 
 
 def _why_again(sequential: bool, resume: object, layers_per_pass: int | None) -> str | None:

@@ -5,17 +5,47 @@ Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 3.   Syllabus: 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mlcomp.layerwise.attention import attention_split
+from mlcomp.layerwise.experts import ExpertCalls, expert_by_expert, find_experts
 from mlcomp.layerwise.matrix import Layer, find_layers, input_matrices, weight_matrix
 from mlcomp.layerwise.running import StopForward, call_model, check_batches, check_called, hooked
+from mlcomp.layerwise.valid import Valid, ValidPositions, check_valid
+from mlcomp.layerwise.weights import unfit
 from mlcomp.modes import evaluating
 
-Valid = str | Callable[[Any], Tensor | None] | None
+
+@contextmanager
+def watching(model: nn.Module, layers: Mapping[str, Layer], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Have ``see(name, x)`` called with the input of each call of ``layers``, modules or experts of ``model``."""
+    modules = {id(module) for module in model.modules()}
+
+    def hook(name: str) -> Callable:
+        def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            see(name, first_argument(args, kwargs))
+
+        return before
+
+    called = {name: layer for name, layer in layers.items() if id(layer) in modules}
+    experts = {name: layer for name, layer in layers.items() if name not in called}
+    with ExitStack() as stack:
+        handles = [layer.register_forward_pre_hook(hook(n), with_kwargs=True) for n, layer in called.items()]
+        stack.enter_context(hooked(handles))
+        if experts:
+            stack.enter_context(expert_by_expert(model))
+            stack.enter_context(ExpertCalls(experts, see))
+        yield
+
+
+def first_argument(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the input of a layer's call, given by position or by any name."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 class HessianSum:
@@ -31,50 +61,49 @@ class HessianSum:
         self.samples = 0
         self.hessian = torch.zeros(groups, inp, inp, dtype=dtype, device=module.weight.device)
 
-    def add(self, module: Layer, x: Tensor, valid: Tensor | None = None) -> None:
-        """Add the samples of one call; ``valid`` (a boolean for each position) leaves out padded tokens."""
-        if not torch.isfinite(x).all():
-            bad = int((~torch.isfinite(x)).sum())
-            raise ValueError(f"layer {self.name!r}: its input holds {bad} NaN or infinite value(s) of {x.numel()}")
-        if valid is not None and isinstance(module, nn.Linear) and valid.numel() * x.shape[-1] == x.numel():
-            x = x.reshape(-1, x.shape[-1])[valid.reshape(-1).to(x.device, torch.bool)]
+    def add(self, module: Layer, x: Tensor) -> None:
+        """Add the samples of one call."""
+        check_input(self.name, x)
         for columns in input_matrices(module, x.to(self.hessian.dtype)):
             self.samples += columns.shape[-1]
             self.hessian.baddbmm_(columns, columns.mT, alpha=2)
 
 
-def _valid_mask(batch: Any, valid: Valid) -> Tensor | None:
-    if valid is None:
-        return None
-    return batch[valid] if isinstance(valid, str) else valid(batch)
+def check_input(name: str, x: Tensor) -> None:
+    """Raise if the input of a layer holds NaN or infinity."""
+    if not torch.isfinite(x).all():
+        bad = int((~torch.isfinite(x)).sum())
+        raise ValueError(f"layer {name!r}: its input holds {bad} NaN or infinite value(s) of {x.numel()}")
 
 
 def add_hessians(
-    model: nn.Module, batches: Iterable, sums: Mapping[str, HessianSum], *, stop: bool, valid: Valid = None
+    model: nn.Module,
+    batches: Iterable,
+    layers: Mapping[str, Layer],
+    sums: Mapping[str, HessianSum],
+    *,
+    stop: bool,
+    valid: Valid = None,
 ) -> None:
     """Run ``model`` (in eval mode already) on ``batches`` and add each layer's inputs to its sum in ``sums``.
 
     Args:
+        layers: the layers of ``sums``, modules or experts of the model.
         stop: end each forward pass as soon as all the layers were called once.
         valid: see :func:`collect_hessians`.
     """
-    mask: Tensor | None = None
+    positions = ValidPositions(None, None)
     waiting: set[str] = set()
 
-    def hook(name: str) -> Callable:
-        def before(module: Layer, args: tuple, kwargs: dict) -> None:
-            sums[name].add(module, args[0] if args else kwargs["input"], mask)
-            waiting.discard(name)
-            if stop and not waiting:
-                raise StopForward
+    def see(name: str, x: Tensor) -> None:
+        sums[name].add(layers[name], positions.samples(name, layers[name], x))
+        waiting.discard(name)
+        if stop and not waiting:
+            raise StopForward
 
-        return before
-
-    modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_pre_hook(hook(name), with_kwargs=True) for name in sums]
-    with hooked(handles):
+    with watching(model, {name: layers[name] for name in sums}, see):
         for batch in batches:
-            mask, waiting = _valid_mask(batch, valid), set(sums)
+            positions, waiting = ValidPositions(batch, valid), set(sums)
             try:
                 call_model(model, batch)
             except StopForward:
@@ -111,39 +140,44 @@ class LayerTrace:
     calls: Mapping[str, int]
 
 
-def trace_layers(model: nn.Module, batches: Iterable, names: Iterable[str]) -> LayerTrace:
+def trace_layers(
+    model: nn.Module, batches: Iterable, names: Iterable[str], layers: Mapping[str, Layer] | None = None
+) -> LayerTrace:
     """Run ``model`` (in eval mode already) on all ``batches`` and note when each layer is called, and on what.
 
     Layers called only for some batches (experts, say) come after those that were seen before them.
+
+    Args:
+        layers: name → layer; None: what :func:`find_layers` finds.
+    Raises:
+        ValueError: unknown name; NaN or inf in an input.
     Cost: one forward pass over the calibration set; the inputs of one batch are kept alive for its time.
     """
     names = list(names)
-    modules = dict(model.named_modules())
     order: list[str] = []
     calls = dict.fromkeys(names, 0)
     leaders: dict[str, list[str | None]] = {name: [] for name in names}
     seen: list[tuple[str, Tensor, int]] = []
 
-    def hook(name: str) -> Callable:
-        def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            x = args[0] if args else kwargs["input"]
-            seen.append((name, x, x._version))
+    def see(name: str, x: Tensor) -> None:
+        check_input(name, x)
+        # Tensors of inference mode do not count their changes: each call of theirs then stands for itself.
+        seen.append((name, x, -1 - len(seen) if x.is_inference() else x._version))
 
-        return before
-
-    handles = [modules[name].register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
-    with hooked(handles):
-        for batch in batches:
-            seen.clear()
-            call_model(model, batch)
-            first: dict[tuple[int, int], str] = {}
-            leader: dict[str, str] = {}
-            for name, x, version in seen:
-                leader.setdefault(name, first.setdefault((id(x), version), name))
-            for name in names:
-                calls[name] = max(calls[name], sum(name == other for other, _, _ in seen))
-                leaders[name].append(leader.get(name))
-            order.extend(name for name in leader if name not in order)
+    with attention_split(model) as split:
+        found = find_layers(split, names) if layers is None else layers
+        with watching(split, {name: found[name] for name in names}, see):
+            for batch in batches:
+                seen.clear()
+                call_model(split, batch)
+                first: dict[tuple[int, int], str] = {}
+                leader: dict[str, str] = {}
+                for name, x, version in seen:
+                    leader.setdefault(name, first.setdefault((id(x), version), name))
+                for name in names:
+                    calls[name] = max(calls[name], sum(name == other for other, _, _ in seen))
+                    leaders[name].append(leader.get(name))
+                order.extend(name for name in leader if name not in order)
     stages: dict[tuple, list[str]] = {}
     for name in order:
         # A layer that is called twice gets a stage of its own: its pass must not stop at the first call.
@@ -163,23 +197,50 @@ def collect_hessians(
     r"""Return $H = 2XX^\top$ of each layer's inputs on the calibration ``batches``, in one pass over them.
 
     Args:
-        model: any module with ``nn.Linear`` or ``nn.Conv2d`` in it; run in eval mode without gradients, not modified.
+        model: any module with linear or convolutional layers; run in eval mode without gradients, not modified.
         batches: iterable of batches, each a tensor, a tuple of positional or a mapping of keyword arguments.
-        layers: names as in ``model.named_modules()``. None: all linear and convolutional layers.
+        layers: names as in ``model.named_modules()``, or of experts (see :func:`mlcomp.layerwise.compress`). None:
+            all linear and convolutional layers.
         valid: the positions to count, for padded text: the key of a mapping batch ("attention_mask"), or a function
-            from a batch to a boolean tensor (or None). It applies to linear layers whose input has one vector for
-            each entry of the mask; other layers count all positions.
+            from a batch to a boolean tensor (batch, tokens) or None; for models with several sequences a mapping from
+            name prefixes to these ({"encoder": "attention_mask", "decoder": None}). It may stand with tokens first in
+            the model; pooled vectors and images count all.
         dtype: of the sums, float32 or float64.
     Returns:
         name → (inp, inp), or (groups, inp, inp) for a grouped convolution; on the device of the layer's weight.
     Raises:
-        ValueError: unknown name, not a linear or convolutional layer, a layer that is never called, no batches, NaN
-            or inf in a layer's input (the message names the layer).
+        ValueError: unknown name, not a linear or convolutional layer, a layer with a forward of its own or packed
+            weights, a layer that is never called, no batches, NaN or inf in a layer's input (the message names the
+            layer), a mask that fits a layer's input in no way or in two.
     Cost: one forward pass and 2·inp²·samples FLOPs a layer; memory Σ inp², whatever the number of batches.
     """
-    sums = {name: HessianSum(name, layer, dtype) for name, layer in find_layers(model, layers).items()}
     check_batches(batches)
-    with evaluating(model):
-        add_hessians(model, batches, sums, stop=False, valid=valid)
+    with attention_split(model) as split, evaluating(split):
+        chosen = find_with_experts(split, layers)
+        check_known(chosen)
+        check_valid(valid, chosen)
+        sums = {name: HessianSum(name, layer, dtype) for name, layer in chosen.items()}
+        add_hessians(split, batches, chosen, sums, stop=False, valid=valid)
     check_called({name: total.samples for name, total in sums.items()})
     return {name: total.hessian[0] if len(total.hessian) == 1 else total.hessian for name, total in sums.items()}
+
+
+def find_with_experts(model: nn.Module, names: Iterable[str] | None) -> dict[str, Layer]:
+    """Return what :func:`find_layers` does, and the experts of 3-D parameters that are named ("path.weights.0")."""
+    if names is None:
+        return find_layers(model)
+    names = list(names)
+    experts = find_experts(model)
+    plain = find_layers(model, [n for n in names if n not in experts]) if not set(names) <= set(experts) else {}
+    return {name: experts[name] if name in experts else plain[name] for name in names}
+
+
+def check_known(layers: Mapping[str, Layer]) -> None:
+    """Raise if a layer's own product is not what its kind computes, or its weight has no values to multiply.
+
+    A computed weight (parametrized, pruned with a mask) is read like any other.
+    """
+    reasons = {name: unfit(layer) for name, layer in layers.items() if "weight" in layer._parameters}
+    bad = [f"layer {name!r}: {reason}" for name, reason in reasons.items() if reason is not None]
+    if bad:
+        raise ValueError("; ".join(bad))

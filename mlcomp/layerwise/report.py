@@ -3,13 +3,19 @@
 Syllabus: 2.01
 """
 
+import html
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from mlcomp.extras import need
+from mlcomp.layerwise.attention import is_attention
 from mlcomp.layerwise.hessian import output_loss
-from mlcomp.layerwise.matrix import Layer
+from mlcomp.layerwise.matrix import Layer, is_layer
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,38 @@ class LayerRow:
 
     @property
     def bits_per_weight(self) -> float:
-        """``nbytes_after`` in bits over the number of weights."""
-        return 8 * self.nbytes_after / math.prod(self.shape)
+        """Size after, in bits for each weight of the layer."""
+        return 8 * self.nbytes_after / max(1, math.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A parameter of two or more dimensions that no row is about.
+
+    Attributes:
+        name: as in ``model.named_parameters()``. shape: its shape. nbytes: dense, before and after.
+        reason: why it was not compressed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    reason: str
 
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """One row for each linear and convolutional layer of the model, in the order of ``model.named_modules()``."""
+    """One row for each layer, in the order of ``model.named_modules()``, and what has no row.
+
+    Attributes:
+        rows: the linear and convolutional layers, and experts.
+        left: all other parameters of two or more dimensions, with the reason.
+        parameters: of the whole model, a shared one counted once.
+    """
 
     rows: tuple[LayerRow, ...]
+    left: tuple[LeftOut, ...] = ()
+    parameters: int = 0
 
     def __getitem__(self, name: str) -> LayerRow:
         for row in self.rows:
@@ -64,6 +93,16 @@ class CompressionReport:
         return tuple(row for row in self.rows if row.status != "compressed")
 
     @property
+    def compressed_weights(self) -> int:
+        """How many weights were compressed."""
+        return sum(math.prod(row.shape) for row in self.rows if row.status == "compressed")
+
+    @property
+    def covered(self) -> float:
+        """Share of all the model's parameters that was compressed."""
+        return self.compressed_weights / max(1, self.parameters)
+
+    @property
     def nbytes_before(self) -> int:
         """Bytes of all listed weights before."""
         return sum(row.nbytes_before for row in self.rows)
@@ -73,15 +112,49 @@ class CompressionReport:
         """Bytes of all listed weights after."""
         return sum(row.nbytes_after for row in self.rows)
 
+    @property
+    def summary(self) -> str:
+        """The share that was compressed, in one line."""
+        share = f"{self.covered:.1%} of {self.parameters:,} weights".replace(",", " ")
+        return f"compressed {share}; {self.nbytes_before} → {self.nbytes_after} bytes in the layers listed"
+
     def __str__(self) -> str:
         head = f"{'layer':<32} {'error':>9} {'held out':>9} {'sparsity':>8} {'bits/w':>7} {'seconds':>8}  status"
-        lines = [head]
+        lines = [self.summary, head]
         for r in self.rows:
             held_out = "" if r.held_out_error is None else f"{r.held_out_error:.5f}"
             numbers = f"{r.error:>9.5f} {held_out:>9} {r.sparsity:>8.3f} {r.bits_per_weight:>7.3f} {r.seconds:>8.2f}"
             lines.append(f"{r.name:<32} {numbers}  {r.status}")
+        lines += [f"{left.name:<32} {tuple(left.shape)} left as it is: {left.reason}" for left in self.left]
         lines.append(f"{self.nbytes_before} → {self.nbytes_after} bytes; {len(self.skipped)} layer(s) skipped")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Short, for a notebook: the share covered, the layers with the largest errors, and what was left."""
+        worst = sorted((r for r in self.rows if r.status == "compressed"), key=lambda r: -r.error)[:5]
+        cells = [(r.name, f"{r.error:.5f}", f"{r.bits_per_weight:.3f}", f"{r.sparsity:.3f}") for r in worst]
+        left = [(r.name, r.status.removeprefix("skipped: ")) for r in self.skipped]
+        left += [(x.name, x.reason) for x in self.left]
+        parts = [f"<p>{html.escape(self.summary)}</p>"]
+        if cells:
+            parts.append(_html_table(("largest errors", "error", "bits/w", "sparsity"), cells))
+        if left:
+            more = f"<p>and {len(left) - 5} more</p>" if len(left) > 5 else ""
+            parts.append(_html_table(("left as it is", "reason"), left[:5]) + more)
+        return "\n".join(parts)
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame with a row for each layer; needs the extra "tables"."""
+        pandas = need("pandas", "tables")
+        rows = [{**asdict(row), "bits_per_weight": row.bits_per_weight} for row in self.rows]
+        return pandas.DataFrame(rows)
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
 
 
 def output_error(weight: Tensor, compressed: Tensor, hessian: Tensor) -> float:
@@ -98,5 +171,30 @@ def skipped_row(name: str, module: Layer, reason: str) -> LayerRow:
     """Return the row of a layer that stays as it is."""
     weight = module.weight.detach()
     nbytes = weight.numel() * weight.element_size()
-    sparsity = float((weight == 0).double().mean())
+    known = not weight.is_meta and weight.layout == torch.strided and weight.numel()
+    sparsity = float((weight == 0).double().mean()) if known else 0.0
     return LayerRow(name, tuple(weight.shape), f"skipped: {reason}", 0.0, None, 0, nbytes, nbytes, sparsity, 0.0)
+
+
+def left_out(model: nn.Module, listed: set[int]) -> tuple[LeftOut, ...]:
+    """Return a line for each parameter of two or more dimensions whose ``id`` is not among ``listed``."""
+    lines = []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or id(parameter) in listed:
+            continue
+        owner = model.get_submodule(name.rpartition(".")[0])
+        lines.append(LeftOut(name, tuple(parameter.shape), parameter.nbytes, _reason(owner, parameter)))
+    return tuple(lines)
+
+
+def _reason(owner: nn.Module, parameter: Tensor) -> str:
+    kind = type(owner).__name__
+    if isinstance(owner, nn.Embedding | nn.EmbeddingBag):
+        return "an embedding: its rows are looked up, so no inputs weigh them"
+    if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
+        return f"{kind} multiplies by it inside, without a layer that is called"
+    if is_layer(owner) or is_attention(owner):
+        return "part of a layer that is not compressed"
+    if parameter.ndim == 3:
+        return f"{kind} holds a tensor of three dimensions, and no expert's product with it was seen"
+    return f"{kind} is no linear or convolutional layer"

@@ -3,6 +3,7 @@
 Syllabus: 2.01
 """
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -36,13 +37,47 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     def move(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value
 
+    args: tuple = ()
+    kwargs: dict[str, Any] = {}
     if isinstance(batch, Tensor):
-        return model(move(batch))
-    if isinstance(batch, Mapping):
-        return model(**{key: move(value) for key, value in batch.items()})
-    if isinstance(batch, tuple | list):
-        return model(*[move(value) for value in batch])
-    raise TypeError(f"a batch is a tensor, a tuple or list, or a mapping, got {type(batch).__name__}")
+        args = (move(batch),)
+    elif isinstance(batch, Mapping):
+        kwargs = {key: move(value) for key, value in batch.items()}
+    elif isinstance(batch, tuple | list):
+        args = tuple(move(value) for value in batch)
+    else:
+        raise TypeError(f"a batch is a tensor, a tuple or list, or a mapping, got {type(batch).__name__}")
+    check_data(model)
+    _check_arguments(model, args, kwargs)
+    return model(*args, **kwargs)
+
+
+def check_data(model: nn.Module) -> None:
+    """Raise if a module's own tensors have no data and nothing brings it in when the module is called."""
+    for name, module in model.named_modules():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and tensor.is_meta and not hasattr(module, "_hf_hook"):  # accelerate's offloading
+                raise ValueError(
+                    f"layer {name!r}: its {key} has no data (device meta: offloaded, or not loaded yet): load the "
+                    "model's weights first"
+                )
+
+
+def _check_arguments(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Raise if the model does not take the entries of a batch, which usually means labels among them."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # a compiled forward has none
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as problem:
+        takes = ", ".join(signature.parameters) or "nothing"
+        has = f"the entries {sorted(kwargs)}" if kwargs else f"{len(args)} entries"
+        raise ValueError(
+            f"a batch has {has}, and {type(model).__name__} takes ({takes}): {problem}. Are there labels among them? "
+            "Calibration batches hold inputs only, as in [x for x, label in loader]"
+        ) from problem
 
 
 def check_batches(batches: Iterable, *, again: str | None = None) -> None:
@@ -65,7 +100,12 @@ def check_called(calls: Mapping[str, int]) -> None:
     if len(silent) == len(calls):
         raise ValueError("no layer was called on any sample: batches is empty, or the model runs without its modules")
     if silent:
-        raise ValueError(
-            f"layer(s) {silent} saw no sample. They are unused, or the model reads their weight without calling them "
-            "(nn.MultiheadAttention does so with out_proj): leave them out through layers="
-        )
+        raise ValueError(no_sample(silent))
+
+
+def no_sample(names: Iterable[str]) -> str:
+    """Return the message about layers that no sample reached."""
+    return (
+        f"layer(s) {list(names)} saw no sample. They are unused on these batches, or the model reads their weight "
+        "without calling them: leave them out through layers="
+    )

@@ -6,7 +6,6 @@ Source: Pearlmutter 1994, Fast exact multiplication by the Hessian; Schraudolph 
 Solla 1989, Optimal Brain Damage, section 2.   Syllabus: 2.02, 2.03
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vjp, vmap
 
 from mlcomp.checks import check_finite
+from mlcomp.layerwise.weights import copy_model
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -60,7 +60,7 @@ def flatten_network(model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: 
     Raises:
         ValueError: no trainable parameters, no samples, NaN or inf in inputs or parameters, a loss that is no scalar.
     """
-    model = copy.deepcopy(model).double().eval()
+    model = copy_model(model).double().eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters or len(inputs) == 0:
         raise ValueError(f"need trainable parameters and samples, got {len(parameters)} and {len(inputs)}")
@@ -81,7 +81,7 @@ def flatten_network(model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: 
 
 def network_with(model: nn.Module, theta: Float[Tensor, " n"]) -> nn.Module:
     """Return a copy of ``model`` whose trainable parameters are ``theta``, in their own dtypes."""
-    model = copy.deepcopy(model)
+    model = copy_model(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     with torch.no_grad():
         for p, part in zip(parameters, theta.split([p.numel() for p in parameters]), strict=True):

@@ -130,7 +130,7 @@ def test_convolutions_grouped_and_depthwise():
     truth = float((dense - compressed).square().sum() / dense.square().sum())
     assert report["3"].error == pytest.approx(truth, rel=1e-4)
     assert all(row.held_out_error > 0 for row in report.rows)
-    assert "held out" in str(report) and len(str(report).splitlines()) == 6
+    assert "held out" in str(report) and len(str(report).splitlines()) == 7
 
 
 def test_sizes():

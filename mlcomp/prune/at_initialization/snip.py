@@ -6,7 +6,6 @@ sum, which changes no order). The largest stay.
 Source: Lee, Ajanthan, Torr 2019, arXiv:1810.02340, eq. (4)–(6) and algorithm 1.   Syllabus: 1.17
 """
 
-import copy
 from collections.abc import Callable, Iterable
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlcomp.checks import check_finite, check_sparsity
-from mlcomp.layerwise.matrix import find_layers
-from mlcomp.layerwise.weights import layer_weights
+from mlcomp.layerwise.attention import split_attention
+from mlcomp.layerwise.weights import choose_layers, copy_model, layer_weights
 from mlcomp.prune.importance.magnitude import prune_lowest
 
 
@@ -46,9 +45,10 @@ def connection_sensitivity(
         raise ValueError(f"inputs and labels must have the same length ≥ 1, got {len(inputs)} and {len(labels)}")
     if inputs.is_floating_point():
         check_finite("inputs", inputs)
-    student = copy.deepcopy(model).train()
+    student = split_attention(copy_model(model).train())
     names = list(layer_weights(student, layers))
-    parameters = [layer.weight.requires_grad_() for layer in find_layers(student, names).values()]
+    chosen, _ = choose_layers(student, names, tied="allow")
+    parameters = [layer.weight.requires_grad_() for layer in chosen.values()]
     device = parameters[0].device
     with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

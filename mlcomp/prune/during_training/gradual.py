@@ -6,7 +6,6 @@ updates; at each update the masks are those of a pruner at the sparsity $s_{t - 
 Source: Zhu & Gupta 2017, arXiv:1710.01878, section 3.   Syllabus: 1.17, 1.19
 """
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.checks import check_sparsity, check_whole
-from mlcomp.layerwise.weights import layer_weights
+from mlcomp.layerwise.weights import choose_layers, copy_model, layer_weights
 from mlcomp.prune.during_training.cubic_schedule import cubic_schedule
 from mlcomp.prune.importance.magnitude import global_magnitude
 from mlcomp.train.loop import History, batch_starts, train
@@ -80,8 +79,9 @@ def gradual_pruning(
     check_whole("every", every, 1)
     steps = epochs * len(batch_starts(len(inputs), batch_size))
     plan = _plan(sparsity, max(1, round(begin * steps)), max(1, round(end * steps)), every)
-    result = copy.deepcopy(model)
+    result = copy_model(model)
     weights = layer_weights(result, layers)
+    choose_layers(result, weights, tied="allow")  # raises for a layer whose weight is no plain parameter
     masks = {}
     for number, (name, weight) in enumerate(weights.items()):
         result.register_buffer(_BUFFER.format(number), torch.ones_like(weight, dtype=torch.bool))

@@ -5,7 +5,6 @@ calibrated already; the layer should give the dense layer's outputs Y on $\hat X
 Source: Lazarevich, Kozlov, Malinin 2021, arXiv:2104.15023, the formulas up to eq. (6).   Syllabus: 1.17, 1.21
 """
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
@@ -13,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.bias_correction import bias_correction
-from mlcomp.layerwise.inputs import first_calls, trace_layers
+from mlcomp.layerwise.inputs import first_argument, first_calls, trace_layers
 from mlcomp.layerwise.matrix import Layer, find_layer, input_matrices, is_layer, set_weight_matrix, weight_matrix
 from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
+from mlcomp.layerwise.weights import choose_layers, copy_model
 from mlcomp.modes import evaluating
 from mlcomp.prune.post_training.masked_finetune import FinetunedLayer, masked_finetune
 from mlcomp.prune.post_training.weight_correction import weight_correction
@@ -71,21 +72,21 @@ def calibrate(
     unknown = set(steps) - set(STEPS)
     if unknown:
         raise ValueError(f"steps may hold {STEPS}, got {sorted(unknown)}")
-    result = copy.deepcopy(pruned)
-    names = _layers_with_zeros(dense, result)
+    result = copy_model(pruned)
     finetuning = {"steps" if key == "finetune_steps" else key: value for key, value in finetuning.items()}
-    with evaluating(dense), evaluating(result):
+    with attention_split(dense) as dense, attention_split(result) as network, evaluating(dense), evaluating(network):
+        names = _layers_with_zeros(dense, network)
         trace = trace_layers(dense, batches, names)
         check_called(trace.calls)
         order = [name for stage in trace.stages for name in stage]
-        norms = _following_norms(result, next(iter(batches)), order)
+        norms = _following_norms(network, next(iter(batches)), order)
         for name in order:
-            layer = _Layer(find_layer(dense, name), find_layer(result, name), norms.get(name))
+            layer = _Layer(find_layer(dense, name), find_layer(network, name), norms.get(name))
             if "weight" in steps:
                 layer.correct_weights(exact_mean)
             if "bias" in steps or "finetune" in steps:
                 draw = torch.Generator().manual_seed(seed)
-                layer.collect(dense, result, name, batches, max_samples, draw)
+                layer.collect(dense, network, name, batches, max_samples, draw)
             if "bias" in steps:
                 layer.correct_bias()
             if "finetune" in steps:
@@ -164,7 +165,7 @@ def _draw(size: int, share: float, draw: torch.Generator) -> Tensor:
 
 def _layers_with_zeros(dense: nn.Module, pruned: nn.Module) -> list[str]:
     originals = dict(dense.named_modules())
-    names = []
+    names: list[str] = []
     for name, module in pruned.named_modules():
         if not is_layer(module):
             continue
@@ -175,13 +176,14 @@ def _layers_with_zeros(dense: nn.Module, pruned: nn.Module) -> list[str]:
             names.append(name)
     if not names:
         raise ValueError("pruned has no zeros in any linear or convolutional weight: there is nothing to calibrate")
+    choose_layers(pruned, names, tied="allow")  # raises for a layer whose weight is no plain parameter
     return names
 
 
 def _inputs(model: nn.Module, name: str, batches: Iterable) -> Iterator[Tensor]:
     """Yield the input of the layer's first call for each batch that reaches it."""
     for args, kwargs in first_calls(model, name, batches):
-        yield args[0] if args else kwargs["input"]
+        yield first_argument(args, kwargs)
 
 
 def _following_norms(model: nn.Module, batch: Any, names: Collection[str]) -> dict[str, _BatchNorm]:

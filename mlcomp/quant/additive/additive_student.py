@@ -6,7 +6,6 @@ Source: Egiazarian et al. 2024, arXiv:2401.06118, section 3.4 (phase 3); Malinov
 Syllabus: 1.13, 1.15
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +16,9 @@ from torch.func import functional_call
 
 from mlcomp.checks import check_finite
 from mlcomp.formats.additive_codebook import AdditiveCodes
+from mlcomp.layerwise.attention import join_attention, split_attention
+from mlcomp.layerwise.matrix import find_layer, set_weight_matrix, weight_from_rows, weight_rows
+from mlcomp.layerwise.weights import choose_layers, copy_model
 from mlcomp.quant.additive.aqlm import stored
 from mlcomp.quant.additive.aqlm_codebooks import decode_sum
 
@@ -75,11 +77,12 @@ class AdditiveStudent:
         train_rest: bool,
         seed: int,
     ) -> None:
-        self.block = copy.deepcopy(block).eval().requires_grad_(False)
+        self.block = split_attention(copy_model(block).eval().requires_grad_(False))
         self.loss = loss or squared_error
         self.batch_size = batch_size
         _check(self.block, inputs, layers, batch_size)
         self.names = {name: f"{name}.weight" if name else "weight" for name in layers}
+        self.layers = {path: find_layer(self.block, name) for name, path in self.names.items()}
         self.weights = {name: AdditiveWeight(quantized) for name, quantized in layers.items()}
         coded = set(self.names.values())
         self.rest = {
@@ -110,8 +113,8 @@ class AdditiveStudent:
         """Return the loss of one batch with these matrices for weights."""
         parameters: dict[str, Tensor] = dict(self.rest)
         for name, matrix in zip(self.names.values(), matrices, strict=True):
-            shape = self.block.get_parameter(name)
-            parameters[name] = matrix.reshape(shape.shape).to(shape.dtype)
+            layer = self.layers[name]
+            parameters[name] = weight_from_rows(layer, matrix).to(layer.weight.dtype)
         return self.loss(functional_call(self.block, parameters, (x,)), target)
 
     @torch.no_grad()
@@ -157,13 +160,12 @@ class AdditiveStudent:
     def result(self, dtype: torch.dtype, history: Iterable[float]) -> AdditiveBlock:
         """Return the block with weights decoded from what is stored."""
         layers = {name: stored(weight.quantized(), dtype) for name, weight in self.weights.items()}
-        done = copy.deepcopy(self.block)
+        done = copy_model(self.block)
         for name, quantized in layers.items():
-            parameter = done.get_parameter(self.names[name])
-            parameter.copy_(quantized.dequantize().reshape(parameter.shape))
+            set_weight_matrix(find_layer(done, name), quantized.dequantize())
         for name, p in self.rest.items():
             done.get_parameter(name).copy_(p)
-        return AdditiveBlock(done, layers, tuple(history))
+        return AdditiveBlock(join_attention(done), layers, tuple(history))
 
     def _learned(self) -> list[Tensor]:
         return [*(t for weight in self.weights.values() for t in weight.state_dict().values()), *self.rest.values()]
@@ -183,11 +185,9 @@ def _check(block: nn.Module, inputs: Tensor, layers: Mapping[str, AdditiveCodes]
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not layers:
         raise ValueError("layers names no layer: give the AdditiveCodes of at least one")
-    modules = dict(block.named_modules())
+    chosen, _ = choose_layers(block, layers)
     for name, quantized in layers.items():
-        if not isinstance(modules.get(name), nn.Linear | nn.Conv2d):
-            raise ValueError(f"the block has no Linear or Conv2d {name!r}")
-        shape = tuple(modules[name].weight.flatten(1).shape)
+        shape = tuple(weight_rows(chosen[name]).shape)
         if (len(quantized.codes), quantized.inp) != shape:
             raise ValueError(
                 f"layer {name!r}: codes of a matrix {(len(quantized.codes), quantized.inp)}, not {shape}"

@@ -8,7 +8,6 @@ Source: Défossez, Adi, Synnaeve 2021, arXiv:2104.09987, eq. (5)-(11).   Syllabu
 """
 
 import bisect
-import copy
 import math
 from collections.abc import Callable
 
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.checks import check_positive
+from mlcomp.layerwise.attention import split_attention
 from mlcomp.layerwise.matrix import Layer, find_layer, find_layers
-from mlcomp.layerwise.weights import replace_module
+from mlcomp.layerwise.weights import Replacement, choose_layers, copy_model, replace_module
 from mlcomp.quant.scalar.mixed_bits import MixedBits, mixed_bits_nbytes, quantize_mixed
 
 _GRID_BYTES = 8  # least and largest weight of the tensor, float32
@@ -43,11 +43,11 @@ def pseudo_noise(
     return weight + delta / 2 * (2 * noise - 1)
 
 
-class DiffQLayer(nn.Module):
+class DiffQLayer(Replacement):
     """A layer with pseudo-quantization noise on its weight in training, and with the quantized weight in evaluation.
 
     Attributes:
-        layer: the nn.Linear or nn.Conv2d, weights in floating point.
+        layer: the linear or convolutional layer, weights in floating point.
         logit: (groups,), the parameter of the bits in units of 1/``speed``.
     """
 
@@ -62,8 +62,8 @@ class DiffQLayer(nn.Module):
         speed: float,
     ) -> None:
         """Take over ``layer``; the other arguments are those of :func:`prepare_diffq`."""
-        super().__init__()
-        self.layer, self.group_size, self.speed = layer, group_size, speed
+        super().__init__(layer)
+        self.group_size, self.speed = group_size, speed
         self.min_bits, self.max_bits = min_bits, max_bits
         groups = 1 if group_size is None else -(-layer.weight.numel() // group_size)
         share = (init_bits - min_bits) / (max_bits - min_bits)
@@ -99,13 +99,16 @@ class DiffQLayer(nn.Module):
         count = self.layer.weight.numel()
         return mixed_bits_nbytes(bits, self.group_size or count, count) + _GRID_BYTES
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the layer computes with: noisy in training mode, else the quantized one."""
+        if self.training:
+            return pseudo_noise(self.layer.weight, self.bits, group_size=self.group_size)
+        return self.quantized().dequantize().to(self.layer.weight.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, noisy in training mode."""
-        if self.training:
-            weight = pseudo_noise(self.layer.weight, self.bits, group_size=self.group_size)
-        else:
-            weight = self.quantized().dequantize().to(self.layer.weight.dtype)
-        return functional_call(self.layer, {"weight": weight}, (x,))
+        return functional_call(self.layer, {"weight": self.weight}, (x,))
 
 
 def prepare_diffq(
@@ -122,7 +125,8 @@ def prepare_diffq(
 
     Args:
         model: not modified.
-        layers: names of nn.Linear and nn.Conv2d. None: all.
+        layers: names of linear and convolutional layers. None: all; one whose weight cannot be exchanged (tied,
+            computed, packed) is an error.
         group_size: weights that share a number of bits, in row-major order. None: the whole layer.
         min_bits, max_bits, init_bits: 1 ≤ min_bits < init_bits < max_bits ≤ 15.
         speed: factor of the learning rate of the bits. The paper gives them an optimizer of their own and hundreds
@@ -134,12 +138,13 @@ def prepare_diffq(
         ours.
     """
     names = list(find_layers(model, layers))
+    choose_layers(model, names)  # raises
     if not (1 <= min_bits < init_bits < max_bits <= 15):
         raise ValueError(f"need 1 ≤ min_bits < init_bits < max_bits ≤ 15, got {min_bits}, {init_bits}, {max_bits}")
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size must be at least 1, or None for one group a layer, got {group_size}")
     check_positive("speed", speed)
-    result = copy.deepcopy(model)
+    result = split_attention(copy_model(model))
     for name in names:
         layer = DiffQLayer(
             find_layer(result, name),
@@ -224,7 +229,7 @@ def meet_size(model: nn.Module, nbytes: int | float) -> nn.Module:
         requires a gradient any more.
     """
     diffq_size(model)  # raises where there is no layer
-    result = copy.deepcopy(model)
+    result = copy_model(model)
     layers = [m for m in result.modules() if isinstance(m, DiffQLayer)]
     groups = [len(m.logit) for m in layers]
     learned = torch.cat([m.bits for m in layers])

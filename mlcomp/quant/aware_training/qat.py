@@ -6,7 +6,6 @@ Source: Esser et al. 2020, arXiv:1902.08153 (LSQ; first and last layer at 8 bits
 arXiv:1712.05877, section 3 (training with simulated quantization).   Syllabus: 1.09
 """
 
-import copy
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.checks import check_choice
-from mlcomp.layerwise.matrix import Layer, find_layer
+from mlcomp.layerwise.attention import split_attention
+from mlcomp.layerwise.matrix import Layer, find_layer, weight_from_rows, weight_rows
 from mlcomp.layerwise.running import check_batches
-from mlcomp.layerwise.weights import replace_module
+from mlcomp.layerwise.weights import Replacement, copy_model, replace_module
 from mlcomp.quant.aware_training.lsq import lsq_quantize
 from mlcomp.quant.aware_training.ste import straight_through
 from mlcomp.quant.grid import Grid, fit_grid
@@ -68,21 +68,24 @@ class StepQuantizer(nn.Module):
         return Grid(step, torch.full_like(step, -self.low), self.bits, self.signed)
 
 
-class QATLayer(nn.Module):
+class QATLayer(Replacement):
     """A layer that keeps its weight in floating point and computes with the quantized weight and input."""
 
     def __init__(self, layer: Layer, weight: StepQuantizer, inputs: StepQuantizer | None) -> None:
         """Take over ``layer``; ``weight`` quantizes its weight as a matrix (out, …), ``inputs`` its input."""
-        super().__init__()
-        self.layer, self.weight_quantizer, self.input_quantizer = layer, weight, inputs
+        super().__init__(layer)
+        self.weight_quantizer, self.input_quantizer = weight, inputs
+
+    @property
+    def weight(self) -> Tensor:
+        """The quantized weight, in the layer's shape, differentiable."""
+        return weight_from_rows(self.layer, self.weight_quantizer(weight_rows(self.layer)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
         if self.input_quantizer is not None:
             x = self.input_quantizer(x, count=x[0].numel())
-        weight = self.layer.weight
-        quantized = self.weight_quantizer(weight.flatten(1)).reshape(weight.shape)
-        return functional_call(self.layer, {"weight": quantized}, (x,))
+        return functional_call(self.layer, {"weight": self.weight}, (x,))
 
 
 def prepare_qat(
@@ -92,6 +95,7 @@ def prepare_qat(
     weight_bits: int,
     input_bits: int | None,
     overrides: Mapping[str, tuple[int, int | None]] | None = None,
+    layers: Iterable[str] | None = None,
     method: str = "lsq",
 ) -> nn.Module:
     """Return a copy of ``model`` to be trained, by :func:`mlcomp.train.train` or anything else.
@@ -104,6 +108,8 @@ def prepare_qat(
         batches: calibration batches as for :func:`mlcomp.quant.ptq`; read once.
         weight_bits: 2 to 8. input_bits: 1 to 8 (2 to 8 where inputs can be negative), or None for floating point.
         overrides: name → (weight_bits, input_bits). Papers usually keep the first and the last layer at 8 bits.
+        layers: names of the layers to quantize. None: all; one whose weight cannot be exchanged (tied, computed,
+            packed) is an error, and is left out by naming the others.
         method: "lsq" learns the steps; "ste" keeps them and passes the gradient of the quantized weights straight to
             the weights, everywhere (to inputs only where they are not clipped).
     Returns:
@@ -117,12 +123,15 @@ def prepare_qat(
     """
     check_choice("method", method, ("lsq", "ste"))
     check_batches(batches)
-    plan = layer_bits(model, weight_bits, input_bits, overrides)
+    plan, skipped = layer_bits(model, weight_bits, input_bits, overrides, layers)
+    if skipped:
+        told = "; ".join(f"layer {name!r}: {reason}" for name, reason in skipped.items())
+        raise ValueError(f"{told}. Leave it out by naming the others: layers={list(plan)[:3]} …")
     ranges = input_ranges(model, batches, {n: b for n, (_, b) in plan.items() if b is not None}, "mse")
-    result = copy.deepcopy(model)
+    result = split_attention(copy_model(model))
     for name, (bits_w, bits_x) in plan.items():
         layer = find_layer(result, name)
-        grid = fit_grid(layer.weight.detach().flatten(1), bits=bits_w, symmetric=True, clip="mse")
+        grid = fit_grid(weight_rows(layer).detach(), bits=bits_w, symmetric=True, clip="mse")
         learned = method == "lsq"
         weight = StepQuantizer(grid.step, bits=bits_w, signed=True, learned=learned, clipped=learned)
         inputs = None
@@ -147,14 +156,14 @@ def finish_qat(model: nn.Module) -> PTQResult:
         ValueError: the model has no QATLayer.
     Guarantee: the same outputs as ``model.eval()``, up to float rounding.
     """
-    result, original = copy.deepcopy(model).eval(), copy.deepcopy(model)
+    result, original = copy_model(model).eval(), copy_model(model)
     layers = {name: module for name, module in result.named_modules() if isinstance(module, QATLayer)}
     if not layers:
         raise ValueError("the model has no QATLayer: use prepare_qat first")
     rows = []
     for name, trained in layers.items():
         grid = trained.weight_quantizer.grid()
-        weight = grid.quantized(grid.encode(trained.layer.weight.detach().flatten(1)))
+        weight = grid.quantized(grid.encode(weight_rows(trained.layer).detach()))
         quantizer = trained.input_quantizer
         inputs = None if quantizer is None else quantizer.grid()
         span = None

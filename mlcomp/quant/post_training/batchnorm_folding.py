@@ -6,7 +6,6 @@ $c \leftarrow \beta + (c-\mu)\,\gamma/\sqrt{\sigma^2+\varepsilon}$.
 Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2, eq. (14).   Syllabus: 1.08
 """
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,7 +14,17 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from mlcomp.layerwise.weights import copy_model
+
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+class CannotFold(ValueError):
+    """Why a model cannot be folded, and what :func:`fold_batchnorm` offers instead; others have other offers."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}: {advice}")
+        self.reason = reason
 
 
 def batchnorm_pairs(model: nn.Module) -> tuple[tuple[tuple[str, str], ...], dict[str, str]]:
@@ -35,9 +44,10 @@ def batchnorm_pairs(model: nn.Module) -> tuple[tuple[tuple[str, str], ...], dict
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:  # torch.fx raises whatever the traced code does with its stand-in values
-        raise ValueError(
+        raise CannotFold(
             f"torch.fx cannot trace {type(model).__name__}, so it is unknown which convolution feeds which BatchNorm "
-            f"({str(error).partition(chr(10))[0]}): pass pairs=[(convolution, batchnorm), …]"
+            f"({str(error).partition(chr(10))[0]})",
+            "pass pairs=[(convolution, batchnorm), …]",
         ) from error
     modules = dict(model.named_modules())
     calls = Counter(id(modules[node.target]) for node in graph.nodes if node.op == "call_module")
@@ -79,8 +89,8 @@ def fold_batchnorm(
             raise ValueError("the model has no BatchNorm layer to fold")
         if reasons and not partial:
             listed = "; ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
-            raise ValueError(f"cannot fold {listed}. With partial=True they stay as they are")
-    result = copy.deepcopy(model).eval()
+            raise CannotFold(f"cannot fold {listed}", "with partial=True they stay as they are")
+    result = copy_model(model).eval()
     modules = dict(result.named_modules())
     for conv_name, bn_name in pairs:
         for name in (conv_name, bn_name):

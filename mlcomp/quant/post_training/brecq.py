@@ -7,7 +7,6 @@ $g_i^2$ is the diagonal of the Fisher information of z, which stands for its Hes
 Source: Li et al. 2021, arXiv:2102.05426, eq. (10) and algorithm 1.   Syllabus: 2.09
 """
 
-import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.checks import check_bits, check_finite, check_whole
-from mlcomp.layerwise.matrix import find_layer
+from mlcomp.layerwise.attention import split_attention
+from mlcomp.layerwise.matrix import find_layer, find_layers, set_weight_matrix, weight_from_rows, weight_rows
+from mlcomp.layerwise.weights import choose_layers, copy_model
 from mlcomp.quant.post_training.adaround import (
     annealed_beta,
     inverse_rectified_sigmoid,
@@ -57,7 +58,7 @@ def brecq(
     penalty: float = 2.0,
     seed: int = 0,
 ) -> QuantizedBlock:
-    r"""Quantize every Linear and Conv2d of a block so that the block's output changes least.
+    r"""Quantize every linear and convolutional layer of a block so that the block's output changes least.
 
     Args:
         block: any module that maps one batch of inputs to one tensor; used in evaluation mode; not modified.
@@ -71,24 +72,22 @@ def brecq(
     Returns:
         The quantized copy and the codes of each layer.
     Raises:
-        ValueError: no layer to quantize, bits outside 1..8, NaN or inf, targets or gradients that do not match,
-            steps or batch_size below 1.
+        ValueError: no layer to quantize, one whose weight cannot be exchanged (tied, computed, packed), bits outside
+            1..8, NaN or inf, targets or gradients that do not match, steps or batch_size below 1.
     Guarantee: every code is a neighbour (floor or ceiling, clipped) of its weight on the grid of ``rtn``. What is
-        not a weight of a Linear or Conv2d stays. The same seed gives the same codes; the global generator is
+        not a layer's weight stays. The same seed gives the same codes; the global generator is
         not touched.
     Deviations: the error is divided by that of rounding to nearest and multiplied by (number of weights)/12, the
         mean square of a rounding error in steps, so λ means the same for every block and unit. Activations are
         not quantized here.
     """
     _check(inputs, bits, steps, batch_size)
-    student = copy.deepcopy(block).eval().requires_grad_(False)
+    choose_layers(block, find_layers(block))  # raises for a layer whose weight cannot be exchanged
+    student = split_attention(copy_model(block).eval().requires_grad_(False))
     layers = {
-        name: _layer(module.weight.detach().flatten(1), bits, symmetric, clip)
-        for name, module in student.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
+        name: _layer(weight_rows(module).detach(), bits, symmetric, clip)
+        for name, module in find_layers(student).items()
     }
-    if not layers:
-        raise ValueError(f"block has no Linear or Conv2d to quantize: {type(block).__name__}")
     with torch.no_grad():
         if targets is None:
             targets = torch.cat([student(x) for x in inputs.split(batch_size)])
@@ -104,11 +103,9 @@ def brecq(
         with torch.enable_grad():  # whatever the caller has set
             codes = _learn(student, layers, draws, scale, steps, learning_rate, penalty)
     quantized = {name: replace(layer.nearest, codes=codes[name].to(torch.uint8)) for name, layer in layers.items()}
-    result = copy.deepcopy(block).eval()
-    with torch.no_grad():
-        for name, q in quantized.items():
-            parameter = find_layer(result, name).weight
-            parameter.copy_(q.dequantize().reshape(parameter.shape))
+    result = copy_model(block).eval()
+    for name, q in quantized.items():
+        set_weight_matrix(find_layer(result, name), q.dequantize())
     return QuantizedBlock(result, quantized)
 
 
@@ -167,9 +164,9 @@ def _error(student: nn.Module, layers: dict, codes: dict, x: Tensor, target: Ten
     """Sum of g²(z − ẑ)² over a batch, with the weights that ``codes`` stand for."""
     parameters = {}
     for name, layer in layers.items():
-        original = find_layer(student, name).weight
+        module = find_layer(student, name)
         weight = (codes[name] - layer.nearest.zero) * layer.nearest.step
-        parameters[f"{name}.weight" if name else "weight"] = weight.reshape(original.shape).to(original.dtype)
+        parameters[f"{name}.weight" if name else "weight"] = weight_from_rows(module, weight).to(module.weight.dtype)
     output = functional_call(student, parameters, (x,))
     if output.shape != target.shape:
         raise ValueError(f"targets must be {tuple(output.shape)} like the block's output, got {tuple(target.shape)}")

@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 from mlcomp.checks import check_finite
 from mlcomp.formats.packing import packed_nbytes
-from mlcomp.layerwise.matrix import Layer, is_layer
+from mlcomp.layerwise.matrix import KINDS, is_layer, set_weight_matrix, weight_rows
+from mlcomp.layerwise.weights import Replacement
 from mlcomp.quant.grid import Grid
 from mlcomp.quant.quantized import Quantized
 
 
-class FakeQuantized(nn.Module):
+class FakeQuantized(Replacement):
     """A copy of a layer with quantized weights, which rounds its input first.
 
     Attributes:
-        layer: the nn.Linear or nn.Conv2d with the dequantized weight; its bias stays in floating point.
-        codes, step, zero: buffers, the weight's :class:`Quantized` as a matrix (out, inp/groups·kh·kw).
+        layer: the linear or convolutional layer with the dequantized weight; its bias stays in floating point.
+        codes, step, zero: buffers, the weight's :class:`Quantized` as a matrix (out, inp/groups·taps).
         input_step, input_zero: buffers (1, 1), the grid of the input; None where the input is not rounded.
         input_bits: bits of the input's codes, or None.
     """
@@ -36,15 +37,15 @@ class FakeQuantized(nn.Module):
 
     def __init__(self, layer: nn.Module, weight: Quantized, inputs: Grid | None) -> None:
         """Copy ``layer``; ``weight`` replaces its weight, and ``inputs`` is the grid of its input (None: float)."""
-        super().__init__()
         if not is_layer(layer):
-            raise ValueError(f"only nn.Linear and nn.Conv2d can be quantized, got {type(layer).__name__}")
-        if weight.codes.numel() != layer.weight.numel() or len(weight.codes) != len(layer.weight):
-            shapes = f"{tuple(weight.codes.shape)} do not fit a weight {tuple(layer.weight.shape)}"
-            raise ValueError(f"codes must be the weight flattened from its second dimension on: {shapes}")
-        self.layer: Layer = copy.deepcopy(layer).requires_grad_(False)
-        with torch.no_grad():
-            self.layer.weight.copy_(weight.dequantize().reshape(layer.weight.shape))
+            raise ValueError(f"only {KINDS} can be quantized, got {type(layer).__name__}")
+        shape = tuple(weight_rows(layer).shape)
+        if tuple(weight.codes.shape) != shape:
+            raise ValueError(
+                f"codes must be {shape} like the layer's weight as a matrix, got {tuple(weight.codes.shape)}"
+            )
+        super().__init__(copy.deepcopy(layer).requires_grad_(False))
+        set_weight_matrix(self.layer, weight.dequantize())
         self.weight_bits, self.symmetric = weight.bits, weight.symmetric
         self.input_bits = None if inputs is None else inputs.bits
         for name, value in (("codes", weight.codes), ("step", weight.step), ("zero", weight.zero)):
@@ -71,14 +72,19 @@ class FakeQuantized(nn.Module):
         return q.clamp(0, 2**self.input_bits - 1)
 
     @property
-    def weight(self) -> Quantized:
+    def weight(self) -> Tensor:
+        """The dequantized weight, in the layer's shape."""
+        return self.layer.weight
+
+    @property
+    def quantized(self) -> Quantized:
         """The weight's codes and grids."""
         return Quantized(self.codes, self.step, self.zero, self.weight_bits, self.symmetric)
 
     @property
     def nbytes(self) -> int:
         """Bytes as packed: the weight, the bias in its dtype, step and zero code of the input."""
-        size = self.weight.nbytes
+        size = self.quantized.nbytes
         if self.layer.bias is not None:
             size += self.layer.bias.nbytes
         if self.input_bits is not None:
