@@ -61,9 +61,11 @@ class HessianSum:
         self.samples = 0
         self.hessian = torch.zeros(groups, inp, inp, dtype=dtype, device=module.weight.device)
 
-    def add(self, module: Layer, x: Tensor) -> None:
-        """Add the samples of one call."""
+    def add(self, module: Layer, x: Tensor, valid: Tensor | None = None) -> None:
+        """Add the samples of one call; ``valid``, like the leading dimensions of ``x``, says which vectors count."""
         check_input(self.name, x)
+        if valid is not None:
+            x = x[valid.to(x.device, torch.bool)]
         for columns in input_matrices(module, x.to(self.hessian.dtype)):
             self.samples += columns.shape[-1]
             self.hessian.baddbmm_(columns, columns.mT, alpha=2)
@@ -96,7 +98,7 @@ def add_hessians(
     waiting: set[str] = set()
 
     def see(name: str, x: Tensor) -> None:
-        sums[name].add(layers[name], positions.samples(name, layers[name], x))
+        sums[name].add(layers[name], x, positions.fitted(name, layers[name], x))
         waiting.discard(name)
         if stop and not waiting:
             raise StopForward

@@ -19,8 +19,21 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from mlcomp.layerwise.attention import is_attention, projections
 
-# transformers' Conv1D is the third kind; it is known by its name, so that transformers need not be imported.
-Layer = nn.Linear | _ConvNd
+
+class _ByName(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        kinds = (f"{c.__module__}.{c.__name__}" for c in type(instance).__mro__)
+        return "transformers.pytorch_utils.Conv1D" in kinds
+
+
+class TurnedLinear(nn.Module, metaclass=_ByName):
+    """Stands for transformers' Conv1D, a linear layer whose weight is (inp, out): known by name, never imported."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+
+Layer = nn.Linear | _ConvNd | TurnedLinear
 
 KINDS = "nn.Linear, nn.Conv1d to 3d, nn.ConvTranspose1d to 3d or transformers' Conv1D"
 
@@ -30,7 +43,7 @@ UNFOLD_FLOATS = 2**26
 
 def is_layer(module: nn.Module) -> TypeGuard[Layer]:
     """Return whether ``module`` is a linear or convolutional layer, which can be seen as a matrix."""
-    return isinstance(module, Layer) or _is_conv1d_of_transformers(module)
+    return isinstance(module, Layer)
 
 
 def find_layers(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Layer]:
@@ -76,10 +89,6 @@ def _layer(modules: Mapping[str, nn.Module], name: str) -> Layer:
     return module
 
 
-def _is_conv1d_of_transformers(module: nn.Module) -> bool:
-    return any(f"{c.__module__}.{c.__name__}" == "transformers.pytorch_utils.Conv1D" for c in type(module).__mro__)
-
-
 def weight_rows(module: Layer, weight: Tensor | None = None) -> Float[Tensor, "out inp"]:
     """Return the layer's weight as one matrix, a row for each output channel, in its own dtype; differentiable.
 
@@ -93,7 +102,7 @@ def weight_rows(module: Layer, weight: Tensor | None = None) -> Float[Tensor, "o
     if isinstance(module, _ConvTransposeNd):
         grouped = weight.reshape(module.groups, -1, *weight.shape[1:]).transpose(1, 2)
         return grouped.flip(_taps(grouped, 3)).flatten(0, 1).flatten(1)
-    return weight.T if _is_conv1d_of_transformers(module) else weight.flatten(1)
+    return weight.T if isinstance(module, TurnedLinear) else weight.flatten(1)
 
 
 def weight_from_rows(module: Layer, rows: Float[Tensor, "out inp"]) -> Tensor:
@@ -102,7 +111,7 @@ def weight_from_rows(module: Layer, rows: Float[Tensor, "out inp"]) -> Tensor:
     if isinstance(module, _ConvTransposeNd):
         grouped = rows.reshape(module.groups, shape[1], shape[0] // module.groups, *shape[2:])
         return grouped.flip(_taps(grouped, 3)).transpose(1, 2).reshape(shape)
-    return rows.T if _is_conv1d_of_transformers(module) else rows.reshape(shape)
+    return rows.T if isinstance(module, TurnedLinear) else rows.reshape(shape)
 
 
 def _taps(x: Tensor, first: int) -> list[int]:
@@ -119,7 +128,7 @@ def weight_matrix(module: Layer) -> Float[Tensor, "groups out inp"]:
 
 @torch.no_grad()
 def set_weight_matrix(module: Layer, matrix: Float[Tensor, "*groups out inp"]) -> None:
-    """Write the matrices of :func:`weight_matrix`, or their rows in one, into the layer, in its own dtype, in place."""
+    """Write the matrices of :func:`weight_matrix` (or one of all rows) into the layer, in its dtype, in place."""
     module.weight.copy_(weight_from_rows(module, matrix.flatten(0, -2)))
 
 

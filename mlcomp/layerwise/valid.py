@@ -48,15 +48,15 @@ def _prefix(valid: Mapping[str, Rule], name: str) -> str | None:
 
 
 class ValidPositions:
-    """The masks of one batch, and the samples of a layer's input that they leave."""
+    """The masks of one batch, each fitted to the inputs of its layers."""
 
     def __init__(self, batch: Any, valid: Valid) -> None:
         self.rules = valid if isinstance(valid, Mapping) else {"": valid}
         self.masks = {prefix: _mask(batch, rule) for prefix, rule in self.rules.items()}
         self.tokens_first = False  # seen in this pass: later inputs with one row for each token follow it
 
-    def samples(self, name: str, layer: nn.Module, x: Tensor) -> Tensor:
-        """Return ``x``, or its valid vectors (samples, inp) where a mask says which they are.
+    def fitted(self, name: str, layer: nn.Module, x: Tensor) -> Tensor | None:
+        """Return which vectors of the layer's input ``x`` count, boolean like its leading dimensions; None: all.
 
         Raises:
             ValueError: the mask fits the input in no way, or in two.
@@ -64,29 +64,28 @@ class ValidPositions:
         prefix = _prefix(self.rules, name)
         mask = None if prefix is None else self.masks[prefix]
         if mask is None:
-            return x
+            return None
         if isinstance(layer, nn.modules.conv._ConvNd):
             if x.ndim == 3 and x.shape[-1] == mask.shape[-1]:
                 raise self._misfit(name, x, mask, "a convolution's patches mix valid positions with padding")
-            return x  # an image, whose pixels no mask of tokens is about
+            return None  # an image, whose pixels no mask of tokens is about
         lead = tuple(x.shape[:-1])
         if len(lead) == 1 and lead[0] == mask.numel() and mask.ndim == 2:
-            fitted = (mask.T if self.tokens_first else mask).reshape(-1)
-        elif lead == tuple(mask.shape):
+            return (mask.T if self.tokens_first else mask).reshape(-1)
+        if lead == tuple(mask.shape):
             if mask.ndim == 2 and lead[0] == lead[1] and not torch.equal(mask, mask.T):
                 raise self._misfit(
                     name, x, mask, "it could be (batch, tokens) or (tokens, batch): cut the batches to another size"
                 )
-            fitted = mask
-        elif mask.ndim == 2 and lead == tuple(mask.T.shape):
-            fitted, self.tokens_first = mask.T, True
-        elif mask.ndim == 2 and len(lead) > 2 and (lead[0], lead[-1]) == tuple(mask.shape):
-            fitted = mask.reshape(lead[0], *[1] * (len(lead) - 2), lead[-1]).expand(lead)
-        elif len(lead) == 1 and lead[0] == mask.shape[0]:
-            return x  # one vector for each sequence: pooled
-        else:
-            raise self._misfit(name, x, mask, "which of the layer's inputs are padding cannot be told")
-        return x[fitted.to(x.device)]
+            return mask
+        if mask.ndim == 2 and lead == tuple(mask.T.shape):
+            self.tokens_first = True
+            return mask.T
+        if mask.ndim == 2 and len(lead) > 2 and (lead[0], lead[-1]) == tuple(mask.shape):
+            return mask.reshape(lead[0], *[1] * (len(lead) - 2), lead[-1]).expand(lead)
+        if len(lead) == 1 and lead[0] == mask.shape[0]:
+            return None  # one vector for each sequence: pooled
+        raise self._misfit(name, x, mask, "which of the layer's inputs are padding cannot be told")
 
     def _misfit(self, name: str, x: Tensor, mask: Tensor, why: str) -> ValueError:
         return ValueError(

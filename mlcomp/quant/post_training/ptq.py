@@ -194,6 +194,9 @@ def layer_bits(
     if overrides:
         choose_layers(model, overrides)  # raises for a name that is no layer, or one that cannot be exchanged
     chosen, skipped = choose_layers(model, layers)
+    computed = [name for name in skipped if "weight" not in find_layer(model, name)._parameters]
+    if computed:  # the caller can mend that, and would not expect them left out
+        raise ValueError("; ".join(f"layer {name!r}: {skipped[name]}" for name in computed))
     plan = {name: overrides.get(name, (weight_bits, input_bits)) for name in chosen}
     for pair in plan.values():
         check_bits(pair[0])
