@@ -150,6 +150,7 @@ def test_every_name_handed_out_is_there():
         exec("from mlcomp.quant import gtpq")
 
 
+@pytest.mark.slow
 def test_old_addresses_lead_to_the_new_ones():
     code = "import importlib, sys\n"
     for old, new in MOVED.items():
