@@ -43,6 +43,7 @@ def test_patterns(random, pattern, inp):
     assert torch.allclose(got, want, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_float32_costs_little(random):
     weight, hessian = layer(random, 4, 40)
     for scope in ("row", "global"):

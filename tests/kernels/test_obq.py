@@ -19,6 +19,7 @@ def test_equals_the_reference(random, out, inp, options):
     assert torch.equal(got.step, want.step) and got.step.dtype == want.step.dtype and torch.equal(got.zero, want.zero)
 
 
+@pytest.mark.slow
 def test_float32_costs_little(random):
     weight, hessian = layer(random, 4, 40)
     got = obq(weight, hessian, bits=4, damp=0.01, dtype=torch.float32).dequantize()

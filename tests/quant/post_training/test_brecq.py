@@ -108,6 +108,7 @@ def test_close_to_the_best_of_all_joint_roundings():
     assert possible > 0.05 and gain > 0.5 * possible
 
 
+@pytest.mark.slow
 def test_fisher_weights_favour_the_outputs_that_matter():
     """A bottleneck of 3 values serves 12 outputs: what helps some of them hurts the others."""
     own, other = torch.zeros(2), torch.zeros(2)
