@@ -32,6 +32,7 @@ def test_the_lead_changes_its_sign_at_the_crossover(bits, storage):
     assert below > 0 > above
 
 
+@pytest.mark.slow
 def test_more_bits_or_an_honest_mask_move_the_crossover_up():
     two, four = crossover(2, storage="values"), crossover(4, storage="values")
     assert two < four and two < crossover(2, storage="bitmask")

@@ -129,6 +129,7 @@ for name in {names}:
     assert in_fresh_python(code) == ""
 
 
+@pytest.mark.slow
 def test_the_first_guess_is_right():
     """As a name of the package, and as a module, whatever room it stands in."""
     guesses = "quant.gptq quant.quip quant.kmeans prune.wanda prune.sparsegpt obs.exact_obs obs.gptq".split()

@@ -64,6 +64,7 @@ def test_dead_inputs_damping_and_non_contiguous(random):
         assert (got[:, 3] == 0).all() and torch.allclose(got, want, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_memory_bound_does_not_change_the_result(random):
     weight, hessian = layer(random, 5, 16)
     for scope, steps in (("row", 8), ("global", 16)):

@@ -24,7 +24,7 @@ def layer():
 AUTHORS = [
     pytest.param((8, 2, 8), 3.0625, 0.0295, marks=pytest.mark.slow),
     ((4, 1, 8), 2.3125, 0.0323),
-    ((4, 2, 6), 3.1875, 0.0126),
+    pytest.param((4, 2, 6), 3.1875, 0.0126, marks=pytest.mark.slow),
 ]
 
 
