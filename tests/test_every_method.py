@@ -126,6 +126,7 @@ def test_every_registered_method_gives_an_honest_row(entry, setting, subject):
     assert (row["hessian_seconds"] == "0") == (entry.data_free or entry.whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [e.name for e in ENTRIES.values() if e.kind == "tuned" and e.name != "DiffQ"])
 def test_tuning_reaches_the_outputs_better_than_the_same_without(name, subject, monkeypatch):
     """With the steps of training turned off (a rate of nearly 0, no rounds) the outputs are further away."""

@@ -9,7 +9,7 @@ from mlcomp.metrics import hessian_error
 from mlcomp.obs import layer_hessian
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (3, 4))])
 def test_methods_keep_to_their_bits(bits):
     weight, x, _ = make_layer(192, 192, 800, seed=0)
     hessian = layer_hessian(x)

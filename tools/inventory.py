@@ -8,7 +8,7 @@ import ast
 import json
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +36,12 @@ ID = re.compile(r"\b[1-5]\.\d\d\b")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Parse a file once: the index asks for the same modules again and again."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 @dataclass(frozen=True)
 class Module:
     """One source file of mlcomp."""
@@ -47,9 +53,9 @@ class Module:
         parts = self.path.relative_to(ROOT).with_suffix("").parts
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
-    @cached_property
+    @property
     def tree(self) -> ast.Module:
-        return ast.parse(self.path.read_text(encoding="utf-8"))
+        return parsed(self.path)
 
     @property
     def doc(self) -> str:
@@ -139,9 +145,9 @@ def api() -> dict[str, dict[str, list[str]]]:
         face = Module(ROOT / package.replace(".", "/") / "__init__.py")
         by_name = {name: home(package, name) for name in face.exports}
         for module in modules():
-            names = [node.name for node in module.public if by_name.get(node.name) == module.name]
-            if names and module.name.startswith(f"{package}."):
-                homes[module.name] = names
+            if module.name.startswith(f"{package}."):
+                names = [node.name for node in module.public if by_name.get(node.name) == module.name]
+                homes |= {module.name: names} if names else {}
     kernels = [m for m in modules() if m.name.startswith("mlcomp.kernels.") and "REFERENCE" in m.path.read_text()]
     found["mlcomp.kernels"] = {m.name: [m.path.stem] for m in kernels}
     return found

@@ -20,6 +20,8 @@ HTML = BUILD / "_build" / "html"
 PYTEST = [PYTHON, "-m", "pytest", "-o", "console_output_style=count"]
 # Two workers with one thread each finish small-matrix tests sooner than one worker with two threads.
 SPREAD = ["-n", "2", "--dist", "loadfile"]
+# Plugins that our own tests do not use: their imports cost every process two seconds.
+LEAN = ["-p", "no:nbval", "-p", "no:anyio"]
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-sanitize-with", "tests/notebooks/sanitize.cfg"]
 STRIP = "--verify --keep-output --keep-count --keep-id".split()
 EXTRA_KEYS = "metadata.language_info.version cell.metadata.execution"
@@ -55,7 +57,7 @@ def lint() -> list[Step]:
 
 def fast_steps() -> list[Step]:
     skip = ["-m", "not slow and not browser and not sandbox"]
-    return [*lint(), Step("fast tests", [*PYTEST, *SPREAD, *skip, "tests"], "quick")]
+    return [*lint(), Step("fast tests", [*PYTEST, *LEAN, *SPREAD, *skip, "tests"], "quick")]
 
 
 def all_steps() -> list[Step]:
@@ -66,7 +68,7 @@ def all_steps() -> list[Step]:
         steps.append(Step("notebook metadata", [*strip, *stored]))
     if notebooks("lectures"):
         steps.append(Step("notebooks as stored", [PYTHON, "tools/notebooks.py", "verify"]))
-    steps.append(Step("tests", [*PYTEST, *SPREAD, "-m", "not browser and not sandbox", "tests"]))
+    steps.append(Step("tests", [*PYTEST, *LEAN, *SPREAD, "-m", "not browser and not sandbox", "tests"]))
     # The sandboxed graders share the machine's processes and time limits: one after the other.
     steps.append(Step("sandbox tests", [*PYTEST, "-m", "sandbox", "tests"]))
     if run := notebooks("lectures", "solutions"):

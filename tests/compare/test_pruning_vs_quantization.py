@@ -1,9 +1,13 @@
+import functools
 import math
 
 import pytest
 
 from mlcomp.compare import compare, crossover_kurtosis
 from mlcomp.sources import gaussian, laplace, student_t
+
+# The same crossovers serve several tests.
+crossover = functools.cache(crossover_kurtosis)
 
 
 def test_quantization_leads_for_a_gaussian_from_one_bit_to_eight_and_the_lead_grows():
@@ -19,18 +23,19 @@ def test_heavy_tails_help_the_pruner():
     assert leads == sorted(leads, reverse=True)
 
 
-@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("bits", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("storage", ["values", "bitmask"])
 def test_the_lead_changes_its_sign_at_the_crossover(bits, storage):
-    kurtosis = crossover_kurtosis(bits, storage=storage)
+    kurtosis = crossover(bits, storage=storage)
     below = compare(student_t(kurtosis * 0.99), bits=bits, storage=storage).advantage_db
     above = compare(student_t(kurtosis * 1.01), bits=bits, storage=storage).advantage_db
     assert below > 0 > above
 
 
+@pytest.mark.slow
 def test_more_bits_or_an_honest_mask_move_the_crossover_up():
-    two, four = crossover_kurtosis(2), crossover_kurtosis(4)
-    assert two < four and two < crossover_kurtosis(2, storage="bitmask")
+    two, four = crossover(2, storage="values"), crossover(4, storage="values")
+    assert two < four and two < crossover(2, storage="bitmask")
     assert crossover_kurtosis(4, largest=100.0) == math.inf
 
 

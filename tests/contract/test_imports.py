@@ -129,6 +129,7 @@ for name in {names}:
     assert in_fresh_python(code) == ""
 
 
+@pytest.mark.slow
 def test_the_first_guess_is_right():
     """As a name of the package, and as a module, whatever room it stands in."""
     guesses = "quant.gptq quant.quip quant.kmeans prune.wanda prune.sparsegpt obs.exact_obs obs.gptq".split()
@@ -150,6 +151,7 @@ def test_every_name_handed_out_is_there():
         exec("from mlcomp.quant import gtpq")
 
 
+@pytest.mark.slow
 def test_old_addresses_lead_to_the_new_ones():
     code = "import importlib, sys\n"
     for old, new in MOVED.items():

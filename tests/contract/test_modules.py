@@ -8,7 +8,7 @@ import pytest
 from tools.inventory import FINISHED_LECTURES, PACKAGES, ROOT, SYLLABUS, Module, api, methods, modules, notebooks
 
 METHOD_PACKAGES = ("sources", "formats", "layerwise", "quant", "prune", "obs", "budget", "compare", "distill")
-API = api()
+API, METHODS, NOTEBOOKS = api(), methods(), notebooks("lectures")
 USED = {name for m in modules() if m.path.name != "__init__.py" for name in m.imports()}
 EVERY = pytest.mark.parametrize("module", modules(), ids=lambda m: m.name)
 
@@ -41,11 +41,11 @@ def test_method_names_its_source_and_its_rows(module):
 
 @pytest.mark.parametrize("row", [row for lecture in FINISHED_LECTURES for row in SYLLABUS[lecture]])
 def test_row_of_a_finished_lecture_has_code_test_and_notebook(row):
-    code = [m for m in methods() if row in m.syllabus]
+    code = [m for m in METHODS if row in m.syllabus]
     assert code, f"no module's `Syllabus:` line holds {row}"
     assert any(m.test.exists() for m in code), f"no test beside {[m.name for m in code]}"
     assert any(m.source for m in code), f"none of {[m.name for m in code]} names its paper in a `Source:` line"
-    assert any(row in n.syllabus for n in notebooks("lectures")), f"no notebook's mlcomp.syllabus holds {row}"
+    assert any(row in n.syllabus for n in NOTEBOOKS), f"no notebook's mlcomp.syllabus holds {row}"
 
 
 # Public by their form, and no part of the API: programs, and what the exercises and notebooks import.

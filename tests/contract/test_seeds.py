@@ -34,6 +34,7 @@ def test_what_one_test_draws_does_not_move_the_next(seen, run):
     assert seen[-1] == here
 
 
+@pytest.mark.slow
 def test_the_variables_move_the_seed_and_the_number_of_examples():
     code = "from tests.conftest import SEED; from tests.examples import examples as of\n"
     code += "print(SEED, of(8).max_examples, of(25).max_examples)"

@@ -56,6 +56,7 @@ def test_own_work_in_any_folder(reference, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_feedback_page_escapes_what_the_student_wrote(empty, tmp_path):
     script = "<script>alert(1)</script>"
     book = answer(empty, "obd-saliency-answer", f"print('{script}')\nraise ValueError('{script}')")

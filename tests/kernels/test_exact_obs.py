@@ -17,7 +17,7 @@ def loss(weight, pruned, hessian):
     return 0.5 * torch.einsum("oi,ij,oj->o", delta, hessian, delta)
 
 
-@pytest.mark.parametrize(("out", "inp", "sparsity"), [(5, 7, 0.5), (3, 37, 0.6), (2, 33, 1.0), (3, 16, 0.0)])
+@pytest.mark.parametrize(("out", "inp", "sparsity"), [(5, 7, 0.5), (2, 37, 0.6), (1, 33, 1.0), (3, 16, 0.0)])
 def test_equals_the_reference(random, out, inp, sparsity):
     weight, hessian = layer(random, out, inp)
     for options in ({}, {"scope": "row"}, {"row_cap": min(1.0, sparsity + 0.2)}):
@@ -43,6 +43,7 @@ def test_patterns(random, pattern, inp):
     assert torch.allclose(got, want, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_float32_costs_little(random):
     weight, hessian = layer(random, 4, 40)
     for scope in ("row", "global"):
@@ -63,6 +64,7 @@ def test_dead_inputs_damping_and_non_contiguous(random):
         assert (got[:, 3] == 0).all() and torch.allclose(got, want, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_memory_bound_does_not_change_the_result(random):
     weight, hessian = layer(random, 5, 16)
     for scope, steps in (("row", 8), ("global", 16)):

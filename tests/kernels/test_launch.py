@@ -33,6 +33,7 @@ def test_importing_the_package_imports_no_triton_and_changes_no_setting():
     assert fresh(code).strip() == "False None"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_too_late_for_the_interpreter_is_an_error():
     code = "import triton; from mlcomp.kernels import interpret_without_gpu as f; f()"
@@ -40,6 +41,7 @@ def test_too_late_for_the_interpreter_is_an_error():
     assert interpret_without_gpu() is True  # here it was in time
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_cpu_tensors_without_the_interpreter_are_an_error():
     code = """

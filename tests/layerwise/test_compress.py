@@ -352,6 +352,7 @@ torch.save((result.state_dict(), [(r.name, r.error, r.samples) for r in report.r
 """
 
 
+@pytest.mark.slow
 def test_resume_after_a_real_kill(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(KILLED)

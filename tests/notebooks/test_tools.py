@@ -118,7 +118,7 @@ def test_each_fault_is_seen(notebook, spoil, what):
 def test_a_failing_cell_is_reported_and_the_stored_notebook_stays(template, tmp_path):
     copy = tmp_path / "broken.ipynb"
     nb = tool.read(template)
-    code_cells(nb)[-1].source = "assert 1 == 2, 'the claim'"
+    nb.cells = [*nb.cells[:2], nbformat.v4.new_code_cell("assert 1 == 2, 'the claim'")]
     nbformat.write(nb, copy)
     before = copy.read_text()
     assert "the claim" in tool.run(copy)

@@ -73,6 +73,15 @@ def test_edges():
     assert l_obs(weight.bfloat16(), hessian, sparsity=0.5).dtype == torch.bfloat16
 
 
+def test_dead_inputs_go_before_a_live_weight_that_is_all_but_zero():
+    weight, x, _ = make_layer(3, 6, 40, seed=1)
+    weight = weight.double()
+    weight[0, 0] = 1e-200  # its square, and so its sensitivity, is zero in float64
+    x[4] = 0
+    pruned = l_obs(weight, layer_hessian(x), sparsity=1 / 6)
+    assert torch.equal(pruned, weight.index_fill(1, torch.tensor([4]), 0))
+
+
 @examples(20)
 @given(seed=st.integers(0, 10_000), sparsity=st.floats(0.1, 0.9))
 def test_network_error_stays_under_the_bound(seed, sparsity):

@@ -17,7 +17,9 @@ def small(out=5, inp=20, samples=60, seed=0):
 
 
 # Authors' code on this layer, calibration and held-out: four digits are all that was recorded.
-@pytest.mark.parametrize("bits, calibration, held_out", [(4, 0.0061, 0.0066), (3, 0.0282, 0.0304)])
+@pytest.mark.parametrize(
+    "bits, calibration, held_out", [pytest.param(4, 0.0061, 0.0066, marks=pytest.mark.slow), (3, 0.0282, 0.0304)]
+)
 def test_matches_the_authors_code(bits, calibration, held_out):
     weight, x, x_new = make_layer(256, 256, 2048, seed=0)
     rounded = obq(weight, layer_hessian(x), bits=bits).dequantize()

@@ -25,10 +25,10 @@ def test_error_is_at_most_half_a_step(bits, group_size, symmetric, seed):
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [1, 3, 8])
 def test_a_group_is_a_matrix_of_its_own(bits, group_size, symmetric):
-    weight = torch.randn(3, 12, generator=torch.Generator().manual_seed(bits))
+    weight = torch.randn(2, 12, generator=torch.Generator().manual_seed(bits))
     whole = rtn(weight, bits=bits, group_size=group_size, symmetric=symmetric, clip="mse").dequantize()
     width = group_size or 12
-    for row in range(3):
+    for row in range(2):
         for start in range(0, 12, width):
             part = weight[row : row + 1, start : start + width]
             alone = rtn(part, bits=bits, symmetric=symmetric, clip="mse", per_tensor=True).dequantize()

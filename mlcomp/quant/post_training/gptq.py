@@ -1,17 +1,6 @@
 r"""GPTQ: OBQ with one column order for all rows, made fast by a Cholesky factor and lazy batches.
 
 Notation: W weight, $H = 2XX^\top$, U with $U^\top U = (H+\lambda I)^{-1}$, q the rounded column.
-
-The columns in their order, while column i is rounded; the same for every row of W::
-
-      finished batches      the lazy batch under way           columns to come
-    ┌───┬───┬───┬───┬───┬─────────────┬───┬─────────────┬───┬───┬───┬───┬───┬───┐
-    │ q   q   q   q   q │ q   q   q   │ w │ w   w   w   │ w   w   w   w   w   w │
-    └───┴───┴───┴───┴───┴─────────────┴───┴─────────────┴───┴───┴───┴───┴───┴───┘
-                         start         i                 end
-
-The error e of column i moves the columns up to ``end`` at once; those after it wait until the whole batch is rounded,
-and then one matrix product moves them for all errors of the batch.
 Source: Frantar, Ashkboos, Hoefler, Alistarh 2023, arXiv:2210.17323, Algorithm 1.   Syllabus: 2.08
 """
 
@@ -45,6 +34,17 @@ def gptq(
     r"""Round the columns one after the other; each rounding error is made up for by the columns still to come.
 
     $e = (w_i - q_i)/U_{ii}$, then $w_j \leftarrow w_j - e\,U_{ij}$ for all later columns j.
+
+    The columns in their order, while column i is rounded; the same for every row of W::
+
+          finished batches      the lazy batch under way           columns to come
+        ┌───┬───┬───┬───┬───┬─────────────┬───┬─────────────┬───┬───┬───┬───┬───┬───┐
+        │ q   q   q   q   q │ q   q   q   │ w │ w   w   w   │ w   w   w   w   w   w │
+        └───┴───┴───┴───┴───┴─────────────┴───┴─────────────┴───┴───┴───┴───┴───┴───┘
+                             start         i                 end
+
+    The error e of column i moves the columns up to ``end`` at once; those after it wait until the whole batch is
+    rounded, and then one matrix product moves them for all errors of the batch.
 
     By hand, with $H = \begin{pmatrix} 5 & 3 \\ 3 & 2 \end{pmatrix}$ of determinant 1, two bits and no damping:
     $H^{-1} = \begin{pmatrix} 2 & -3 \\ -3 & 5 \end{pmatrix}$ and

@@ -21,7 +21,11 @@ def layer():
 
 
 # The authors' code on the same layer: bits a weight with 16-bit codebooks and scales, and the calibration error.
-AUTHORS = [((8, 2, 8), 3.0625, 0.0295), ((4, 1, 8), 2.3125, 0.0323), ((4, 2, 6), 3.1875, 0.0126)]
+AUTHORS = [
+    pytest.param((8, 2, 8), 3.0625, 0.0295, marks=pytest.mark.slow),
+    ((4, 1, 8), 2.3125, 0.0323),
+    pytest.param((4, 2, 6), 3.1875, 0.0126, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("sizes", "bits", "error"), AUTHORS)

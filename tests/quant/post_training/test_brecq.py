@@ -72,6 +72,7 @@ def test_codes_are_neighbours_and_stand_for_the_weights():
     assert all(p.requires_grad for p in result.block.parameters())
 
 
+@pytest.mark.slow
 def test_close_to_the_best_of_all_joint_roundings():
     """Two layers of 2·3 + 1·2 weights: all 2^8 joint roundings of the block."""
     gain, possible = 0.0, 0.0
@@ -107,6 +108,7 @@ def test_close_to_the_best_of_all_joint_roundings():
     assert possible > 0.05 and gain > 0.5 * possible
 
 
+@pytest.mark.slow
 def test_fisher_weights_favour_the_outputs_that_matter():
     """A bottleneck of 3 values serves 12 outputs: what helps some of them hurts the others."""
     own, other = torch.zeros(2), torch.zeros(2)

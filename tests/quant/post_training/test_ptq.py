@@ -95,6 +95,7 @@ def test_one_grid_for_each_channel_makes_folding_free():
         assert torch.equal(folded[i].codes, kept[i].codes)
 
 
+@pytest.mark.slow
 def test_the_course_network(as_user):
     model, batches = convnet(), mnist_calibration(128)
     images, labels = mnist5k("held_out", count=300)
