@@ -331,6 +331,20 @@ WRONG: dict[str, list[tuple[str, str]]] = {
             ),
         ),
         ("inverse is never updated", _row((_STALE, ""))),
+        (
+            "inverse is never updated, and removed weights move again",
+            _row((_STALE, ""), ("    weight[~left] = 0\n", "    weight[p] = 0\n")),
+        ),
+        (
+            "0/0 of removed weights",
+            _row(
+                (
+                    "torch.where(left, weight.square() / inverse.diagonal(), torch.inf)",
+                    "(weight.square() / inverse.diagonal())",
+                ),
+                ("    left[p] = False\n", "    left[p] = False\n    inverse[p, :] = 0\n    inverse[:, p] = 0\n"),
+            ),
+        ),
         ("one weight too many", _row(("range(k)", "range(min(k + 1, len(weight)))"))),
         ("one weight too few", _row(("range(k)", "range(k - 1)"))),
         ("removed weights come back", _row(("    weight[~left] = 0\n", "    weight[p] = 1e-12\n"))),
@@ -356,6 +370,16 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ),
         ("always 2:4", _pattern(("weight, inverse", "n, m = 2, 4\nweight, inverse"))),
         ("inverse is never updated", _pattern((_STALE, ""))),
+        (
+            "0/0 of removed weights",
+            _pattern(
+                (
+                    "torch.where(left & ~full, weight.square() / inverse.diagonal(), torch.inf)",
+                    "torch.where(~full, weight.square() / inverse.diagonal(), torch.inf)",
+                ),
+                ("    left[p] = False\n", "    left[p] = False\n    inverse[p, :] = 0\n    inverse[:, p] = 0\n"),
+            ),
+        ),
         ("smallest of each block", _pattern(("weight.square() / inverse.diagonal()", "weight.abs()"))),
         (
             "one block after the other",

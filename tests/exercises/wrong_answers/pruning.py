@@ -56,7 +56,10 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("n kept", _pattern(("[..., :n]", "[..., : m - n]"))),
         (
             "strided groups",
-            _pattern(("weight.abs().reshape(len(weight), -1, m)", "weight.abs().reshape(len(weight), m, -1).mT")),
+            _pattern(
+                ("weight.abs().reshape(len(weight), -1, m)", "weight.abs().reshape(len(weight), m, -1).mT"),
+                ("mask.reshape(weight", "mask.mT.reshape(weight"),
+            ),
         ),
         ("turned round", _pattern(("torch.ones_like", "torch.zeros_like"), ("False", "True"))),
         ("removes the largest", _pattern(("groups.argsort(-1)", "groups.argsort(-1, descending=True)"))),
@@ -160,7 +163,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
                 ),
             ),
         ),
-        ("divides by n − 1", _weight(("correction=0", "correction=1"), ("+ eps", "+ eps * 1.3"))),
+        ("divides by n − 1", _weight(("correction=0", "correction=1"))),
         ("mean of Wˢ, not of λWˢ", _weight(("(scale * sparse).mean(1", "sparse.mean(1"))),
         (
             "statistics of the kept weights",
@@ -172,6 +175,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
             ),
         ),
         ("no ε", _weight((" + eps", ""))),
+        ("divides by n − 1 in the dense row only", _weight(("dense.std(1, correction=0, ", "dense.std(1, "))),
         (
             "norms instead of deviations",
             _weight((".std(1, correction=0, keepdim=True)", ".square().mean(1, keepdim=True).sqrt()")),

@@ -37,6 +37,10 @@ WRONG: dict[str, list[tuple[str, str]]] = {
             _affine(("    step = (high", "    high = torch.maximum(high, -low)\n    low = -high\n    step = (high")),
         ),
         ("0/0 in a row of zeros", _affine(("    step = torch.where(step > 0, step, 1.0)\n", ""))),
+        (
+            "the zero code comes in before rounding",
+            _affine(("torch.round(weight / step) + zero", "torch.round((weight - low) / step)")),
+        ),
         ("ignores the share", _affine(("share * ", ""))),
         ("mutates the weight", _affine(("weight / step", "weight.div_(step)"))),
         ("codes as floats", _affine(("codes.long()", "codes"))),
@@ -179,6 +183,18 @@ WRONG: dict[str, list[tuple[str, str]]] = {
             "transpose of the lower triangle",
             _ldlq(("torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)", "torch.linalg.cholesky(hessian).T")),
         ),
+        (
+            "H = UᵀDU with a unit diagonal",
+            _ldlq(
+                ("torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)", "torch.linalg.cholesky(hessian).T"),
+                ("factor / factor.diagonal()", "factor / factor.diagonal()[:, None]"),
+            ),
+        ),
+        (
+            "a row of U",
+            _ldlq(("feedback[:, k]", "feedback[k]"), ("weight.clone()", "torch.zeros_like(weight)")),
+        ),
+        ("a row of U, errors in a copy", _ldlq(("feedback[:, k]", "feedback[k]"))),
         ("rows divided, not columns", _ldlq(("factor / factor.diagonal()", "factor / factor.diagonal()[:, None]"))),
         (
             "right to left",
