@@ -302,7 +302,8 @@ def _own(cell: Cell) -> Cell:
 
 def _attached(*cells: Cell) -> Cell:
     """Return the pictures of some cells, as a part of one."""
-    pictures = {name: data for cell in cells for name, data in dict(cell.get("attachments") or {}).items()}
+    found = [cell["attachments"] for cell in cells if isinstance(cell.get("attachments"), dict)]
+    pictures = {name: data for attached in found for name, data in attached.items()}
     return {"attachments": pictures} if pictures else {}
 
 
