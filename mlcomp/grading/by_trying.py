@@ -54,7 +54,8 @@ def without_update(
     """
     inverse, rows = torch.linalg.inv(hessian), []
     for again in (False, True):
-        row, gone = weight.clone(), []
+        row = weight.clone()
+        gone: list[int] = []
         for _ in range(count):
             score = row.square() / inverse.diagonal()
             p = min((p for p in range(len(row)) if p not in gone and allowed(gone, p)), key=score.__getitem__)

@@ -130,7 +130,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "mutates the weight",
             _saliency("return weight.square_().mul_(hessian.diagonal()).mul_(0.5)"),
-            "your function changed its arguments",
+            "changed its argument",
         ),
         (
             "computed in float32",
@@ -285,7 +285,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
                 return weight
                 """
             ),
-            "your function changed its arguments",
+            "changed its argument",
         ),
         (
             "damps the Hessian by a constant",
@@ -414,7 +414,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
                 return inverse
                 """
             ),
-            "your function changed its argument",
+            "changed its argument",
         ),
         (
             "computed in float32",
@@ -507,7 +507,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             ": is a weight chosen twice (removed ones need the score infinity), or does a removed one move again?",
         ),
         ("chooses by magnitude", _row(("weight.square() / inverse.diagonal()", "weight.abs()")), ""),
-        ("mutates the weight", _row(_NO_CLONE), "your function changed its arguments"),
+        ("mutates the weight", _row(_NO_CLONE), "changed its argument"),
         (
             "computed in float32",
             _row(_IN_SINGLE, ("return weight", "return weight.double()")),
@@ -577,7 +577,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             _pattern(("left & ~full", "left & ~full & (torch.arange(inp) // m == _ // n)")),
             "you finished one block before the next: choose over all blocks that are not full",
         ),
-        ("mutates the weight", _pattern(_NO_CLONE), "your function changed its arguments"),
+        ("mutates the weight", _pattern(_NO_CLONE), "changed its argument"),
         (
             "computed in float32",
             _pattern(_IN_SINGLE, ("return weight", "return weight.double()")),
@@ -645,7 +645,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             _obq(("return result", "return weight + 1e-12")),
             "some values are not levels: store the level itself, not the moved weight",
         ),
-        ("mutates the weight", _obq(_NO_CLONE), "your function changed its arguments"),
+        ("mutates the weight", _obq(_NO_CLONE), "changed its argument"),
         (
             "off by one: leaves the last weight",
             _obq(("range(len(weight))", "range(len(weight) - 1)"), ("torch.empty_like(weight)", "weight.clone()")),
@@ -668,7 +668,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "mutates the loss",
             _budget(("best = {0: (0.0, [])}", "loss.add_(1)\nbest = {0: (0.0, [])}")),
-            "your function changed its arguments",
+            "changed its argument",
         ),
         (
             "each layer's best, over budget",

@@ -70,7 +70,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             "see the function's description",
         ),
         ("flat", _magnitude(("return mask.reshape(weight.shape)", "return mask")), "the shape must be"),
-        ("mutates the weight", _magnitude(("weight.abs()", "weight.abs_()")), "your function changed its arguments"),
+        ("mutates the weight", _magnitude(("weight.abs()", "weight.abs_()")), "changed its argument"),
     ],
     "pattern-mask": [
         (
@@ -121,7 +121,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             ),
             "the total is right, but not in each group",
         ),
-        ("mutates the weight", _pattern(("weight.abs()", "weight.abs_()")), "your function changed its arguments"),
+        ("mutates the weight", _pattern(("weight.abs()", "weight.abs_()")), "changed its argument"),
     ],
     "cubic-schedule": [
         ("fourth power", _cubic(("** 3", "** 4")), "steps the sparsity is"),
@@ -217,7 +217,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             "should be: count, do not compare with a threshold",
         ),
         ("signed values", _normalized(("w.abs()", "w")), ""),
-        ("mutates the weights", _normalized(("w.abs()", "w.abs_()")), "your function changed its arguments"),
+        ("mutates the weights", _normalized(("w.abs()", "w.abs_()")), "changed its argument"),
     ],
     "correct-weight": [
         (
@@ -293,7 +293,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
                 ("corrected = scale * sparse +", "corrected = sparse.mul_(scale) +"),
                 ("(scale * sparse).mean", "sparse.mean"),
             ),
-            "your function changed its arguments",
+            "changed its argument",
         ),
     ],
     "correct-bias": [
@@ -335,7 +335,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             _bias(
                 ("return bias + dense_outputs.mean((0, 2, 3)) -", "return bias.add_(dense_outputs.mean((0, 2, 3))) -")
             ),
-            "your function changed its arguments",
+            "changed its argument",
         ),
     ],
     "masked-fit": [
@@ -424,7 +424,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "mutates the weight",
             _fit(("torch.zeros_like(weight)", "weight.mul_(mask)"), ("(weight[i] @", "(weight[i].clone() @")),
-            "your function changed its arguments",
+            "changed its argument",
         ),
     ],
     "equal-size": [
@@ -500,7 +500,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
                     "signal, noise = w.square().sum(), (w - rounded).square().sum()",
                 ),
             ),
-            "your function changed its arguments",
+            "changed its argument",
         ),
     ],
 }

@@ -79,18 +79,18 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "0/0 in a row of zeros",
             _affine(("    step = torch.where(step > 0, step, 1.0)\n", "")),
-            "NaN or infinity: a row of zeros has no range, and 0/0 no value; give it step 1 and zero code 0",
+            "NaN or infinity: a row of zeros has no range, and 0/0 no value",
         ),
         (
             "the zero code comes in before rounding",
             _affine(("torch.round(weight / step) + zero", "torch.round((weight - low) / step)")),
-            "(w − l)/s was rounded: the zero code must be a whole number first, so that 0 is on the grid; round w/s, then add it",
+            "(w − l)/s was rounded: the zero code must be a whole number first",
         ),
         ("ignores the share", _affine(("share * ", "")), "the share is ignored: the grid covers a part of the range"),
         (
             "mutates the weight",
             _affine(("weight / step", "weight.div_(step)")),
-            "your function changed its arguments",
+            "changed its argument",
         ),
         ("codes as floats", _affine(("codes.long()", "codes")), "see the function's description"),
         (
@@ -237,7 +237,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
                     "    levels[count > 0] = (total / count)[count > 0]\n    return levels",
                 )
             ),
-            "your function changed its arguments",
+            "changed its argument",
         ),
     ],
     "fold-batchnorm": [
@@ -291,7 +291,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "mutates the weight",
             _fold(("weight * scale[", "weight.mul_(scale["), ("None], beta", "None]), beta")),
-            "your function changed its arguments",
+            "changed its argument",
         ),
     ],
     "step-gradient": [
@@ -371,7 +371,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "plain rounding",
             _ldlq((" + (weight - result) @ feedback[:, k]", "")),
-            "this is plain rounding: the errors must feed back, through column k of U; its row k is zero where errors are",
+            "this is plain rounding: the errors must feed back, through column k of U",
         ),
         (
             "the I stays in",
@@ -389,7 +389,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "lower triangle, left to right",
             _ldlq(("torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)", "torch.linalg.cholesky(hessian)")),
-            "this is plain rounding: the errors must feed back, through column k of U; its row k is zero where errors are",
+            "this is plain rounding: the errors must feed back, through column k of U",
         ),
         (
             "transpose of the lower triangle",
@@ -412,7 +412,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "a row of U, errors in a copy",
             _ldlq(("feedback[:, k]", "feedback[k]")),
-            "this is plain rounding: the errors must feed back, through column k of U; its row k is zero where errors are",
+            "this is plain rounding: the errors must feed back, through column k of U",
         ),
         (
             "rows divided, not columns",
@@ -441,7 +441,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "mutates the weight",
             _ldlq(("    result = weight.clone()\n", "    result, weight = weight, weight.clone()\n")),
-            "your function changed its arguments",
+            "changed its argument",
         ),
         (
             "of the inverse",
@@ -506,7 +506,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
                     "return x_before.copy_(torch.where(nearer, first, second))",
                 ),
             ),
-            "your function changed its arguments",
+            "changed its argument",
         ),
     ],
 }
