@@ -64,7 +64,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "cuts off",
             _affine(("torch.round(weight / step)", "torch.floor(weight / step)")),
-            ", and there is a nearer point: round to nearest, do not cut off",
+            "",
         ),
         (
             "zero code not rounded",
