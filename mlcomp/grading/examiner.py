@@ -26,6 +26,7 @@ class Examiner:
         """``seed`` decides the checks' random numbers."""
         self.assignment, self.kernel, self.seed = assignment, kernel, seed
         self.namespace: dict[str, Any] = {"__name__": "mlcomp_checks"}
+        self.stopped: dict[str, str] = {}  # the error that ended the cell that was to define a name (empty: none)
         for cell in assignment.cells:
             mark = marks(cell)
             locked = cell["cell_type"] == "code" and not mark.get("grade") and not mark.get("solution")
@@ -88,5 +89,7 @@ class Examiner:
         if kind == "NotImplementedError":
             raise StudentError("not answered yet")
         if kind == "KeyError" and text == f"KeyError: '{name}'":
-            raise StudentError(f"{name} is not defined: its cell raised an error or was removed")
+            error = self.stopped.get(name)
+            why = f"stops with {error}" if error else "was removed, or defines it under another name"
+            raise StudentError(f"{name} is not defined: its cell {why}")
         raise StudentError(f"{name} failed: {text}")

@@ -1,11 +1,16 @@
-"""Make the students' notebooks from the source notebooks, with nbgrader: no answers, no hidden checks, no outputs."""
+"""Make the students' notebooks from the source notebooks, with nbgrader: no answers, no hidden checks, no outputs.
 
+The code of the checks and of the set-up is folded: a student runs it, and may unfold it.
+"""
+
+import json
 import logging
 import re
 import shutil
 import tempfile
 from pathlib import Path
 
+from mlcomp.grading.assignment import marks
 from mlcomp.grading.extra import require_nbgrader
 
 # A link from a source notebook, which is a page of the book, to another page.
@@ -64,8 +69,22 @@ def _released(solutions: Path, scratch: Path) -> dict[Path, bytes]:
     release = scratch / "release"
     link = _notebook_link(solutions.parent / "_config.yml")
     return {
-        path.relative_to(release): _PAGE.sub(link, path.read_bytes()) for path in sorted(release.glob("*/*.ipynb"))
+        path.relative_to(release): _folded(_PAGE.sub(link, path.read_bytes()))
+        for path in sorted(release.glob("*/*.ipynb"))
     }
+
+
+def _folded(data: bytes) -> bytes:
+    """Return a notebook whose code that is not the student's is folded, in Jupyter and in Colab.
+
+    That is what the book folds (the tag hide-input), less the answers.
+    """
+    book = json.loads(data)
+    for cell in book["cells"]:
+        if "hide-input" in cell["metadata"].get("tags", []) and not marks(cell).get("solution"):
+            cell["metadata"]["jupyter"] = {"source_hidden": True}
+            cell["metadata"]["cellView"] = "form"  # Colab's word for it
+    return (json.dumps(book, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _notebook_link(config: Path) -> bytes:

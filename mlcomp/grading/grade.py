@@ -14,6 +14,7 @@ from mlcomp.grading.assignment import (
     Cell,
     Question,
     aligned,
+    defines,
     is_left_out,
     load_assignments,
     marks,
@@ -142,6 +143,10 @@ class _Run:
             except KernelDied as death:
                 self.problem = error = str(death)
                 printed = self.kernel.printed()
+        for question in self.questions.values():
+            for name in question.functions + question.values:
+                if defines(source(cell), (name,)):
+                    self.examiner.stopped[name] = error
         self.outputs.append(CellOutput(source(cell), printed, error))
 
     def _result(self, question: Question, cell: Cell) -> Result:

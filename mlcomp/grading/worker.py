@@ -5,6 +5,7 @@ replies go to the file descriptor FD, whatever cells print goes to standard outp
 this process is the student's word; the grader only looks at values.
 """
 
+import builtins
 import os
 import signal
 import sys
@@ -24,7 +25,8 @@ class OutOfTime(BaseException):
 def main() -> None:
     """Serve requests until standard input closes."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(int(sys.argv[1]), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # input() in a cell gets the end of file at once
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # whatever else reads gets the end of file at once
+    builtins.input = _no_input
     shell = _shell()
     home = os.getpid()
     while header := requests.read(wire.HEADER.size):
@@ -38,12 +40,48 @@ def main() -> None:
         replies.flush()
 
 
+class _Shell(InteractiveShell):
+    """A shell that runs Python. What needs a screen, a terminal or an installer is passed over and says so."""
+
+    def run_line_magic(self, magic_name: str, line: str, _stack_depth: int = 1) -> Any:
+        """Run a magic that only runs Python; pass over any other."""
+        if magic_name in _PYTHON_MAGICS:
+            return super().run_line_magic(magic_name, line, _stack_depth + 1)
+        return _passed_over(f"%{magic_name}")
+
+    def run_cell_magic(self, magic_name: str, line: str, cell: str) -> Any:
+        """Run a magic that only runs Python; pass over the cell of any other."""
+        if magic_name in _PYTHON_MAGICS:
+            return super().run_cell_magic(magic_name, line, cell)
+        return _passed_over(f"the cell of %%{magic_name}")
+
+    def system(self, cmd: str) -> None:
+        """Pass over a command for the terminal."""
+        _passed_over(f"!{cmd}")
+
+    def getoutput(self, cmd: str, split: bool = True, depth: int = 0) -> list[str]:
+        """Pass over a command for the terminal; nothing was printed."""
+        _passed_over(f"!{cmd}")
+        return []
+
+
+_PYTHON_MAGICS = frozenset({"capture", "prun", "time", "timeit"})
+
+
+def _passed_over(what: str) -> None:
+    print(f"passed over when graded: {what}")
+
+
+def _no_input(prompt: object = "") -> str:
+    raise EOFError("input() waits for someone to type, and nobody does when a notebook is graded")
+
+
 def _shell() -> InteractiveShell:
     config = Config()
     config.InteractiveShell.colors = "NoColor"
     config.InteractiveShell.xmode = "Plain"
     config.HistoryManager.enabled = False
-    return InteractiveShell.instance(config=config)
+    return _Shell.instance(config=config)
 
 
 def _serve(shell: InteractiveShell, request: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +122,10 @@ def _packed(reply: dict[str, Any]) -> bytes:
 
 
 def _short(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):  # its own text names a file that no one can open
+        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"[:2000]
+    if isinstance(error, ModuleNotFoundError):
+        return f"{type(error).__name__}: {error}: it is not installed where notebooks are graded"[:2000]
     return f"{type(error).__name__}: {error}"[:2000]
 
 

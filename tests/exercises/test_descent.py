@@ -19,7 +19,9 @@ def orphan():
     started = []
 
     def start(name="sleep 60"):
-        done = subprocess.run(["sh", "-c", f"{name} >/dev/null 2>&1 & echo $!"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["sh", "-c", f"{name} >/dev/null 2>&1 & echo $!"], capture_output=True, text=True, check=True
+        )
         started.append(int(done.stdout))
         return started[-1]
 

@@ -1,6 +1,8 @@
-"""Each question rejects its known wrong answers, and only they lose points."""
+"""Each question rejects its known wrong answers, says what is wrong with them, and only they lose points."""
 
 import random
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -10,10 +12,36 @@ from mlcomp.grading.kernel import Kernel
 from mlcomp.grading.limits import Limits
 from mlcomp.grading.sandbox import environment, worker_command
 from tests.exercises.wrong_answers import WRONG
+from tests.exercises.wrong_answers.messages import messages
 
 pytestmark = pytest.mark.slow
 ASSIGNMENTS = {assignment.folder: assignment for assignment in load_assignments()}
-CASES = [(folder, q, name, code) for folder, w in WRONG.items() for q, cases in w.items() for name, code in cases]
+CASES = [(folder, q, *case) for folder, w in WRONG.items() for q, cases in w.items() for case in cases]
+
+# What a careful student could have known: the visible checks say it.
+VISIBLE = {
+    ("affine", "0/0 in a row of zeros"),
+    ("affine", "the zero code comes in before rounding"),
+    ("affine", "zero is not on the grid"),
+    ("bits-per-weight", "rounds the groups down"),
+    ("budget", "greedy: best gain for its cost first"),
+    ("correct-weight", "divides by n − 1"),
+    ("lloyd-step", "0/0 in an empty cell"),
+    ("lloyd-step", "an empty level goes to 0"),
+    ("magnitude-mask", "threshold: ties fall together"),
+    ("normalized-masks", "0/0 in a layer of zeros"),
+    ("normalized-masks", "threshold: ties fall together"),
+    ("pattern-mask", "always 2:4"),
+    ("pattern-mask", "n kept"),
+    ("pattern-mask", "threshold: ties fall together"),
+    ("step-gradient", "the edges count as outside"),
+}
+
+# Two ways to find one mistake; which of them does, the random numbers decide.
+EITHER = {
+    "best for less than the budget: a choice that costs exactly the budget is allowed",
+    ": 'at most' includes exactly the budget, and costs are not rounded",
+}
 
 
 @pytest.fixture(scope="module", params=sorted(WRONG))
@@ -29,6 +57,14 @@ def graded(request, tmp_path_factory):
         yield examiner
 
 
+def visible(graded, name):
+    """What the checks that the student has say to one question."""
+    hidden = re.compile("### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS", re.S)
+    cells = tuple({**cell, "source": hidden.sub("", source(cell))} for cell in graded.assignment.cells)
+    examiner = Examiner(replace(graded.assignment, cells=cells), graded.kernel, seed=graded.seed)
+    return examiner.examine(next(q for q in questions(examiner.assignment) if q.id == name))
+
+
 def questions(assignment):
     return [question for question in assignment.questions if not question.manual]
 
@@ -37,6 +73,19 @@ def questions(assignment):
 def test_every_question_has_at_least_five_wrong_answers(folder):
     assert set(WRONG[folder]) == {question.id for question in questions(ASSIGNMENTS[folder])}
     assert min(map(len, WRONG[folder].values())) >= 5
+
+
+@pytest.mark.parametrize(
+    ("folder", "question"), [(folder, question) for folder, wrong in WRONG.items() for question in wrong]
+)
+def test_every_message_has_a_wrong_answer_that_gets_it(folder, question):
+    told = [text for _, _, text in WRONG[folder][question] if text]
+    said = {text.strip() for text in messages(ASSIGNMENTS[folder], question) - EITHER}
+    assert {text for text in said if not any(text in answer or answer in text for answer in told)} == set()
+
+
+def test_what_must_be_visible_names_wrong_answers():
+    assert {(question, name) for _, question, name, _, _ in CASES} >= VISIBLE
 
 
 def test_no_two_assignments_share_the_name_of_a_cell():
@@ -53,20 +102,23 @@ def test_the_reference_passes_every_question(graded, seed):
 
 
 @pytest.mark.parametrize(
-    ("graded", "question", "name", "code"),
+    ("graded", "question", "name", "code", "told"),
     CASES,
-    ids=[f"{folder} {q}: {n}" for folder, q, n, _ in CASES],
+    ids=[f"{folder} {q}: {n}" for folder, q, n, _, _ in CASES],
     indirect=["graded"],
 )
-def test_a_wrong_answer_loses_exactly_its_points(graded, note, question, name, code):
+def test_a_wrong_answer_loses_exactly_its_points(graded, note, question, name, code, told):
     graded.seed = random.SystemRandom().randrange(2**62)
     asked = questions(graded.assignment)
     reference = next(c for c in graded.assignment.cells if marks(c).get("grade_id") == f"{question}-answer")
     assert graded.kernel.run(code)[0] == {}
     try:
         found = {q.id: graded.examine(q) for q in asked}
+        seen = visible(graded, question)
     finally:
         graded.kernel.run(source(reference))
     note("Wrong answers and what the student is told", question, name, found[question])
     assert found[question] is not None, f"accepted with seed {graded.seed}"
     assert [q for q, message in found.items() if message is not None] == [question]
+    assert told in found[question], f"with seed {graded.seed}"
+    assert seen is not None or (question, name) not in VISIBLE, f"only hidden checks see it, with seed {graded.seed}"

@@ -1,8 +1,11 @@
-"""The known wrong answers of each assignment, by its folder in solutions/."""
+"""The known wrong answers of each assignment, by its folder in solutions/.
+
+Each is: what is wrong, the code, and what the student must be told (empty: one of several messages, by chance).
+"""
 
 from tests.exercises.wrong_answers import optimal_brain_compression, pruning, quantization
 
-WRONG: dict[str, dict[str, list[tuple[str, str]]]] = {
+WRONG: dict[str, dict[str, list[tuple[str, str, str]]]] = {
     "lecture1_pruning": pruning.WRONG,
     "lecture1_quantization": quantization.WRONG,
     "lecture2": optimal_brain_compression.WRONG,
