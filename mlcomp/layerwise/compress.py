@@ -94,7 +94,7 @@ def compress(
     if resume is not None:
         options = (sequential, valid, tied, on_error, str(dtype))
         print_of = {"model": hash_model(model), "method": hash_values(methods), "options": hash_values(options)}
-        print_of |= {"batches": hash_batches(batches), "held_out": hash_batches(held_out or ())}
+        print_of |= {"batches": hash_batches(batches), "held_out": hash_batches(held_out)}
         store = ResumeFolder(resume, print_of)
     run = _Run(result, batches, held_out, valid, on_error, dtype, store)
     with evaluating(result), tqdm(total=len(methods), disable=not progress, desc="layers", unit="layer") as bar:
