@@ -36,8 +36,8 @@ _SAFE = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|$))[a-z0-9_][a-z0-9_.]{
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a new file beside ``path`` to write to; afterwards it takes its place, whole.
 
-    An error leaves the old one. The new file is created exclusively, under a name of its own: two at once do not meet,
-    and no link is followed.
+    An error leaves the old one. The new file is created exclusively, under a name of its own: two at once do not
+    meet, and no link is followed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
