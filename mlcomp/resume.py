@@ -117,7 +117,7 @@ class ResumeFolder:
         if changed:
             raise ValueError(
                 f"{self.path} was begun with another {', '.join(changed)}: resume with the same settings (a function "
-                "counts with its code, and the globals and helpers that it reads), or give a new folder"
+                "counts with its code, and the globals and helpers that it reads), or give a new folder or delete it"
             )
 
     def _file(self, name: str) -> Path:
