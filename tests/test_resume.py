@@ -9,7 +9,11 @@ import time
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
+from mlcomp.layerwise import compress
+from mlcomp.quant import rtn
 from mlcomp.resume import ResumeFolder, load_piece, replacing, save_piece
 
 SETTINGS = {"method": "1", "model": "2"}
@@ -149,3 +153,92 @@ def test_two_processes_in_one_folder(tmp_path):
     runs = [subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path / "r")], stderr=subprocess.PIPE) for _ in "12"]
     assert [run.communicate(timeout=120)[1] for run in runs] == [b"", b""]
     assert sorted(p.name[:4] for p in (tmp_path / "r").iterdir()) == ["a.sa", "b.sa", "c.sa", "d.sa", "mani"]
+
+
+BITS = 4
+
+
+def finest(weight):
+    return rtn(weight, bits=BITS)
+
+
+def helped(weight, hessian):
+    return finest(weight)
+
+
+def model(act=nn.ReLU):
+    torch.manual_seed(0)
+    return nn.ModuleDict({"Mix": nn.Linear(6, 6), "mix": nn.Linear(6, 6), "层" * 90: nn.Linear(6, 6), "act": act()})
+
+
+class Chain(nn.Module):
+    def __init__(self, act=nn.ReLU):
+        super().__init__()
+        self.parts = model(act)
+
+    def forward(self, x):
+        for name, part in self.parts.items():
+            x = self.parts["act"](part(x)) if name != "act" else x
+        return x
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+
+
+def run(folder, act=nn.ReLU, **options):
+    batches = DataLoader(Stream(), batch_size=8)  # it has no length
+    options = {"held_out": batches, "progress": False, "resume": folder} | options
+    return compress(Chain(act), batches, helped, **options)
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_compress_goes_on_only_with_what_it_began_with(tmp_path, monkeypatch):
+    whole, report = run(None)
+    assert equal(run(tmp_path)[0], whole) and len(list(tmp_path.glob("*.safetensors"))) == 3
+    assert all(row.held_out_error > 0 for row in report.rows)
+    with pytest.raises(ValueError, match="another model:"):
+        run(tmp_path, nn.Tanh)
+    monkeypatch.setitem(globals(), "BITS", 2)
+    with pytest.raises(ValueError, match="another method:"):
+        run(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setitem(globals(), "finest", lambda weight: rtn(weight, bits=3))
+    with pytest.raises(ValueError, match="another method:"):
+        run(tmp_path)
+    monkeypatch.undo()
+    assert equal(run(tmp_path)[0], whole)
+
+
+@pytest.mark.parametrize("kind", ["flipped weight", "half", "other"])
+def test_compress_makes_a_damaged_layer_again(tmp_path, kind):
+    whole, report = run(tmp_path)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    stamps = [path.stat().st_mtime_ns for path in files]
+    damage(files[0], files[1], kind)
+    again, second = run(tmp_path)
+    assert equal(again, whole) and [r.error for r in second.rows] == [r.error for r in report.rows]
+    assert [path.stat().st_mtime_ns == stamp for path, stamp in zip(files, stamps, strict=True)] == [
+        False,
+        True,
+        True,
+    ]
+
+
+ONE_RUN = """
+import sys
+from pathlib import Path
+from tests import test_resume as t
+t.run(Path(sys.argv[1]), layers={"parts.Mix", "parts.mix", "parts." + "层" * 90})
+"""
+
+
+def test_compress_goes_on_with_a_set_of_names_in_a_process_of_another_hash_seed(tmp_path):
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", ONE_RUN, str(tmp_path)]
+        done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
