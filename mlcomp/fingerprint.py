@@ -7,6 +7,7 @@ version and the source file that they stand in. What a function itself assigns (
 is its state, not a setting, and stays out. Two objects are told apart by what pickle would store of them.
 """
 
+import copyreg
 import dis
 import functools
 import hashlib
@@ -17,6 +18,7 @@ import platform
 import sys
 import sysconfig
 import types
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
@@ -28,6 +30,9 @@ from torch import Tensor, nn
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
 _DESCRIPTORS = (property, classmethod, staticmethod, functools.cached_property)
+# What shows all that it is, without an address.
+_SHOWN: tuple[type, ...] = (torch.dtype, torch.layout, torch.memory_format, torch.finfo, torch.iinfo)
+_SHOWN += (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 # What C code hands out: by name, and by the class or object that it belongs to.
 _BUILT_IN = (
     types.BuiltinFunctionType,
@@ -262,7 +267,8 @@ class _Describer:
 
     def _object(self, value: Any) -> bytes:
         try:
-            reduced = value.__reduce_ex__(4)
+            known = copyreg.dispatch_table.get(type(value))  # how pickle asks
+            reduced = known(value) if known else value.__reduce_ex__(4)
         except Exception as problem:
             raise self._refusal(value, problem) from problem
         if isinstance(reduced, str):  # a name that pickle would look up
@@ -279,13 +285,18 @@ _DESCRIBED: tuple[tuple[Any, Any], ...] = (
     (np.ndarray, _Describer._array),
     (nn.Module, _Describer._module),
     (torch.Generator, lambda self, value: _sum("generator", (self.of(value.get_state()),))),
-    (torch.dtype | torch.layout | torch.memory_format, lambda self, value: _sum(repr(value))),
+    (_SHOWN, lambda self, value: _sum(repr(value))),
+    ((weakref.WeakKeyDictionary, weakref.WeakValueDictionary), lambda self, value: _sum("weak")),  # a cache
     (type, _Describer._class),
     (types.FunctionType, _Describer._function),
     (types.MethodType, lambda self, value: _sum("method", (self.of(value.__func__), self.of(value.__self__)))),
     (types.CellType, _Describer._cell),
     (types.CodeType, _Describer._code),
     (types.ModuleType, _Describer._python_module),
+    (
+        functools._lru_cache_wrapper,
+        lambda self, value: _sum("cached", map(self.of, (value.__wrapped__, value.cache_parameters()))),
+    ),
     (
         functools.partial,
         lambda self, value: _sum("partial", map(self.of, (value.func, value.args, value.keywords))),

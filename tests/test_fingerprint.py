@@ -124,12 +124,18 @@ SOURCES = [  # @ is 2, or 10
     "from math import log@ as g\ndef f(x): return g(x)",
     "import math\ndef f(x): return math.log@(x)",
     "def f(x):\n try:\n  return x.y\n except E@: return 0",
+    "import functools\n@functools.cache\ndef g(x): return x + @\ndef f(x): return g(x)",
+    "import functools\nclass C:\n @functools.cached_property\n def k(self): return @\ndef f(x): return C().k",
+    "import contextlib\n@contextlib.contextmanager\ndef g():\n yield @\ndef f(x): return g()",
+    "import re\nP = re.compile('a{@}')\ndef f(x): return P.match(x)",
+    "class R:\n def __reduce__(self): return 'r'\n def k(self): return @\nr = R()\ndef f(x): return r.k()",
+    "import torch\n@torch.no_grad()\ndef f(x): return x * @",
 ]
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_code_that_computes_something_else_has_another_hash(source):
-    fill = functools.partial(re.sub, "@(?!property)", string=source)
+    fill = functools.partial(re.sub, r"@(?=\W|\d|$)", string=source)
     assert hash_values(remade(fill("2"))) == hash_values(remade("# moved\n\n" + fill("2")))
     assert hash_values(remade(fill("2"))) != hash_values(remade(fill("10")))
 
@@ -174,6 +180,22 @@ def test_what_a_function_assigns_itself_is_its_state():
     before = hash_values(function)
     function(1)
     assert hash_values(function) == before
+
+
+@functools.singledispatch
+def generic(x):
+    return x * SCALE
+
+
+def test_a_cache_that_has_filled_is_no_other_function(monkeypatch):
+    before = hash_values([generic, functools.cache(helper)])
+    generic(1)
+    generic(2.0)
+    cached = functools.cache(helper)
+    cached(3)
+    assert hash_values([generic, cached]) == before
+    monkeypatch.setitem(globals(), "SCALE", 4)
+    assert hash_values([generic, cached]) != before
 
 
 def test_functions_that_call_each_other_and_objects_that_hold_themselves():
@@ -234,6 +256,8 @@ def test_containers_are_told_apart_by_contents_not_by_order_without_meaning():
         np,
         Mode,
     ]
+    different += [torch.finfo(torch.half), torch.finfo(torch.float), np.exp, np.log, int | None, int | str]
+    different += [torch.ops.aten.add, torch.ops.aten.mul, torch.channels_last, torch.device("cpu"), torch.Size([2])]
     assert len({hash_values(value) for value in different}) == len(different) - 1  # Mode stands there twice
 
 
