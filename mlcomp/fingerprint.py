@@ -8,25 +8,20 @@ is its state, not a setting, and stays out. Two objects are told apart by what p
 """
 
 import copyreg
-import dis
 import functools
 import hashlib
-import importlib
-import importlib.util
-import itertools
-import platform
 import sys
-import sysconfig
 import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Set
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from mlcomp.references import assigned, found, installed, read_globals, rebound
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
 _DESCRIPTORS = (property, classmethod, staticmethod, functools.cached_property)
@@ -189,29 +184,29 @@ class _Describer:
             return _sum("unclear", (self.of(type(value)),))
 
     def _class(self, value: type) -> bytes:
-        if (home := _installed(value.__module__)) is not None:
-            known = _found(value.__module__, value.__qualname__) is value
+        if (home := installed(value.__module__)) is not None:
+            known = found(value.__module__, value.__qualname__) is value
             return _sum(f"class {value.__qualname__} {home}", () if known else map(self.of, value.__bases__))
         own = {key: part for key, part in vars(value).items() if key not in _OF_CLASSES}
         return _sum(f"class {value.__qualname__}", [*map(self.of, value.__bases__), *self.named("attribute", own)])
 
     def _function(self, value: types.FunctionType) -> bytes:
-        if _found(value.__module__, value.__qualname__) is value and (home := _installed(value.__module__)):
+        if found(value.__module__, value.__qualname__) is value and (home := installed(value.__module__)):
             return _sum(f"function {value.__qualname__} {home}")
         where = str(value.__globals__.get("__name__"))
-        home = _installed(where) if vars(sys.modules.get(where, types)) is value.__globals__ else None
+        home = installed(where) if vars(sys.modules.get(where, types)) is value.__globals__ else None
         if home is not None and where.partition(".")[0] in _CHECKERS and hasattr(value, "__wrapped__"):
             return self.of(value.__wrapped__)
         code, extra = value.__code__, {k: v for k, v in vars(value).items() if k != "__wrapped__"}
         parts = [self.of(code), self.of(value.__defaults__), self.of(value.__kwdefaults__)]
         parts += self.named("attribute", {} if home else extra)
-        state = _rebound(code, frozenset(code.co_freevars))
+        state = rebound(code, frozenset(code.co_freevars))
         for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
             if name not in state:
                 parts.append(self.at(f"captured {name}", cell))
         if home is None:
-            state = _assigned(code)
-            read = {label: part for label, part in _read(code, value.__globals__) if label not in state}
+            state = assigned(code)
+            read = {label: part for label, part in read_globals(code, value.__globals__) if label not in state}
             parts += self.named("global", read)
         return _sum(f"function {home}", parts)
 
@@ -228,7 +223,7 @@ class _Describer:
         return _sum("code", map(self.of, (value.co_code, value.co_exceptiontable, names, counts, value.co_consts)))
 
     def _python_module(self, value: types.ModuleType) -> bytes:
-        if (home := _installed(value.__name__)) is not None:
+        if (home := installed(value.__name__)) is not None:
             return _sum(f"package {value.__name__} {home}")
         own = {key: part for key, part in vars(value).items() if not (key.startswith("__") and key.endswith("__"))}
         return _sum("file", self.named(f"{value.__name__}'s", own))
@@ -241,7 +236,7 @@ class _Describer:
         owner = getattr(value, "__objclass__", None) or getattr(value, "__self__", None)
         if owner is None or isinstance(owner, types.ModuleType):
             module = getattr(value, "__module__", None) or getattr(owner, "__name__", "builtins")
-            return _sum(f"built-in {value.__qualname__} {_installed(module)}")
+            return _sum(f"built-in {value.__qualname__} {installed(module)}")
         return _sum(f"built-in {value.__name__}", (self.of(owner),))
 
     def _mapping(self, value: Mapping) -> bytes:
@@ -262,7 +257,7 @@ class _Describer:
         """Return what a class of containers adds to the contents: nothing for Python's own."""
         if type(value) in (dict, list, tuple, set, frozenset, OrderedDict, types.MappingProxyType):
             return []
-        own = getattr(value, "__dict__", None) if _installed(type(value).__module__) is None else None
+        own = getattr(value, "__dict__", None) if installed(type(value).__module__) is None else None
         return [self.of(type(value)), self.of(own)]
 
     def _object(self, value: Any) -> bytes:
@@ -293,104 +288,11 @@ _DESCRIBED: tuple[tuple[Any, Any], ...] = (
     (types.CellType, _Describer._cell),
     (types.CodeType, _Describer._code),
     (types.ModuleType, _Describer._python_module),
-    (
-        functools._lru_cache_wrapper,
-        lambda self, value: _sum("cached", map(self.of, (value.__wrapped__, value.cache_parameters()))),
-    ),
-    (
-        functools.partial,
-        lambda self, value: _sum("partial", map(self.of, (value.func, value.args, value.keywords))),
-    ),
+    (functools._lru_cache_wrapper, lambda self, value: _sum("cached", (self.of(value.__wrapped__),))),
+    (functools.partial, lambda self, v: _sum("partial", map(self.of, (v.func, v.args, v.keywords)))),
     (_DESCRIPTORS, _Describer._descriptor),
     (_BUILT_IN, _Describer._built_in),
     (Mapping, _Describer._mapping),
     (Set, _Describer._set),
     (list | tuple, _Describer._sequence),
 )
-
-
-@functools.cache
-def _installed(module: str | None) -> str | None:
-    """Return version and hash of a module of Python, a package or this one; None for one of your own."""
-    top = (module or "").partition(".")[0]
-    if top not in sys.modules or top == "__main__":
-        return None
-    file = getattr(sys.modules.get(module or ""), "__file__", None)
-    if file is None:
-        return platform.python_version() if top in {*sys.builtin_module_names, *sys.stdlib_module_names} else None
-    path = Path(file)
-    ours = top == __name__.partition(".")[0]
-    if not ours and not {"site-packages", "dist-packages"} & {*path.parts}:
-        if not path.is_relative_to(sysconfig.get_path("stdlib")):
-            return None
-    version = getattr(sys.modules[top], "__version__", platform.python_version())
-    return f"{module} {version} {hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ''}"
-
-
-def _found(module: str | None, name: str) -> Any:
-    """Return what stands under a qualified name, as pickle would look it up; None if nothing does."""
-    found: Any = sys.modules.get(module or "")
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-def _parts(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yield the code and that of all functions, classes and comprehensions inside."""
-    yield code
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            yield from _parts(inner)
-
-
-def _assigned(code: types.CodeType) -> set[str]:
-    """Return the globals that the code itself assigns."""
-    return {i.argval for part in _parts(code) for i in dis.get_instructions(part) if i.opname == "STORE_GLOBAL"}
-
-
-def _rebound(code: types.CodeType, free: frozenset[str]) -> set[str]:
-    """Return those captured variables ``free`` that the code, or a function inside, assigns (``nonlocal``)."""
-    found = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF" and i.argval in free}
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            found |= _rebound(inner, free & {*inner.co_freevars} - {*code.co_cellvars})
-    return found
-
-
-def _read(code: types.CodeType, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the globals that the code reads, by name; of a module of your own only what is taken from it."""
-    for part in _parts(code):
-        steps = [i for i in dis.get_instructions(part) if i.opname not in ("CACHE", "EXTENDED_ARG", "PUSH_NULL")]
-        for place, step in enumerate(steps):
-            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in names:
-                yield _taken(step.argval, names[step.argval], steps[place + 1 :])
-            elif step.opname == "IMPORT_NAME":
-                yield from _imported(step.argval, steps[place - 2].argval, steps[place + 1 :], names)
-
-
-def _taken(label: str, value: Any, following: list[dis.Instruction]) -> tuple[str, Any]:
-    """Follow the attributes that are taken of a module of your own."""
-    for step in following:
-        if not isinstance(value, types.ModuleType) or _installed(value.__name__) is not None:
-            break
-        if step.opname not in ("LOAD_ATTR", "LOAD_METHOD") or not hasattr(value, step.argval):
-            break
-        label, value = f"{label}.{step.argval}", getattr(value, step.argval)
-    return label, value
-
-
-def _imported(
-    name: str, level: int, following: list[dis.Instruction], names: Mapping[str, Any]
-) -> Iterator[tuple[str, Any]]:
-    """Yield what an import inside a function brings: the names taken from the module, or the module."""
-    try:
-        full = importlib.util.resolve_name("." * level + name, names.get("__package__"))
-        module = importlib.import_module(full)
-    except ImportError:
-        return  # the function will say so itself, or has an answer to it
-    if following[0].opname != "IMPORT_FROM" or _installed(full) is not None:
-        yield full, module
-        return
-    for step in itertools.takewhile(lambda step: step.opname != "POP_TOP", following):  # the module is dropped there
-        if step.opname == "IMPORT_FROM" and hasattr(module, step.argval):
-            yield f"{full}.{step.argval}", getattr(module, step.argval)

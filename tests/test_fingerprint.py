@@ -20,11 +20,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from mlcomp import fingerprint
 from mlcomp.fingerprint import hash_batches, hash_model, hash_values
 from mlcomp.obs import gptq
 from mlcomp.prune import keep_zeros
 from mlcomp.quant import rtn
+from mlcomp.references import installed
 
 SCALE = 3
 CALLS = 0
@@ -344,17 +344,17 @@ def test_a_wrapper_with_the_name_of_a_library_function_is_no_library_function(mo
 def test_installed_code_counts_with_version_and_source(monkeypatch, tmp_path):
     before = hash_values(functools.partial(gptq, bits=3))
     monkeypatch.setattr(sys.modules["mlcomp"], "__version__", "99")
-    fingerprint._installed.cache_clear()
+    installed.cache_clear()
     assert hash_values(functools.partial(gptq, bits=3)) != before
     monkeypatch.undo()
-    fingerprint._installed.cache_clear()
+    installed.cache_clear()
     assert hash_values(functools.partial(gptq, bits=3)) == before
     changed = tmp_path / "gptq.py"
     changed.write_text("changed")
     monkeypatch.setattr(sys.modules[gptq.__module__], "__file__", str(changed))
-    fingerprint._installed.cache_clear()
+    installed.cache_clear()
     assert hash_values(functools.partial(gptq, bits=3)) != before
-    fingerprint._installed.cache_clear()
+    installed.cache_clear()
 
 
 def test_what_has_no_description_is_refused_with_its_place_and_the_way_out(tmp_path):

