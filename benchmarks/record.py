@@ -3,16 +3,20 @@
 import argparse
 import csv
 import datetime
+import fcntl
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+
+from mlcomp.resume import replacing
 
 T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results" / "kernels.csv"
@@ -56,20 +60,38 @@ def timed(function: Callable[[], T]) -> tuple[T, float, float]:
 
 
 def append(rows: list[dict[str, object]], path: Path) -> None:
-    """Append rows to the CSV, with the header where it is new.
+    """Append rows to the CSV, with the header where it is new or empty; killed meanwhile, the file is as before.
+
+    Several processes may append to the files of one folder: they wait for each other.
 
     Raises:
-        ValueError: the file has other columns, in which the values would stand wrong.
+        ValueError: the file has other columns, in which the values would stand wrong, or its last row is cut short.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new, names = not path.exists(), list(rows[0])
-    if not new and (there := path.read_text(encoding="utf-8").partition("\n")[0].split(",")) != names:
-        raise ValueError(f"{path.name} has the columns {', '.join(there)}; the rows have {', '.join(names)}")
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    names = list(rows[0])
+    with _alone(path.parent):
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if text and (there := text.partition("\n")[0].split(",")) != names:
+            raise ValueError(f"{path.name} has the columns {', '.join(there)}; the rows have {', '.join(names)}")
+        if text and not text.endswith("\n"):
+            raise ValueError(f"{path} is damaged, its last row is not whole: delete that row")
+        with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+            file.write(text)
+            writer = csv.DictWriter(file, names, lineterminator="\n")
+            if not text:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the operating system frees it if the process dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _when() -> dict[str, str]:

@@ -33,7 +33,7 @@ from mlcomp.metrics import perplexity
 from mlcomp.models import smollm2
 from mlcomp.obs import gptq
 from mlcomp.quant import CapturedBlock, aqlm, capture_block, pv_tuning
-from mlcomp.resume import ResumeFolder
+from mlcomp.resume import ResumeFolder, hash_batches, hash_model, hash_values
 
 RESULTS = TABLES / "aqlm_smollm2.csv"
 FIELDS = ["method", "blocks", "bits_per_weight", "perplexity", "loss_before", "loss_after", "seconds"]
@@ -87,7 +87,10 @@ def additive(
 ) -> tuple[nn.Module, dict]:
     """Return a copy with its first blocks compressed, and bits a weight and losses."""
     result = copy.deepcopy(model)
-    store = None if folder is None else ResumeFolder(folder, {"settings": json.dumps(s), "method": method})
+    store = None
+    if folder is not None:
+        print_of = {"model": hash_model(model), "calibration": hash_batches(calibration), "settings": json.dumps(s)}
+        store = ResumeFolder(folder, print_of | {"method": hash_values((method, compress_block))})
     nbytes, count, losses = 0, 0, []
     for i in range(s["blocks"]):
         block = f"model.layers.{i}"

@@ -8,7 +8,6 @@ the first 32 KiB of the fixed held-out text (``mlcomp.data.reference_bytes``).
 """
 
 import argparse
-import csv
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is n
 from benchmarks.record import append, origin
 from mlcomp.compare import bits_per_byte, quantize_matrices
 from mlcomp.data import reference_bytes
-from mlcomp.data.committed_table import TABLES
+from mlcomp.data.committed_table import TABLES, read_table
 from mlcomp.models import byte_lm
 from mlcomp.models.byte_lm import WIDTHS
 
@@ -58,10 +57,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args()
     key = ("width", "bits", "block_size", "data_type")
-    done = set()
-    if options.out.exists():
-        with options.out.open(newline="") as file:
-            done = {tuple(r[k] for k in key) for r in csv.DictReader(file)}
+    have = read_table(options.out) if options.out.exists() else []
+    done = {tuple(r[k] for k in key) for r in have}
     text = reference_bytes(TEXT + 1).to(options.device)
     about = origin(seed=SEED, device=text.device)
     for width in options.widths:

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is n
 
 from benchmarks.record import origin
 from mlcomp.data import mnist5k, mnist_calibration, random_shift
-from mlcomp.data.committed_table import TABLES
+from mlcomp.data.committed_table import TABLES, read_results, write_results
 from mlcomp.metrics import accuracy
 from mlcomp.models import mlp
 from mlcomp.prune import (
@@ -155,7 +155,7 @@ def main(arguments: list[str]) -> None:
     if "--row" in arguments:
         name = arguments[arguments.index("--row") + 1]
         added = run(SEEDS, SPARSITIES, EPOCHS, only=name)
-        results = json.loads(RESULTS.read_text())
+        results = read_results(RESULTS)
         if differ := [key for key in ("training", "seeds") if results[key] != added[key]]:
             raise RuntimeError(f"the rows in the file were made otherwise: {', '.join(differ)}")
         results["origins"][name] = added["origins"][name]
@@ -163,8 +163,7 @@ def main(arguments: list[str]) -> None:
         results["seconds"] = round(results["seconds"] + added["seconds"], 1)
     else:
         results = run(SEEDS, SPARSITIES, EPOCHS)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(results, RESULTS)
 
 
 if __name__ == "__main__":

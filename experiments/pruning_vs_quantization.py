@@ -13,7 +13,6 @@ repeated; delete the file to start over.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is n
 
 from benchmarks.record import origin
 from mlcomp.data import mnist5k, mnist_calibration, random_shift
-from mlcomp.data.committed_table import TABLES
+from mlcomp.data.committed_table import TABLES, read_results, write_results
 from mlcomp.metrics import accuracy
 from mlcomp.models import convnet
 from mlcomp.prune import gradual_pruning, layer_weights, network_sparsity
@@ -86,7 +85,7 @@ def main() -> None:
     setting = {"epochs": args.epochs, "training_images": args.count or 4000, "lr": 1e-3, "batch_size": 64}
     results = {"setting": setting, "accuracy_original": accuracy(convnet(), *mnist5k("held_out")), "rows": []}
     if args.out.exists():
-        results = json.loads(args.out.read_text())
+        results = read_results(args.out)
         if results["setting"] != setting:
             raise SystemExit(
                 f"{args.out} holds another setting, {results['setting']}: delete it or name another --out"
@@ -100,8 +99,7 @@ def main() -> None:
                 row = run(method, bits, seed, epochs=args.epochs, count=args.count)
                 print(row, flush=True)
                 results["rows"] = sorted([*results["rows"], row], key=lambda r: (r["seed"], -r["bits"], r["method"]))
-                args.out.parent.mkdir(exist_ok=True)
-                args.out.write_text(json.dumps(results, indent=1) + "\n")
+                write_results(results, args.out)
 
 
 if __name__ == "__main__":

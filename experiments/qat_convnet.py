@@ -9,7 +9,6 @@ that of the predicted probabilities from the float32 network's. Numbers go to
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is n
 
 from benchmarks.record import origin
 from mlcomp.data import mnist5k, mnist_calibration, random_shift
-from mlcomp.data.committed_table import TABLES
+from mlcomp.data.committed_table import TABLES, read_results, write_results
 from mlcomp.layerwise import reestimate_batchnorm
 from mlcomp.metrics import accuracy, kl_divergence
 from mlcomp.models import convnet
@@ -119,7 +118,9 @@ def main(argv: list[str] | None = None) -> None:
         "mixed": [],
     }
     if options.part and RESULTS.exists():
-        there = json.loads(RESULTS.read_text())
+        there = read_results(RESULTS)
+        if there["recipe"] != result["recipe"]:
+            raise SystemExit(f"the other table of {RESULTS} was made otherwise, {there['recipe']}: run both parts")
         (other,) = {"quantized", "mixed"} - {options.part}
         result |= {other: there[other], "origins": {other: there["origins"][other]}}
     for key, records in (("quantized", quantized), ("mixed", mixed)):
@@ -130,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
             print(record, flush=True)
             result[key].append(record)
             if not options.no_record:
-                RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+                write_results(result, RESULTS)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is n
 from benchmarks.record import origin
 from mlcomp.compare import bits_per_byte
 from mlcomp.data import python_reference, reference_bytes
+from mlcomp.data.committed_table import write_results
 from mlcomp.models.byte_lm import CONTEXT, WIDTHS, ByteLM, byte_lm
+from mlcomp.resume import replacing
 
 LR, WARM_UP, WEIGHT_DECAY, CLIP, SEED = 8e-3, 0.05, 0.1, 1.0, 0
 LEAST = 30  # a line of so many characters that stands in the held-out text is left out of the training text
@@ -172,7 +174,8 @@ def main() -> None:
         seconds = time.perf_counter() - start
         model.half()
         path = options.out / f"byte_lm_{width}.safetensors"
-        save_file(model.state_dict(), path)
+        with replacing(path) as draft:
+            save_file(model.state_dict(), draft)
         model.float().to(options.device)
         result["models"][str(width)] = {
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -183,7 +186,7 @@ def main() -> None:
             "seconds": round(seconds, 1),
         }
         print(width, json.dumps(result["models"][str(width)]), flush=True)
-        (options.out / "scaling_family.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_results(result, options.out / "scaling_family.json")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is n
 from benchmarks.record import origin
 from mlcomp.assets import cache_dir
 from mlcomp.data import mnist5k, random_shift
-from mlcomp.data.committed_table import TABLES
+from mlcomp.data.committed_table import TABLES, read_results, write_results
 from mlcomp.metrics import accuracy
 from mlcomp.models import convnet, mlp
 from mlcomp.models.pretrained import WEIGHTS
+from mlcomp.resume import replacing
 from mlcomp.train import train
 
 RESULTS = TABLES / "small_nets.json"
@@ -45,7 +46,8 @@ def run(name: str) -> dict:
     seconds = time.perf_counter() - start
     WEIGHTS.mkdir(exist_ok=True)
     path = WEIGHTS / f"{name}.safetensors"
-    save_file(model.state_dict(), path)
+    with replacing(path) as draft:
+        save_file(model.state_dict(), draft)
     checkpoint.unlink()
     return {
         "recipe": RECIPES[name] | {"augment": "random_shift, 2 pixels"},
@@ -74,17 +76,17 @@ def table(results: dict) -> str:
 def write_card(results: dict) -> None:
     """Put the table between its marks in the model card."""
     before, rest = CARD.read_text().split(MARKS[0])
-    CARD.write_text(before + MARKS[0] + table(results) + MARKS[1] + rest.split(MARKS[1])[1])
+    with replacing(CARD) as draft:
+        draft.write_text(before + MARKS[0] + table(results) + MARKS[1] + rest.split(MARKS[1])[1])
 
 
 def main(names: list[str]) -> None:
     """Train the named networks, or both, and update the results file."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = read_results(RESULTS) if RESULTS.exists() else {}
     for name in names or sorted(NETWORKS):
         results[name] = run(name)
         print(name, json.dumps(results[name], indent=1))
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+        write_results(dict(sorted(results.items())), RESULTS)
     write_card(results)
 
 

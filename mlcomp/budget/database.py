@@ -5,17 +5,15 @@ Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 6 and A.  Densi
 Syllabus: 2.10
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_choice, check_interval, check_pattern, check_sparsity
+from mlcomp.resume import load_piece, save_piece
 
 
 @dataclass(frozen=True)
@@ -114,27 +112,29 @@ class Database:
         ]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write everything into one safetensors file."""
+        """Write everything into one safetensors file, with a hash; killed meanwhile, a file there is as before."""
         tensors, facts = {}, []
         for name, entries in self.layers.items():
             for i, entry in enumerate(entries):
-                tensors[f"{i}/{name}"] = entry.weight.cpu().contiguous()
+                tensors[f"{i}/{name}"] = entry.weight
             facts.append([name, [entry_facts(entry) for entry in entries]])
-        partial = f"{os.fspath(path)}.partial"
-        save_file(tensors, partial, {"layers": json.dumps(facts)})
-        os.replace(partial, path)
+        save_piece(path, tensors, facts, of="database")
 
 
 def load_database(path: str | os.PathLike) -> Database:
-    """Read what :meth:`Database.save` wrote."""
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["layers"])
-        return Database(
-            {
-                name: tuple(make_entry(fact, file.get_tensor(f"{i}/{name}")) for i, fact in enumerate(entries))
-                for name, entries in facts
-            }
-        )
+    """Read what :meth:`Database.save` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, or no database; the message names it.
+    """
+    tensors, facts = load_piece(path, of="database")
+    return Database(
+        {
+            name: tuple(make_entry(fact, tensors[f"{i}/{name}"]) for i, fact in enumerate(entries))
+            for name, entries in facts
+        }
+    )
 
 
 def entry_facts(entry: Entry) -> dict:

@@ -115,8 +115,7 @@ def compress(
                 "method": hash_values(plan.methods),
                 "options": hash_values(options),
             }
-            print_of |= {"batches": hash_batches(batches)}
-            print_of |= {"held_out": hash_batches(() if held_out is None else held_out)}
+            print_of |= {"batches": hash_batches(batches), "held_out": hash_batches(held_out)}
             store = ResumeFolder(resume, print_of)
         run = _Run(split, plan.layers, batches, held_out, valid, on_error, dtype, store)
         with (

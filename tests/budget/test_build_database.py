@@ -105,6 +105,27 @@ def test_an_interrupted_build_keeps_finished_layers_and_other_options_are_refuse
         run(prune=functools.partial(_refuse, width=8))
 
 
+SHIFT = 0.0
+
+
+def _shifted(weight, hessian, *, sparsity):
+    return magnitude(weight, sparsity=sparsity) * (1 + SHIFT)
+
+
+def test_a_changed_global_of_the_pruner_is_refused_and_a_damaged_layer_made_again(made, tmp_path, monkeypatch):
+    model, hessians, _ = made
+    run = functools.partial(build, model, hessians, [Level(sparsity=0.5)], prune=_shifted, resume=tmp_path)
+    first = run()
+    piece = tmp_path / "5.safetensors"
+    piece.write_bytes(piece.read_bytes()[:100])
+    (tmp_path / "0.safetensors").write_bytes((tmp_path / "2.safetensors").read_bytes())
+    again = run()
+    assert all(torch.equal(again.layers[n][0].weight, first.layers[n][0].weight) for n in first.layers)
+    monkeypatch.setitem(globals(), "SHIFT", 0.5)
+    with pytest.raises(ValueError, match="begun with another options"):
+        run()
+
+
 def test_bad_input(made, as_user):
     model, hessians, _ = made
     with pytest.raises(ValueError, match="all different"):

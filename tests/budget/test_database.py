@@ -6,6 +6,7 @@ import torch
 from mlcomp.cost import model_cost
 from mlcomp.formats import packed_nbytes, sparse_nbytes
 from mlcomp.obs import Level, choose_levels, density_levels, load_database, stitch
+from mlcomp.resume import save_piece
 from tests.budget.database_case import LEVELS, batches
 
 
@@ -54,6 +55,23 @@ def test_save_and_load(made, tmp_path):
         for saved, fresh in zip(loaded.layers[part], database.layers[part], strict=True):
             assert torch.equal(saved.weight, fresh.weight) and saved.level == fresh.level
             assert saved.nbytes == fresh.nbytes and saved.nonzeros == fresh.nonzeros
+
+
+@pytest.mark.parametrize("kind", ["flipped weight", "half", "empty", "no database"])
+def test_a_damaged_database_is_named_with_the_way_out(made, tmp_path, kind):
+    path = tmp_path / "levels.safetensors"
+    made[2].save(path)
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    if kind == "no database":
+        save_piece(path, {"w": torch.ones(2)}, [])
+    else:
+        path.write_bytes({"flipped weight": data, "half": data[: len(data) // 2], "empty": b""}[kind])
+    with pytest.raises(ValueError, match=r"levels\.safetensors is damaged.*make it again"):
+        load_database(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["levels.safetensors"]
+    with pytest.raises(FileNotFoundError):
+        load_database(tmp_path / "none")
 
 
 def test_density_levels():

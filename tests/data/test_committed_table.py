@@ -5,6 +5,7 @@ from experiments import kbit_scaling
 from experiments.every_method.run import FIELDS
 from mlcomp.compare import quantize_matrices
 from mlcomp.data import committed_results, committed_table
+from mlcomp.data.committed_table import read_results, read_table, write_results
 from mlcomp.models.byte_lm import WIDTHS
 
 
@@ -46,3 +47,31 @@ def test_unknown_table(as_user):
         committed_table("other")
     with pytest.raises(ValueError, match=r"the json files are pruning_taxonomy.*got 'kbit_scaling'"):
         committed_results("kbit_scaling")
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n3", "a,b\n1,2\n3\n", "a,b\n1,2,3\n", "a,b\n1,2", "a,\udcff\n"])
+def test_a_damaged_table_is_named_with_the_way_out(tmp_path, text):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"rows\.csv is damaged.*committed file again"):
+        read_table(path)
+
+
+def test_a_table_that_is_empty_or_has_a_header_only_has_no_rows(tmp_path):
+    path = tmp_path / "rows.csv"
+    for text, rows in (("", []), ("a,b\n", []), ('a,b\n"x\ny","ä, z"\n', [{"a": "x\ny", "b": "ä, z"}])):
+        path.write_text(text, encoding="utf-8")
+        assert read_table(path) == rows
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    write_results({"rows": [1, 2], "text": "ä"}, path)
+    with pytest.raises(TypeError):
+        write_results({"rows": object()}, path)
+    assert read_results(path) == {"rows": [1, 2], "text": "ä"} and [p.name for p in path.parent.iterdir()] == [
+        path.name
+    ]
+    path.write_text('{"rows": [1')
+    with pytest.raises(ValueError, match=r"results\.json is damaged.*let its script begin anew"):
+        read_results(path)

@@ -118,28 +118,31 @@ def test_global_random_state_and_mode_are_kept():
     assert not model.training
 
 
+def stopping(batches):
+    """Return noise() that stops once, as Ctrl-C would, instead of giving the batch after so many."""
+    given = 0
+
+    def augment(batch, generator):
+        nonlocal given
+        given += 1
+        if given == batches + 1:
+            raise KeyboardInterrupt
+        return noise(batch, generator)
+
+    return augment
+
+
 @pytest.mark.parametrize("killed_after", [1, 9, 21])  # batches: in the third, sixth and … of 4 batches an epoch
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, killed_after):
     x, y = problem()
     whole = network()
     expected = train(whole, x, y, **OPTIONS)
-    batches = 0
-
-    def dies(batch, generator):
-        nonlocal batches
-        batches += 1
-        if batches > killed_after:
-            raise KeyboardInterrupt
-        return noise(batch, generator)
-
+    options = OPTIONS | {"augment": stopping(killed_after), "checkpoint": tmp_path / "c.pt"}
     with pytest.raises(KeyboardInterrupt):
-        train(network(), x, y, checkpoint=tmp_path / "c.pt", **OPTIONS | {"augment": dies})
-    resumed = network(seed=7)  # what it holds before does not matter once there is a checkpoint
-    if killed_after < 4:
-        assert not (tmp_path / "c.pt").exists()
-        resumed = network()
-    history = train(resumed, x, y, checkpoint=tmp_path / "c.pt", **OPTIONS)
-    assert history == expected
+        train(network(), x, y, **options)
+    assert (tmp_path / "c.pt").exists() == (killed_after >= 4)
+    resumed = network()
+    assert train(resumed, x, y, **options) == expected
     assert states_equal(resumed, whole)
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
@@ -161,31 +164,89 @@ def test_after_step_is_called_after_each_step_and_may_change_the_model():
 
 def test_after_step_counts_on_after_a_resumption(tmp_path):
     x, y = problem()
-    steps = []
+    steps = ()
 
     def dies(step):
-        steps.append(step)
+        nonlocal steps
+        steps += (step,)
         if len(steps) == 9:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(network(), x, y, checkpoint=tmp_path / "c.pt", after_step=dies, **OPTIONS)
-    train(network(), x, y, checkpoint=tmp_path / "c.pt", after_step=steps.append, **OPTIONS)
-    assert steps == [*range(1, 10), *range(9, 25)]  # two epochs of four batches were finished
+    train(network(), x, y, checkpoint=tmp_path / "c.pt", after_step=dies, **OPTIONS)
+    assert [*steps] == [*range(1, 10), *range(9, 25)]  # two epochs of four batches were finished
 
 
 def test_finished_run_is_returned_from_its_checkpoint(tmp_path):
     x, y = problem()
-    first = train(network(), x, y, checkpoint=tmp_path / "c.pt", **OPTIONS)
-    model = network(seed=7)
-    assert train(model, x, y, checkpoint=tmp_path / "c.pt", **OPTIONS) == first
+    first, model = network(), network()
+    history = train(first, x, y, checkpoint=tmp_path / "c.pt", **OPTIONS)
+    assert train(model, x, y, checkpoint=tmp_path / "c.pt", **OPTIONS) == history
+    assert states_equal(first, model)
 
 
-def test_checkpoint_of_another_run_is_refused(tmp_path):
+STRENGTH = 0.1
+
+
+def blur(batch, generator):
+    return batch * (1 - STRENGTH)
+
+
+def frozen(model):
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def test_checkpoint_of_another_run_is_refused_and_says_what_differs(tmp_path, monkeypatch):
     x, y = problem()
-    train(network(), x, y, checkpoint=tmp_path / "c.pt", **OPTIONS)
-    with pytest.raises(ValueError, match="another run"):
-        train(network(), x, y, checkpoint=tmp_path / "c.pt", **OPTIONS | {"lr": 1e-3})
+    options = OPTIONS | {"augment": blur, "checkpoint": tmp_path / "c.pt"}
+    first = train(network(), x, y, **options)
+    sharper = network()
+    sharper[3].p = 0.3
+    for what, model, inputs, labels, change in [
+        ("lr", network(), x, y, {"lr": 1e-3}),
+        ("model", network(seed=7), x, y, {}),
+        ("model", sharper, x, y, {}),
+        ("trained", frozen(network()), x, y, {}),
+        ("inputs", network(), x.flip(0), y, {}),
+        ("labels", network(), x, (y + 1) % 3, {}),
+        ("loss", network(), x, y, {"loss": lambda logits, y: 2 * nn.functional.cross_entropy(logits, y)}),
+        ("after_step", network(), x, y, {"after_step": lambda step: None}),
+        ("augment", network(), x, y, {"augment": None}),
+    ]:
+        before = [value.clone() for value in model.state_dict().values()]
+        with pytest.raises(ValueError, match=f"c.pt belongs to another run, with another {what}: .*move the file"):
+            train(model, inputs, labels, **options | change)
+        assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
+    monkeypatch.setitem(globals(), "STRENGTH", 0.2)
+    with pytest.raises(ValueError, match="another augment"):
+        train(network(), x, y, **options)
+    monkeypatch.undo()
+    assert train(network(), x, y, **options) == first
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "flip", "text", "older"])
+def test_damaged_checkpoint_is_named_with_the_way_out(tmp_path, damage):
+    x, y = problem()
+    path = tmp_path / "c.pt"
+    train(network(), x, y, checkpoint=path, **OPTIONS)
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        place = data.index(network_bytes(path))
+        data[place + 2] ^= 1
+    if damage == "older":  # without a hash
+        saved = torch.load(path)
+        torch.save({key: value for key, value in saved.items() if key != "sha256"}, path)
+    else:
+        path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "flip": data, "text": b"no"}[damage])
+    with pytest.raises(ValueError, match=r"checkpoint .*c\.pt is damaged: delete it"):
+        train(network(), x, y, checkpoint=path, **OPTIONS)
+
+
+def network_bytes(path):
+    """Return the bytes of a weight in the checkpoint."""
+    return torch.load(path)["model"]["0.weight"].numpy().tobytes()
 
 
 def test_frozen_parameters_stay():

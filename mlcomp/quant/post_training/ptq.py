@@ -107,7 +107,8 @@ def ptq(
         weight_bits: 1 to 8. input_bits: 1 to 8, or None for inputs in floating point.
         overrides: name → (weight_bits, input_bits) of layers that get others, such as the first and the last.
         layers: names of the layers to quantize. None: all whose weight can be exchanged; a tied one (an output head
-            that is the embedding, too), a computed or a packed one is left as it is, and the result says so.
+            that is the embedding, too) or a packed one is left as it is, and the result says so; a computed one is an
+            error.
         symmetric: the weights' zero code is fixed; inputs always have a zero code of their own.
         clip: of the weights' grids, "minmax" or "mse".
         calibration: rule of the inputs' ranges, see :func:`mlcomp.quant.observer`.
