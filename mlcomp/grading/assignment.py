@@ -158,13 +158,19 @@ def aligned(cells: list[Cell], assignment: Assignment) -> list[Cell]:
         grade_id = marks(cell).get("grade_id", "")
         known = assignment.by_id.get(grade_id)
         if known is None or grade_id in seen:
-            kept.append({"cell_type": cell["cell_type"], "source": source(cell), "metadata": {}})
+            kept.append({**_attached(cell), "cell_type": cell["cell_type"], "source": source(cell), "metadata": {}})
             continue
         seen.add(grade_id)
-        text = source(cell) if marks(known).get("solution") else source(known)
-        kept.append(_as_known(known, text))
+        answers = marks(known).get("solution")
+        text = source(cell) if answers else source(known)
+        kept.append({**_as_known(known, text), **(_attached(cell) if answers else {})})
     missing = [known for grade_id, known in assignment.by_id.items() if grade_id not in seen]
     return kept + [_as_known(known, _no_answer(known)) for known in missing]
+
+
+def _attached(cell: Cell) -> Cell:
+    """Return the pictures of a cell, as a part of one."""
+    return {"attachments": dict(cell["attachments"])} if cell.get("attachments") else {}
 
 
 def _no_answer(known: Cell) -> str:

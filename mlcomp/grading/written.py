@@ -1,0 +1,151 @@
+"""What a student wrote, as Markdown that is harmless in every page: nbgrader's formgrader, its feedback, Jupyter.
+
+Those pages turn Markdown into HTML and pass raw HTML through, with the rights of whoever looks at them. So the
+Markdown is made into HTML here, cleaned by bleach, and stored as one HTML block in which every sign of the text is a
+numeric character reference. No text can then become a tag, a link or Markdown again, whichever renderer comes next.
+"""
+
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from types import FrameType
+from typing import Any
+
+import bleach
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+from mlcomp.grading.assignment import Cell
+
+_TAGS = set(
+    "a b blockquote br code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img ins kbd li ol p pre s span strong "
+    "sub summary sup table tbody td th thead tr ul".split()
+)
+_EMPTY = {"br", "hr", "img"}
+_LINK = re.compile(r"(https?://|mailto:)\S+", re.I)
+_PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
+# What TeX offers beside formulas in MathJax: links, styles, ids and classes, further extensions.
+_MACROS = re.compile(
+    r"\\(?=(href|url|style|class|cssId|data|require|mmlToken|unicode|bbox|html\w*|includegraphics|texttip|tooltip)\b)"
+)
+# A picture from elsewhere would tell its owner who looks when; a link into the same server acts for the teacher.
+_ATTRIBUTES: dict[tuple[str, str], re.Pattern[str]] = {
+    ("a", "href"): _LINK,
+    ("img", "src"): _PICTURE,
+    ("img", "alt"): re.compile(r".*", re.S),
+}
+
+
+class _OutOfTime(Exception):
+    pass
+
+
+def harmless(cells: list[Cell], *, seconds: float) -> list[str]:
+    """Return the texts of cells that students wrote as Markdown that does nothing but show them.
+
+    Args:
+        cells: Markdown cells with their attachments; of other cells the text is shown as it is.
+        seconds: after which the texts that are left are shown as they are, not as Markdown.
+    """
+    done: list[str] = []
+    try:
+        with _alarm(seconds):
+            for cell in cells:
+                done.append(_formatted(cell) if cell["cell_type"] == "markdown" else _plain(cell["source"]))
+    except _OutOfTime:
+        pass
+    return done + [_plain(cell["source"]) for cell in cells[len(done) :]]
+
+
+def _formatted(cell: Cell) -> str:
+    try:
+        renderer = _Renderer(escape=False, attachments=cell.get("attachments", {}), exclude_anchor_links=True)
+        html = MarkdownWithMath(renderer=renderer).render(cell["source"])
+        clean = bleach.clean(
+            html, tags=_TAGS, attributes=_is_allowed, protocols={"http", "https", "mailto", "data"}, strip=True
+        )
+        return _encoded(clean)
+    except _OutOfTime:
+        raise
+    except Exception:  # whatever the text does to the renderer, the text itself can be shown
+        return _plain(cell["source"])
+
+
+def _plain(text: str) -> str:
+    return f"<pre>{_references(text)}</pre>"
+
+
+def _is_allowed(tag: str, name: str, value: str) -> bool:
+    pattern = _ATTRIBUTES.get((tag, name))
+    return pattern is not None and pattern.fullmatch(value) is not None
+
+
+class _Renderer(IPythonRenderer):
+    """nbconvert's renderer, for which a picture that is missing is no error."""
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        attached = self.attachments.get(url.removeprefix("attachment:"), {})
+        for kind, data in attached.items():
+            url = f"data:{kind};base64,{data}"
+        return super(IPythonRenderer, self).image(text, url, title)
+
+
+def _encoded(html: str) -> str:
+    writer = _Writer()
+    writer.feed(html)
+    writer.close()
+    return f"<div>{''.join(writer.parts)}</div>"
+
+
+class _Writer(HTMLParser):
+    """Writes clean HTML again: the tags and attributes that are allowed, all else as character references."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self.code = 0
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        kept = {name: value for name, value in attributes if value and _is_allowed(tag, name, value)}
+        if tag not in _TAGS:
+            return
+        if tag == "img" and "src" not in kept:
+            self.handle_data(f"[picture: {kept.get('alt', '')}]")
+            return
+        if tag == "a":
+            kept["rel"] = "noopener noreferrer"
+        self.code += tag in ("code", "pre")
+        written = "".join(f' {name}="{_references(value)}"' for name, value in kept.items())
+        self.parts.append(f"<{tag}{written}>")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in _TAGS - _EMPTY:
+            self.code -= tag in ("code", "pre")
+            self.parts.append(f"</{tag}>")
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(_references(data if self.code > 0 else _MACROS.sub("", data)))
+
+
+def _references(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9 ]", lambda found: f"&#{ord(found[0])};", text)
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise _OutOfTime in the block when its time is up; outside of the main thread, where nothing can, at once."""
+    if threading.current_thread() is not threading.main_thread():
+        raise _OutOfTime
+
+    def ring(_number: int, _frame: FrameType | None) -> None:
+        raise _OutOfTime
+
+    before: Callable[..., Any] | int | None = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
