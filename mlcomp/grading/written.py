@@ -24,6 +24,8 @@ _TAGS = set(
     "sub summary sup table tbody td th thead tr ul".split()
 )
 _EMPTY = {"br", "hr", "img"}
+_DEEP = 100  # tags inside of each other
+_ADDRESSES = 8 * 2**20  # characters of all addresses, pictures among them: a text can use one of its own many times
 _LINK = re.compile(r"(https?://|mailto:)\S+", re.I)
 _PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
 # What TeX offers beside formulas in MathJax: links, styles, ids and classes, further extensions.
@@ -50,18 +52,20 @@ def harmless(cells: list[Cell], *, seconds: float) -> list[str]:
         seconds: after which the texts that are left are shown as they are, not as Markdown.
     """
     done: list[str] = []
+    renderer = _Renderer(escape=False, exclude_anchor_links=True)
     try:
         with _alarm(seconds):
             for cell in cells:
-                done.append(_formatted(cell) if cell["cell_type"] == "markdown" else _plain(cell["source"]))
+                is_markdown = cell["cell_type"] == "markdown"
+                done.append(_formatted(cell, renderer) if is_markdown else _plain(cell["source"]))
     except _OutOfTime:
         pass
     return done + [_plain(cell["source"]) for cell in cells[len(done) :]]
 
 
-def _formatted(cell: Cell) -> str:
+def _formatted(cell: Cell, renderer: "_Renderer") -> str:
+    renderer.attachments = cell.get("attachments", {})
     try:
-        renderer = _Renderer(escape=False, attachments=cell.get("attachments", {}), exclude_anchor_links=True)
         html = MarkdownWithMath(renderer=renderer).render(cell["source"])
         clean = bleach.clean(
             html, tags=_TAGS, attributes=_is_allowed, protocols={"http", "https", "mailto", "data"}, strip=True
@@ -83,13 +87,24 @@ def _is_allowed(tag: str, name: str, value: str) -> bool:
 
 
 class _Renderer(IPythonRenderer):
-    """nbconvert's renderer, for which a picture that is missing is no error."""
+    """nbconvert's renderer with a bound on addresses, for which a picture that is missing is no error."""
+
+    left = _ADDRESSES
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
         attached = self.attachments.get(url.removeprefix("attachment:"), {})
         for kind, data in attached.items():
             url = f"data:{kind};base64,{data}"
-        return super(IPythonRenderer, self).image(text, url, title)
+        return super(IPythonRenderer, self).image(text, self._spent(url))
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        return super().link(text, self._spent(url))
+
+    def _spent(self, url: str) -> str:
+        if len(url) > self.left:
+            return ""
+        self.left -= len(url)
+        return url
 
 
 def _encoded(html: str) -> str:
@@ -105,7 +120,7 @@ class _Writer(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.parts: list[str] = []
-        self.code = 0
+        self.code = self.depth = 0
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         kept = {name: value for name, value in attributes if value and _is_allowed(tag, name, value)}
@@ -117,12 +132,16 @@ class _Writer(HTMLParser):
         if tag == "a":
             kept["rel"] = "noopener noreferrer"
         self.code += tag in ("code", "pre")
+        self.depth += tag not in _EMPTY
+        if self.depth > _DEEP:
+            raise ValueError(f"more than {_DEEP} tags inside of each other")
         written = "".join(f' {name}="{_references(value)}"' for name, value in kept.items())
         self.parts.append(f"<{tag}{written}>")
 
     def handle_endtag(self, tag: str) -> None:
         if tag in _TAGS - _EMPTY:
             self.code -= tag in ("code", "pre")
+            self.depth -= 1
             self.parts.append(f"</{tag}>")
 
     def handle_data(self, data: str) -> None:
