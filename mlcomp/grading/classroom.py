@@ -36,7 +36,7 @@ def submissions(folder: Path) -> dict[str, Path]:
     found: dict[str, tuple[float, Path]] = {}
     root = folder.resolve()
     for entry in _shown(root):
-        if entry.is_symlink() and entry.is_dir():  # a student's folder that leads elsewhere
+        if entry.is_symlink() and os.path.isdir(entry):  # a student's folder that leads elsewhere
             inside, name = [entry], entry.name
         elif entry.is_dir(follow_symlinks=False):
             inside, name = [e for e in _shown(entry.path) if _is_notebook(e)], entry.name

@@ -215,14 +215,17 @@ def feedback(course: Course, folder: str) -> Path:
                     raise ValueError("its notebook is of an older version: run `mlcomp-grade class` again")
             _convert(GenerateFeedback, course, folder, student)
             for page in (course.grading / "feedback" / student / folder).glob("*.html"):
-                text = page.read_text(encoding="utf-8")
-                meta = f'<head>\n<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>'
-                page.write_text(text.replace("<head>", meta, 1), encoding="utf-8")
+                page.write_text(with_policy(page.read_text(encoding="utf-8")), encoding="utf-8")
         except Exception as error:  # one student's; the others get their pages
             failed.append(f"  {student}: {error}")
     if failed:
         raise RuntimeError("no feedback page for\n" + "\n".join(failed))
     return course.grading / "feedback"
+
+
+def with_policy(page: str) -> str:
+    """Return one of nbgrader's feedback pages with a content-security policy, which browsers obey from its place on."""
+    return page.replace("<head>", f'<head>\n<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>', 1)
 
 
 def grades_csv(course: Course, folder: str) -> str:
