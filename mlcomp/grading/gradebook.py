@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import shutil
-import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,21 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mlcomp.grading.assignment import (
-    STUB,
-    Assignment,
-    AssignmentError,
-    Cell,
-    aligned,
-    is_left_out,
-    marks,
-    source,
-    source_root,
-)
+from mlcomp.grading.assignment import Assignment, is_left_out, marks, source, source_root
 from mlcomp.grading.extra import require_nbgrader
 from mlcomp.grading.limits import Limits
-from mlcomp.grading.report import Report, printable
-from mlcomp.grading.submission import cells_of, content
+from mlcomp.grading.report import Report, no_formula
 
 require_nbgrader()
 
@@ -48,7 +36,7 @@ from nbgrader.preprocessors import NbGraderPreprocessor  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
-from mlcomp.grading.written import harmless  # noqa: E402
+from mlcomp.grading.written import clean_copy  # noqa: E402
 
 # GradeOutside stands in the place of nbgrader's Execute, which would run submissions with the teacher's rights.
 AUTOGRADE_STEPS = [
@@ -181,7 +169,7 @@ def record(
     folder = course.grading / "submitted" / student / assignment.folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    book = _clean(submission, assignment, limits)
+    book = clean_copy(submission, assignment, limits)
     book.metadata["mlcomp"] = {"report": _fingerprint(report)}
     nbformat.write(book, folder / f"{assignment.name}.ipynb")
     # A file may carry any time, also one that no calendar holds.
@@ -224,7 +212,7 @@ def feedback(course: Course, folder: str) -> Path:
 
 
 def with_policy(page: str) -> str:
-    """Return one of nbgrader's feedback pages with a content-security policy, which browsers obey from its place on."""
+    """Return one of nbgrader's feedback pages with a content-security policy before anything that a student wrote."""
     return page.replace("<head>", f'<head>\n<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>', 1)
 
 
@@ -242,17 +230,10 @@ def grades_csv(course: Course, folder: str) -> str:
         writer.writerow(["student", "score", "max_score", "late_seconds", "needs_manual_grade", *names])
         for handed_in in sorted(gradebook.assignment_submissions(folder), key=lambda s: s.student.id):
             grades = {grade.name: grade for book in handed_in.notebooks for grade in book.grades}
-            student = _no_formula(handed_in.student.id)
+            student = no_formula(handed_in.student.id)
             facts = [student, handed_in.score, handed_in.max_score, handed_in.total_seconds_late]
             writer.writerow([*facts, handed_in.needs_manual_grade, *(grades[name].score for name in names)])
     return out.getvalue()
-
-
-def _no_formula(text: str) -> str:
-    text = printable(text).replace("\n", " ")
-    # Spreadsheets take signs of full width for the signs, and pass over spaces in front.
-    first = unicodedata.normalize("NFKC", text).lstrip()[:1]
-    return f"'{text}" if first and first in "=+-@" else text
 
 
 class GradeOutside(NbGraderPreprocessor):
@@ -294,29 +275,6 @@ def _printed(output: Any) -> list[NotebookNode]:
     if output is not None and output.error:
         outputs.append(nbformat.v4.new_output("error", ename="Error", evalue=output.error, traceback=[output.error]))
     return outputs
-
-
-def _clean(submission: Path, assignment: Assignment, limits: Limits) -> NotebookNode:
-    """Return the submission in the source's structure; one that cannot be read has no answers."""
-    try:
-        cells: list[Cell] = aligned(cells_of(content(submission, limits), limits), assignment)
-    except AssignmentError:
-        cells = aligned([], assignment)
-    book = nbformat.v4.new_notebook()
-    book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    written = [cell for cell in cells if cell["cell_type"] != "code" and not _is_ours(cell, assignment)]
-    texts = {id(cell): text for cell, text in zip(written, harmless(written, seconds=limits.rendering), strict=True)}
-    for number, cell in enumerate(cells):
-        make = nbformat.v4.new_code_cell if cell["cell_type"] == "code" else nbformat.v4.new_markdown_cell
-        new = make(texts.get(id(cell), cell["source"]))
-        new["id"], new["metadata"] = f"cell-{number}", nbformat.from_dict(cell["metadata"])
-        book.cells.append(new)
-    return book
-
-
-def _is_ours(cell: Cell, assignment: Assignment) -> bool:
-    """Whether the text of a cell is the course's own."""
-    return cell["source"] == STUB or assignment.is_locked(marks(cell).get("grade_id"))
 
 
 def _convert(converter: type, course: Course, folder: str, student: str) -> None:

@@ -21,6 +21,14 @@ def printable(text: str) -> str:
     )
 
 
+def no_formula(text: str) -> str:
+    """Return a text for a cell of a table: one that a spreadsheet would take for a formula gets a ' in front."""
+    text = printable(text).replace("\n", " ")
+    # Spreadsheets take signs of full width for the signs, and pass over spaces in front.
+    first = unicodedata.normalize("NFKC", text).lstrip()[:1]
+    return f"'{text}" if first and first in "=+-@" else text
+
+
 @dataclass(frozen=True)
 class Result:
     """The outcome of one question. ``points`` is None while a person has yet to grade it."""

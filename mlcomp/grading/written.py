@@ -11,13 +11,18 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import bleach
+import nbformat
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat.notebooknode import NotebookNode
 
-from mlcomp.grading.assignment import Cell
+from mlcomp.grading.assignment import STUB, Assignment, AssignmentError, Cell, aligned, marks
+from mlcomp.grading.limits import Limits
+from mlcomp.grading.submission import cells_of, content
 
 _TAGS = set(
     "a b blockquote br code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img ins kbd li ol p pre s span strong "
@@ -42,6 +47,29 @@ _ATTRIBUTES: dict[tuple[str, str], re.Pattern[str]] = {
 
 class _OutOfTime(Exception):
     pass
+
+
+def clean_copy(submission: Path, assignment: Assignment, limits: Limits) -> NotebookNode:
+    """Return the submission in the source's structure; one that cannot be read has no answers."""
+    try:
+        cells: list[Cell] = aligned(cells_of(content(submission, limits), limits), assignment)
+    except AssignmentError:
+        cells = aligned([], assignment)
+    book = nbformat.v4.new_notebook()
+    book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    written = [cell for cell in cells if cell["cell_type"] != "code" and not _is_ours(cell, assignment)]
+    texts = {id(cell): text for cell, text in zip(written, harmless(written, seconds=limits.rendering), strict=True)}
+    for number, cell in enumerate(cells):
+        make = nbformat.v4.new_code_cell if cell["cell_type"] == "code" else nbformat.v4.new_markdown_cell
+        new = make(texts.get(id(cell), cell["source"]))
+        new["id"], new["metadata"] = f"cell-{number}", nbformat.from_dict(cell["metadata"])
+        book.cells.append(new)
+    return book
+
+
+def _is_ours(cell: Cell, assignment: Assignment) -> bool:
+    """Whether the text of a cell is the course's own."""
+    return cell["source"] == STUB or assignment.is_locked(marks(cell).get("grade_id"))
 
 
 def harmless(cells: list[Cell], *, seconds: float) -> list[str]:

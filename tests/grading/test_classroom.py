@@ -13,8 +13,9 @@ import pytest
 from mlcomp.grading import classroom
 from mlcomp.grading.classroom import grade_class, name_of, student_id, submissions
 from mlcomp.grading.grade import GraderBroken, nothing_graded
-from mlcomp.grading.gradebook import Course, _no_formula, entered, feedback, grades_csv, register
+from mlcomp.grading.gradebook import Course, entered, feedback, grades_csv, register
 from mlcomp.grading.limits import Limits
+from mlcomp.grading.report import no_formula
 
 
 def write(path, text="{}"):
@@ -99,11 +100,11 @@ def test_a_folder_without_notebooks_is_named(tmp_path):
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "＝1", " =1", "\t=1"])
 def test_a_formula_is_none_in_a_table(text):
-    assert _no_formula(text).startswith(("'", "\\t"))
+    assert no_formula(text).startswith(("'", "\\t"))
 
 
 def test_a_name_is_written_as_it_is_in_a_table():
-    assert _no_formula("王-1") == "王-1"
+    assert no_formula("王-1") == "王-1"
 
 
 # --- the class and the gradebook ------------------------------------------------------------------------------------
