@@ -50,6 +50,18 @@ def test_nothing_of_the_environment_is_seen():
     assert os.uname().nodename not in printed
 
 
+def test_an_ordinary_user_hands_no_environment_on(monkeypatch):
+    """Root's submissions are of another user, who cannot look into the first process; an ordinary user's are not."""
+    as_user = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"] if os.geteuid() == 0 else []
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(sandbox, "_python_folders", lambda: [])  # this user may not be able to reach them
+    command = [*as_user, *sandbox._bwrap(Limits()), "cat", "/proc/1/environ"]
+    env = {"PATH": os.environ["PATH"], "COURSE_TOKEN": "abc-12345"}
+    done = subprocess.run(command, env=env, cwd="/", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "12345" not in done.stdout
+
+
 def test_only_the_three_streams_are_open():
     printed = inside("import os; print(sorted(map(int, os.listdir('/proc/self/fd'))))")
     assert printed.strip() in ("[0, 1, 2, 3]", "[0, 1, 2]")  # 3 is the listing's own
