@@ -2,7 +2,9 @@
 
 import argparse
 import importlib.util
+import io
 import sys
+from collections import Counter
 from pathlib import Path
 
 _USAGE = """usage: mlcomp-grade NOTEBOOK.ipynb            grade your own work: a table, and a feedback page
@@ -21,6 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_USAGE, end="")
         return 0 if argv else 2
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a student's name that the terminal cannot show
     commands = {"class": _class, "csv": _csv, "feedback": _feedback, "generate": _generate}
     command = commands.get(argv[0])
     try:
@@ -33,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"mlcomp-grade: {error}", file=sys.stderr)
+        from mlcomp.grading.report import printable
+
+        print(printable(f"mlcomp-grade: {error}"), file=sys.stderr)
         return 1
 
 
@@ -43,7 +50,7 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def _own(argv: list[str]) -> int:
     from mlcomp.grading.grade import grade_file
-    from mlcomp.grading.report import page, table
+    from mlcomp.grading.report import page, printable, table
 
     parser = _parser("", "Run the visible and hidden checks on your own notebook. The notebook is only read.")
     parser.add_argument("notebook", type=Path)
@@ -55,15 +62,16 @@ def _own(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     report = grade_file(args.notebook, sandbox=args.sandbox, seed=args.seed)
     target = args.feedback or Path(f"{args.notebook.stem}_feedback.html")
-    target.write_text(page(report), encoding="utf-8")
     print(table(report))
-    print(f"Feedback: {target}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page(report), encoding="utf-8")
+    print(printable(f"Feedback: {target}"))
     return 0
 
 
 def _class(argv: list[str]) -> int:
     from mlcomp.grading import sandbox
-    from mlcomp.grading.assignment import AssignmentError, load_assignments, match, parse
+    from mlcomp.grading.assignment import AssignmentError, load_assignments, match
     from mlcomp.grading.extra import require_nbgrader
 
     parser = _parser("class", "Grade the submissions of a class and enter them into the gradebook of this folder.")
@@ -84,8 +92,11 @@ def _class(argv: list[str]) -> int:
         raise sandbox.SandboxMissing(
             f"{reason}. Other people's code is not run without a sandbox; --unsandboxed runs it with all your rights"
         )
-    from mlcomp.grading.classroom import grade_class, submissions
+    from mlcomp.grading.classroom import grade_class, name_of, submissions
     from mlcomp.grading.gradebook import Course
+    from mlcomp.grading.limits import Limits
+    from mlcomp.grading.report import printable
+    from mlcomp.grading.submission import cells_of, content
 
     handed_in = submissions(args.folder)
     unknown = set(args.student or ()) - set(handed_in)
@@ -93,14 +104,18 @@ def _class(argv: list[str]) -> int:
         raise ValueError(f"{args.folder} holds nothing of {', '.join(sorted(unknown))}")
     handed_in = {s: path for s, path in handed_in.items() if not args.student or s in args.student}
     found = [a for a in load_assignments() if args.assignment in (None, a.folder, f"{a.folder}/{a.name}")]
-    assignment = found[0] if len(found) == 1 else None
-    for path in handed_in.values():
+    votes = Counter(range(len(found)) if len(found) == 1 else ())
+    for path in handed_in.values() if len(found) > 1 else ():
         try:
-            assignment = assignment or match(parse(path.read_bytes()), found)
+            votes[found.index(match(cells_of(content(path, Limits()), Limits()), found))] += 1
         except AssignmentError:
             continue
-    if assignment is None:
+    if not votes:
         raise ValueError("the notebooks belong to no known assignment; name it with --assignment")
+    assignment = found[votes.most_common(1)[0][0]]  # a notebook of another assignment is one student's mistake
+    for student, path in handed_in.items():
+        if name_of(path, args.folder) != student:
+            print(printable(f"{name_of(path, args.folder)!r} is {student} in the gradebook"))
     reports = grade_class(
         *(Course(Path.cwd()), assignment, handed_in),
         **{"sandbox": not args.unsandboxed, "jobs": args.jobs, "regrade": args.regrade},

@@ -19,14 +19,19 @@ from mlcomp.grading.assignment import (
     load_assignments,
     marks,
     match,
-    parse,
     source,
 )
 from mlcomp.grading.examiner import Examiner
 from mlcomp.grading.kernel import Kernel, KernelDied
 from mlcomp.grading.limits import Limits
-from mlcomp.grading.report import CellOutput, Report, Result
-from mlcomp.grading.sandbox import environment, sandboxed, worker_command
+from mlcomp.grading.report import CellOutput, Report, Result, tidy
+from mlcomp.grading.sandbox import SandboxMissing, environment, sandboxed, worker_command
+from mlcomp.grading.seccomp import filter_fd
+from mlcomp.grading.submission import cells_of, content, digest
+
+
+class GraderBroken(RuntimeError):
+    """Nothing can be graded on this machine; no fault of a submission."""
 
 
 def grade_file(
@@ -36,6 +41,7 @@ def grade_file(
     sandbox: bool,
     limits: Limits | None = None,
     seed: int | None = None,
+    follow: bool = True,
 ) -> Report:
     """Grade a notebook file; it is only read.
 
@@ -45,42 +51,47 @@ def grade_file(
         sandbox: run the student's code in the sandbox.
         limits: time and sizes.
         seed: of the checks' random numbers; None: a new one.
+        follow: let the file be a link.
     Raises:
-        AssignmentError: too large, not a notebook, or of no known assignment.
+        AssignmentError: not readable, too large, not a notebook, or of no known assignment.
         SandboxMissing: ``sandbox`` is asked for and not there.
+        GraderBroken: the process for the student's code does not start.
     """
     limits = limits or Limits()
-    if path.stat().st_size > limits.notebook:
-        raise AssignmentError(f"the file is larger than {limits.notebook >> 20} MiB: clear its outputs and save it")
-    data = path.read_bytes()
-    cells = parse(data)
+    data = content(path, limits, follow=follow)
+    cells = cells_of(data, limits)
     assignment = assignment or match(cells, load_assignments())
     seed = random.SystemRandom().randrange(2**62) if seed is None else seed
     return _grade(cells, assignment, hashlib.sha256(data).hexdigest(), sandbox, limits, seed)
 
 
 def grade_anything(path: Path, assignment: Assignment, sandbox: bool, limits: Limits) -> Report:
-    """Grade a notebook file like :func:`grade_file`; one that cannot be read gets a report that says so."""
+    """Grade a notebook file like :func:`grade_file`; whatever is wrong with it gets a report that says so.
+
+    Raises:
+        GraderBroken, SandboxMissing, OSError: the machine's fault, for instance a full disk; never the submission's.
+    """
     try:
-        return grade_file(path, assignment, sandbox=sandbox, limits=limits)
+        return grade_file(path, assignment, sandbox=sandbox, limits=limits, follow=False)
     except AssignmentError as error:
-        return nothing_graded(path, assignment, sandbox, str(error))
+        return nothing_graded(path, assignment, sandbox, limits, str(error))
+    except (GraderBroken, SandboxMissing, OSError):
+        raise
+    except Exception as error:
+        return nothing_graded(
+            path, assignment, sandbox, limits, f"the grader failed: {type(error).__name__}: {error}"
+        )
 
 
-def nothing_graded(path: Path, assignment: Assignment, sandbox: bool, problem: str) -> Report:
+def nothing_graded(path: Path, assignment: Assignment, sandbox: bool, limits: Limits, problem: str) -> Report:
     """Return the report of a submission that could not be run at all: no points, and why."""
+    problem = tidy(problem, limits.message)
     results = tuple(
         Result(q.id, q.title, q.manual, 0, q.points, f"not graded: {problem}", q.section)
         for q in assignment.questions
     )
     name = f"{assignment.folder}/{assignment.name}"
-    return Report(name, assignment.sha256, sha256(path), 0, sandbox, 0.0, problem, results, ())
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Report(name, assignment.sha256, digest(path, limits), 0, sandbox, 0.0, problem, results, ())
 
 
 def _grade(
@@ -106,7 +117,9 @@ def _grade(
 
 def _kernel(sandbox: bool, limits: Limits, scratch: str) -> Kernel:
     if sandbox:
-        return Kernel(sandboxed(limits, slot=os.getpid()), limits, env=dict(os.environ), cwd=Path("/"))
+        with filter_fd() as fd:
+            command = sandboxed(limits, slot=os.getpid(), filter_fd=fd)
+            return Kernel(command, limits, env={}, cwd=Path("/"), fds=(fd,))
     return Kernel(worker_command(), limits, env=environment(), cwd=Path(scratch))
 
 
@@ -123,7 +136,7 @@ class _Run:
         try:
             kernel.start()
         except KernelDied as death:  # before any code of the student's: not the student's fault, so not a grade
-            raise RuntimeError(
+            raise GraderBroken(
                 f"the process that runs submissions does not start, so nothing was graded: {death}"
             ) from death
 
@@ -147,7 +160,8 @@ class _Run:
             for name in question.functions + question.values:
                 if defines(source(cell), (name,)):
                     self.examiner.stopped[name] = error
-        self.outputs.append(CellOutput(source(cell), printed, error))
+        limits = self.kernel.limits
+        self.outputs.append(CellOutput(source(cell), tidy(printed, limits.shown + 100), tidy(error, limits.message)))
 
     def _result(self, question: Question, cell: Cell) -> Result:
         maximum, section = question.points, question.section
@@ -163,4 +177,5 @@ class _Run:
             except KernelDied as death:
                 self.problem = str(death)
                 message = f"your code ended its process: {self.problem}"
-        return Result(question.id, question.title, False, 0 if message else maximum, maximum, message or "", section)
+        message = tidy(message or "", self.kernel.limits.message)
+        return Result(question.id, question.title, False, 0 if message else maximum, maximum, message, section)

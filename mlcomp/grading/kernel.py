@@ -21,8 +21,12 @@ class KernelDied(Exception):
 class Kernel:
     """One process that runs one submission. Use as a context manager: leaving it ends everything it started."""
 
-    def __init__(self, command: list[str], limits: Limits, *, env: dict[str, str], cwd: Path) -> None:
-        """``command`` is the start of a command line; the number of the reply descriptor is appended."""
+    def __init__(
+        self, command: list[str], limits: Limits, *, env: dict[str, str], cwd: Path, fds: tuple[int, ...] = ()
+    ) -> None:
+        """``command`` is the start of a command line; the number of the reply descriptor is appended. ``fds`` are the
+        descriptors that it needs besides.
+        """
         self.limits = limits
         self.deadline = time.monotonic() + limits.start + limits.submission
         self.cause: str | None = None
@@ -34,7 +38,7 @@ class Kernel:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=(write,),
+            pass_fds=(write, *fds),
             env=env,
             cwd=cwd,
             start_new_session=True,
@@ -166,7 +170,7 @@ def _complete(incoming: bytearray) -> dict[str, Any] | None:
     if len(incoming) < wire.HEADER.size:
         return None
     text, binary = wire.HEADER.unpack_from(incoming)
-    if text + binary > wire.MAX_FRAME:
+    if text > wire.MAX_TEXT or text + binary > wire.MAX_FRAME:
         raise wire.WireError("the reply is too large")
     size = wire.HEADER.size + text + binary
     if len(incoming) < size:
@@ -178,11 +182,15 @@ def _complete(incoming: bytearray) -> dict[str, Any] | None:
 
 
 def resident(root: int) -> int:
-    """Return the private memory of a process and its descendants in bytes; 0 where there is no /proc.
+    """Return the memory that a process and its descendants hold in bytes; 0 where there is no /proc.
 
-    Limits of the operating system hold for each process; this one is for all together.
+    Limits of the operating system hold for each process; this one is for all together. Memory that processes share
+    counts whole and once, as it stays after a process has let go of its pages.
+
+    Raises:
+        KernelDied: a process does not let its memory be seen.
     """
-    parents, sizes = {}, {}
+    parents, private, mapped = {}, {}, {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             status = (entry / "status").read_text()
@@ -191,11 +199,34 @@ def resident(root: int) -> int:
         fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
         pid = int(entry.name)
         parents[pid] = int(fields.get("PPid", "0"))
-        sizes[pid] = sum(1024 * int(fields.get(name, "0 kB").split()[0]) for name in ("RssAnon", "RssShmem"))
-    total = 0
-    for pid, size in sizes.items():
-        ancestor = pid
-        while ancestor not in (0, root):
-            ancestor = parents.get(ancestor, 0)
-        total += size if ancestor == root else 0
-    return total
+        private[pid] = 1024 * int(fields.get("RssAnon", "0 kB").split()[0])
+        mapped[pid] = 1024 * int(fields.get("RssShmem", "0 kB").split()[0])
+    below = [pid for pid in parents if _descends(pid, root, parents)]
+    shared: dict[str, int] = {}
+    for pid in below:
+        for area, size in _shared(pid).items():
+            shared[area] = max(size, shared.get(area, 0))
+    return sum(private[pid] for pid in below) + max(sum(mapped[pid] for pid in below), sum(shared.values()))
+
+
+def _descends(pid: int, root: int, parents: dict[int, int]) -> bool:
+    while pid not in (0, root):
+        pid = parents.get(pid, 0)
+    return pid == root
+
+
+def _shared(pid: int) -> dict[str, int]:
+    """Return the areas of memory without a file that a process may share with others: device and inode → bytes."""
+    try:
+        maps = Path("/proc", str(pid), "maps").read_text(errors="replace")
+    except PermissionError as error:
+        raise KernelDied("hid its memory from the grader") from error
+    except OSError:  # it ended meanwhile
+        return {}
+    areas: dict[str, int] = {}
+    for line in maps.splitlines():
+        addresses, rights, _, device, inode, *name = line.split(maxsplit=5)
+        if rights.endswith("s") and name and name[0].startswith(("/dev/zero (deleted)", "/memfd:", "/SYSV")):
+            first, last = (int(address, 16) for address in addresses.split("-"))
+            areas[f"{device} {inode}"] = areas.get(f"{device} {inode}", 0) + last - first
+    return areas

@@ -21,3 +21,7 @@ class Limits:
     output: int = 8 * MIB  # printed altogether; more ends the process
     shown: int = 20_000  # printed characters of a cell that the feedback shows
     notebook: int = 20 * MIB  # the submitted file
+    cells: int = 1000  # of the submitted notebook
+    text: int = 100_000  # characters of a cell; ten times that for all cells together
+    message: int = 2000  # characters of an error or of what a check says
+    rendering: float = 10.0  # to make the written answers of a submission into a page

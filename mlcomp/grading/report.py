@@ -2,8 +2,31 @@
 
 import html
 import json
+import unicodedata
 from dataclasses import asdict, dataclass
 from typing import Any
+
+
+def tidy(text: str, limit: int) -> str:
+    """Return a text that every file can hold: half a character becomes "?"; what is over the limit is left out."""
+    text = text[: limit + 1].encode(errors="replace").decode()
+    return text if len(text) <= limit else text[:limit] + "\n… (shortened)"
+
+
+def printable(text: str) -> str:
+    """Return a text for a terminal: what is no letter, sign or line break is escaped, and cannot steer it."""
+    return "".join(
+        c if c == "\n" or unicodedata.category(c)[0] not in "CZ" or c == " " else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def no_formula(text: str) -> str:
+    """Return a text for a cell of a table: one that a spreadsheet would take for a formula gets a ' in front."""
+    text = printable(text).replace("\n", " ")
+    # Spreadsheets take signs of full width for the signs, and pass over spaces in front.
+    first = unicodedata.normalize("NFKC", text).lstrip()[:1]
+    return f"'{text}" if first and first in "=+-@" else text
 
 
 @dataclass(frozen=True)
@@ -54,7 +77,7 @@ class Report:
 
     def to_json(self) -> str:
         """Return the report as JSON text."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        return json.dumps(asdict(self), indent=1)  # ASCII: the file can be shown in a terminal
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
@@ -66,7 +89,7 @@ class Report:
 
 
 def table(report: Report) -> str:
-    """Return the report as lines of text: question, points, what to look at again."""
+    """Return the report as lines of text for a terminal: question, points, what to look at again."""
     width = max([len(result.title) for result in report.results] + [8])
     lines = [f"{'Question':<{width}}  Points  What to look at again"]
     for result in report.results:
@@ -79,9 +102,11 @@ def table(report: Report) -> str:
     lines.append(f"{'Total':<{width}}  {report.points} of {report.maximum} (graded automatically)")
     if report.problem:
         lines.append(f"The notebook's process ended early: {report.problem}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
+# The page needs nothing from anywhere: should a student's text ever come through as a tag, it loads and runs nothing.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; } td, th { padding: .4rem .6rem; text-align: left;
@@ -110,7 +135,9 @@ def page(report: Report) -> str:
         if o.printed or o.error
     ]
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(report.assignment)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{html.escape(report.assignment)}</title>"
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(report.assignment)}</h1>"
         f"<p>{report.points} of {report.maximum} points (graded automatically)</p>{problem if report.problem else ''}"
         f"<table><tr><th>Question</th><th>Points</th><th>What to look at again</th></tr>{''.join(rows)}</table>"

@@ -1,11 +1,13 @@
 """How a student's process is started: inside bubblewrap (Linux), or plainly for one's own work.
 
 Inside, there is Python with its packages, read-only, and a small scratch folder in memory. There is no network, no
-other file, no other process, no privilege; the gradebook, the solutions and the submissions are not there at all.
+other file, no other process, no privilege and no way to one (:mod:`mlcomp.grading.seccomp`), and nothing of the
+environment in which the grader was started; the gradebook, the solutions and the submissions are not there at all.
 As root the process becomes a user of its own; as an ordinary user it lives in a user namespace.
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import mlcomp
+from mlcomp.grading import seccomp
 from mlcomp.grading.limits import Limits
 
 # An unused user id each, so that the limit on processes of one submission does not count another's.
@@ -37,7 +40,11 @@ def why_not() -> str | None:
     version = subprocess.run(["bwrap", "--version"], capture_output=True, text=True).stdout
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < (0, 7):
         return f"{version.strip()} is too old; 0.7 or newer is needed"
-    probe = subprocess.run([*_bwrap(Limits()), "true"], capture_output=True, text=True)
+    if not seccomp.is_known():
+        return f"there is no filter of system calls for processors of type {platform.machine()}"
+    with seccomp.filter_fd() as fd:
+        command = [*_bwrap(Limits()), "--seccomp", str(fd), "true"]
+        probe = subprocess.run(command, capture_output=True, text=True, pass_fds=(fd,))
     return None if probe.returncode == 0 else f"bubblewrap does not work here: {probe.stderr.strip()}"
 
 
@@ -46,11 +53,12 @@ def worker_command() -> list[str]:
     return [sys.executable, "-m", "mlcomp.grading.worker"]
 
 
-def sandboxed(limits: Limits, *, slot: int) -> list[str]:
+def sandboxed(limits: Limits, *, slot: int, filter_fd: int) -> list[str]:
     """Return the command line of a student's process in the sandbox.
 
     Args:
         slot: a number that no other running submission has.
+        filter_fd: where to read the filter of system calls, see :mod:`mlcomp.grading.seccomp`.
     Raises:
         SandboxMissing: there is no sandbox on this machine.
     """
@@ -64,7 +72,7 @@ def sandboxed(limits: Limits, *, slot: int) -> list[str]:
         drop += ["--bounding-set=-all", "--inh-caps=-all"]
     caps = ["prlimit", f"--as={limits.memory}", f"--cpu={limits.cpu}", f"--nproc={limits.processes}"]
     caps += [f"--fsize={limits.scratch}", "--nofile=256", "--core=0"]
-    return [*_bwrap(limits), *drop, *caps, *worker_command()]
+    return [*_bwrap(limits), "--seccomp", str(filter_fd), *drop, *caps, *worker_command()]
 
 
 def environment() -> dict[str, str]:
@@ -77,7 +85,9 @@ def _quiet() -> dict[str, str]:
 
 
 def _bwrap(limits: Limits) -> list[str]:
-    command = ["bwrap", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    # bubblewrap stays as the first process inside, where its own environment can be read: it gets none.
+    command = [shutil.which("env") or "env", "-i", shutil.which("bwrap") or "bwrap"]
+    command += ["--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     command += ["--new-session", "--die-with-parent", "--hostname", "exercise"]
     if os.geteuid() != 0:  # as root a user namespace would hide the files of other users
         command += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
@@ -92,7 +102,7 @@ def _bwrap(limits: Limits) -> list[str]:
         command += ["--ro-bind", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     size = str(limits.scratch)
     command += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--perms", "1777", "--tmpfs", _SCRATCH]
-    command += ["--size", size, "--perms", "0700", "--tmpfs", "/dev/shm"]
+    command += ["--size", size, "--perms", "0700", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     made: set[Path] = set()
     for folder in _python_folders():
         for parent in reversed(folder.parents[:-1]):
@@ -103,7 +113,7 @@ def _bwrap(limits: Limits) -> list[str]:
         command += ["--ro-bind", str(folder), str(folder)]
     secret = Path(mlcomp.__file__).parent / "grading" / "solutions"
     if secret.is_dir():
-        command += ["--tmpfs", str(secret)]
+        command += ["--tmpfs", str(secret), "--remount-ro", str(secret)]
     command += ["--remount-ro", "/", "--clearenv", "--chdir", _SCRATCH]
     for name, value in {"PATH": "/usr/bin:/bin", "HOME": _SCRATCH, "LANG": "C.UTF-8", **_quiet()}.items():
         command += ["--setenv", name, value]

@@ -14,6 +14,7 @@ import torch
 
 HEADER = struct.Struct(">II")
 MAX_FRAME = 64 * 2**20
+MAX_TEXT = 8 * 2**20  # its JSON: as Python objects it takes many times its size
 MAX_DEPTH = 8
 MAX_ITEMS = 100_000
 
@@ -36,8 +37,10 @@ def pack(message: dict[str, Any]) -> bytes:
     blobs: list[bytes] = []
     text = json.dumps(_encode(message, blobs, 0)).encode()
     binary = b"".join(blobs)
-    if len(text) + len(binary) > MAX_FRAME:
-        raise WireError(f"the value takes {len(text) + len(binary)} bytes; {MAX_FRAME} is the limit")
+    if len(text) > MAX_TEXT or len(text) + len(binary) > MAX_FRAME:
+        raise WireError(
+            f"the value takes {len(text) + len(binary)} bytes; {MAX_FRAME} is the limit, {MAX_TEXT} without arrays"
+        )
     return HEADER.pack(len(text), len(binary)) + text + binary
 
 

@@ -216,11 +216,24 @@ def test_others_work_is_not_run_without_a_sandbox(empty, tmp_path, capsys, monke
     assert not (tmp_path / "grading").exists()
 
 
-def test_names_that_are_no_names_are_refused(empty, tmp_path, capsys, monkeypatch):
+def test_a_notebook_of_another_assignment_does_not_decide_for_the_class(empty, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(empty, tmp_path / "in" / "a;b.ipynb")
-    assert cli.main(["class", "in", "--unsandboxed"]) == 1
-    assert "letters, digits" in capsys.readouterr().err
+    monkeypatch.setattr(
+        "mlcomp.grading.classroom.grade_class", lambda course, found, *_, **__: graded.append(found) or {}
+    )
+    graded = []
+    other = ROOT / "exercises" / "lecture1_pruning" / "pruning.ipynb"
+    write(json.loads(other.read_text()), tmp_path / "in" / "aaa.ipynb")
+    for name in ("bob", "eve"):
+        write(empty, tmp_path / "in" / f"{name}.ipynb")
+    assert cli.main(["class", "in", "--unsandboxed"]) == 0
+    assert [found.folder for found in graded] == ["lecture2"]
+
+
+def test_the_page_goes_into_a_folder_that_is_not_there_yet(empty, tmp_path):
+    done = grade(write(empty, tmp_path / "mine.ipynb"), "--feedback", "not/yet/page.html", cwd=tmp_path)
+    assert done.returncode == 0 and "Question" in done.stdout, done.stderr
+    assert (tmp_path / "not" / "yet" / "page.html").exists()
 
 
 def test_matching_by_cells_not_by_name(assignment, empty):

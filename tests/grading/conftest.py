@@ -1,0 +1,3 @@
+from tests.exercises.conftest import assignment, empty, pytest_runtest_setup, quick, reference
+
+__all__ = ["assignment", "empty", "pytest_runtest_setup", "quick", "reference"]
