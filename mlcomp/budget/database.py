@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_choice, check_interval, check_pattern, check_sparsity
+from mlcomp.context import isolated
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class Database:
         os.replace(partial, path)
 
 
+@isolated
 def load_database(path: str | os.PathLike) -> Database:
     """Read what :meth:`Database.save` wrote."""
     with safe_open(path, framework="pt") as file:

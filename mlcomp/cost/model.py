@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mlcomp.context import isolated_run
 from mlcomp.formats.storage import stored_nbytes
 from mlcomp.layerwise.matrix import Layer, is_layer
 from mlcomp.layerwise.running import call_model, hooked
@@ -104,6 +105,7 @@ class ModelCost:
         return "\n".join(lines)
 
 
+@isolated_run
 def model_cost(model: nn.Module, sample: Any, *, bits: Mapping[str, int | float] | None = None) -> ModelCost:
     """Count the bytes of ``model`` and the FLOPs of its forward pass on ``sample``.
 

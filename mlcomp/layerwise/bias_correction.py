@@ -16,11 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mlcomp.checks import check_finite, check_like, check_weight
+from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.matrix import find_layer, find_layers
 from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
 from mlcomp.modes import evaluating
 
 
+@isolated
 def bias_correction(
     weight: Float[Tensor, "out inp"],
     corrected: Float[Tensor, "out inp"],
@@ -52,6 +54,7 @@ def bias_correction(
     return weight.double() @ input_mean.double() - corrected.double() @ seen.double()
 
 
+@isolated_run
 def output_means(model: nn.Module, batches: Iterable, layers: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Return the mean of each output channel of each layer over ``batches``, in float64, in the order of first use.
 
@@ -87,6 +90,7 @@ def output_means(model: nn.Module, batches: Iterable, layers: Iterable[str] | No
     return {name: total / counts[name] for name, total in sums.items()}
 
 
+@isolated_run
 def correct_biases(
     model: nn.Module, reference: nn.Module, batches: Iterable, layers: Iterable[str] | None = None
 ) -> nn.Module:
@@ -122,6 +126,7 @@ def correct_biases(
     return result
 
 
+@isolated
 def relu_mean(mean: Float[Tensor, " n"], std: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     r"""Return $E[\max(u, 0)]$ of $u \sim N(\beta, \gamma^2)$.
 
@@ -140,6 +145,7 @@ def relu_mean(mean: Float[Tensor, " n"], std: Float[Tensor, " n"]) -> Float[Tens
     return torch.where(std > 0, std * density + mean * torch.special.ndtr(ratio), mean.clamp(min=0))
 
 
+@isolated
 def analytic_correction(
     weight: Float[Tensor, "out inp *kernel"],
     quantized: Float[Tensor, "out inp *kernel"],

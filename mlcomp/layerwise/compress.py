@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mlcomp.checks import check_choice, check_finite
+from mlcomp.context import isolated_run
 from mlcomp.formats.storage import stored_nbytes
 from mlcomp.layerwise.inputs import HessianSum, Valid, add_hessians, collect_hessians, trace_layers
 from mlcomp.layerwise.matrix import find_layers, set_weight_matrix, weight_matrix
@@ -31,6 +32,7 @@ Method = Callable[..., Any]  # method(weight, hessian) → a tensor or a Quantiz
 Chosen = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
+@isolated_run
 def compress(
     model: nn.Module,
     batches: Iterable,

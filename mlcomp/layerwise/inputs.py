@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.matrix import Layer, find_layers, input_matrices, weight_matrix
 from mlcomp.layerwise.running import StopForward, call_model, check_batches, check_called, hooked
 from mlcomp.modes import evaluating
@@ -25,12 +26,14 @@ class HessianSum:
     grouped convolution has an X of its own, with as many columns as every other; they are counted once, not summed.
     """
 
+    @isolated
     def __init__(self, name: str, module: Layer, dtype: torch.dtype) -> None:
         groups, _, inp = weight_matrix(module).shape
         self.name = name
         self.samples = 0
         self.hessian = torch.zeros(groups, inp, inp, dtype=dtype, device=module.weight.device)
 
+    @isolated
     def add(self, module: Layer, x: Tensor, valid: Tensor | None = None) -> None:
         """Add the samples of one call; ``valid`` (a boolean for each position) leaves out padded tokens."""
         if not torch.isfinite(x).all():
@@ -111,6 +114,7 @@ class LayerTrace:
     calls: Mapping[str, int]
 
 
+@isolated_run
 def trace_layers(model: nn.Module, batches: Iterable, names: Iterable[str]) -> LayerTrace:
     """Run ``model`` (in eval mode already) on all ``batches`` and note when each layer is called, and on what.
 
@@ -152,6 +156,7 @@ def trace_layers(model: nn.Module, batches: Iterable, names: Iterable[str]) -> L
     return LayerTrace(tuple(tuple(stage) for stage in stages.values()), calls)
 
 
+@isolated_run
 def collect_hessians(
     model: nn.Module,
     batches: Iterable,

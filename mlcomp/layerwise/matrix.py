@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mlcomp.context import isolated
+
 Layer = nn.Linear | nn.Conv2d
 
 # Patches are unfolded for this many floats at a time (256 MB in float32), whatever the batch size.
@@ -58,6 +60,7 @@ def _layer(modules: Mapping[str, nn.Module], name: str) -> Layer:
     return module
 
 
+@isolated
 def weight_matrix(module: Layer) -> Float[Tensor, "groups out inp"]:
     """Return the layer's weight, one matrix (out/groups, inp/groups·kh·kw) a group; float32 unless it is float64."""
     weight = module.weight.detach()
@@ -66,6 +69,7 @@ def weight_matrix(module: Layer) -> Float[Tensor, "groups out inp"]:
     return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
+@isolated
 @torch.no_grad()
 def set_weight_matrix(module: Layer, matrix: Float[Tensor, "groups out inp"]) -> None:
     """Write the matrices of :func:`weight_matrix` into the layer, in the layer's own dtype and shape, in place."""

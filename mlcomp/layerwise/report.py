@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mlcomp.context import isolated
 from mlcomp.layerwise.hessian import output_loss
 from mlcomp.layerwise.matrix import Layer
 
@@ -84,6 +85,7 @@ class CompressionReport:
         return "\n".join(lines)
 
 
+@isolated
 def output_error(weight: Tensor, compressed: Tensor, hessian: Tensor) -> float:
     """Return ‖(W − Ŵ)X‖²/‖WX‖² over all groups (groups, out, inp), in float64; 0/0 is 0, more over 0 is inf."""
     w, h = weight.double(), hessian.double()

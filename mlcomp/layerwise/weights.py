@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.checks import check_finite
+from mlcomp.context import isolated
 from mlcomp.layerwise.matrix import find_layers
 
 
+@isolated
 def layer_weights(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Return name → weight of the linear and convolutional layers, in the order of ``model.named_modules()``.
 
@@ -35,6 +37,7 @@ def layer_weights(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     return found
 
 
+@isolated
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of ``model`` whose layers named in ``weights`` have these weights; all else is as it was.
 
@@ -53,12 +56,14 @@ def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     return result
 
 
+@isolated
 def network_sparsity(model: nn.Module, layers: Iterable[str] | None = None) -> float:
     """Return the share of zeros among the weights of the chosen layers (None: all linear and convolutional ones)."""
     weights = layer_weights(model, layers).values()
     return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 
+@isolated
 def keep_zeros(model: nn.Module, layers: Iterable[str] | None = None) -> Callable[[int], None]:
     """Return a callback for ``train(…, after_step=…)`` that sets back to zero each weight that is zero *now*.
 

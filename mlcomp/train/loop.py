@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from mlcomp.checks import check_finite, check_positive, check_whole
+from mlcomp.context import isolated_run
 from mlcomp.modes import keeping_modes
 
 
@@ -27,6 +28,7 @@ class History:
     loss: tuple[float, ...]
 
 
+@isolated_run
 def train(
     model: nn.Module,
     inputs: Tensor,

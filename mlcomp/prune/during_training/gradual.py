@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.checks import check_sparsity, check_whole
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.weights import layer_weights
 from mlcomp.prune.during_training.cubic_schedule import cubic_schedule
 from mlcomp.prune.importance.magnitude import global_magnitude
@@ -36,6 +37,7 @@ class GradualPruning:
     sparsity: dict[int, float]
 
 
+@isolated_run
 def gradual_pruning(
     model: nn.Module,
     inputs: Tensor,

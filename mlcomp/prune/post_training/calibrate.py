@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.bias_correction import bias_correction
 from mlcomp.layerwise.inputs import first_calls, trace_layers
 from mlcomp.layerwise.matrix import Layer, find_layer, input_matrices, is_layer, set_weight_matrix, weight_matrix
@@ -24,6 +25,7 @@ from mlcomp.prune.post_training.weight_correction import weight_correction
 STEPS = ("weight", "bias", "finetune")
 
 
+@isolated_run
 def calibrate(
     dense: nn.Module,
     pruned: nn.Module,

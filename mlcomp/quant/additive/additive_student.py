@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.checks import check_finite
+from mlcomp.context import isolated
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.quant.additive.aqlm import stored
 from mlcomp.quant.additive.aqlm_codebooks import decode_sum
@@ -23,6 +24,7 @@ from mlcomp.quant.additive.aqlm_codebooks import decode_sum
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+@isolated
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
     """Return ‖z − ẑ‖² / ‖z‖² of a batch."""
     return (output - target).square().sum() / target.square().sum()
@@ -55,6 +57,7 @@ class AdditiveWeight(nn.Module):
         """Return the decoded matrix; gradients flow to codebooks and scales."""
         return decode_sum(self.codes, self.codebooks) * self.scale[:, None]
 
+    @isolated
     def quantized(self) -> AdditiveCodes:
         """Return the present state, in float32."""
         return AdditiveCodes(self.codes.clone(), self.codebooks.detach().clone(), self.scale.detach().clone())

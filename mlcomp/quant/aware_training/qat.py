@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.checks import check_choice
+from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.matrix import Layer, find_layer
 from mlcomp.layerwise.running import check_batches
 from mlcomp.layerwise.weights import replace_module
@@ -62,6 +63,7 @@ class StepQuantizer(nn.Module):
         step = self.step.to(v.dtype)
         return straight_through(v, torch.round(v / step).clamp(self.low, self.high) * step)
 
+    @isolated
     def grid(self) -> Grid:
         """Return the grid as it is now."""
         step = self.step.detach().clone().reshape(-1, 1)
@@ -85,6 +87,7 @@ class QATLayer(nn.Module):
         return functional_call(self.layer, {"weight": quantized}, (x,))
 
 
+@isolated_run
 def prepare_qat(
     model: nn.Module,
     batches: Iterable,
@@ -135,6 +138,7 @@ def prepare_qat(
     return result
 
 
+@isolated
 @torch.no_grad()
 def finish_qat(model: nn.Module) -> PTQResult:
     """Return the trained model with integer codes in place of floating-point weights, and its honest size.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.checks import check_bits, check_finite, check_whole
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.matrix import find_layer
 from mlcomp.quant.post_training.adaround import (
     annealed_beta,
@@ -42,6 +43,7 @@ class QuantizedBlock:
     layers: dict[str, Quantized]
 
 
+@isolated_run
 def brecq(
     block: nn.Module,
     inputs: Float[Tensor, "samples ..."],

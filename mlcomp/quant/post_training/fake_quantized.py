@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.checks import check_finite
+from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.layerwise.matrix import Layer, is_layer
 from mlcomp.quant.grid import Grid
@@ -63,6 +64,7 @@ class FakeQuantized(nn.Module):
             return x
         return ((self.input_codes(x) - self.input_zero[0, 0]) * self.input_step[0, 0]).to(x.dtype)
 
+    @isolated
     def input_codes(self, x: Tensor) -> Tensor:
         """Return the input's codes, whole numbers 0 … 2^bits − 1 in floating point."""
         if self.input_bits is None:
@@ -90,6 +92,7 @@ class FakeQuantized(nn.Module):
         return f"weight_bits={self.weight_bits}, input_bits={self.input_bits}"
 
 
+@isolated
 @torch.no_grad()
 def integer_linear(module: FakeQuantized, x: Tensor) -> Tensor:
     r"""Return ``module(x)``, computed the way integer hardware does.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlcomp.checks import check_bits, check_choice
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.batchnorm import reestimate_batchnorm
 from mlcomp.layerwise.bias_correction import correct_biases
 from mlcomp.layerwise.matrix import Layer, find_layer, find_layers
@@ -77,6 +78,7 @@ class PTQResult:
         return "\n".join([*lines, f"{self.nbytes_before} → {self.nbytes} bytes"])
 
 
+@isolated_run
 def ptq(
     model: nn.Module,
     batches: Iterable,
@@ -143,6 +145,7 @@ def ptq(
     return PTQResult(result, tuple(rows), network_nbytes(model), network_nbytes(result))
 
 
+@isolated_run
 def input_ranges(
     model: nn.Module, batches: Iterable, bits: Mapping[str, int], rule: str
 ) -> dict[str, tuple[float, float]]:
