@@ -131,7 +131,8 @@ def trace_layers(model: nn.Module, batches: Iterable, names: Iterable[str]) -> L
     def hook(name: str) -> Callable:
         def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
             x = args[0] if args else kwargs["input"]
-            seen.append((name, x, x._version))
+            # A tensor made in inference mode counts no writes: each call may have seen other numbers in it.
+            seen.append((name, x, -len(seen) - 1 if x.is_inference() else x._version))
 
         return before
 

@@ -147,7 +147,8 @@ def _epoch(
     order = torch.randperm(len(inputs), generator=generator)
     device = next(state.model.parameters()).device
     total, seen = 0.0, 0
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with rng, torch.enable_grad():  # whatever the caller has set
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # for dropout and its like
         for done, start in enumerate(starts, seeds[1] * len(starts) + 1):
             chosen = order[start : start + batch_size]
@@ -203,3 +204,5 @@ def _check(model: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, lr:
     check_positive("lr", lr)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("the model has no parameter that requires a gradient, so there is nothing to train")
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError("the model was made in inference mode and cannot be trained: give copy.deepcopy(model)")

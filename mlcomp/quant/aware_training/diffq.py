@@ -198,7 +198,6 @@ class SizeTarget:
         diffq_size(model)  # raises where there is nothing to weigh
         self.model, self.nbytes, self.loss, self.multiplier, self.rate = model, nbytes, loss, start, rate
 
-    @isolated
     def __call__(self, output: Tensor, labels: Tensor) -> Tensor:
         """Return the penalized loss, and move λ."""
         excess = diffq_size(self.model) / self.nbytes - 1
