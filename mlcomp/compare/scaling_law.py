@@ -58,7 +58,7 @@ class QuantizedModel(NamedTuple):
     total_bits: int
 
 
-@isolated_run
+@isolated
 def quantize_matrices(
     model: nn.Module, *, bits: int, block_size: int | None = 64, data_type: str = "int"
 ) -> QuantizedModel:

@@ -119,7 +119,7 @@ def hessian_diagonal(flat: FlatNetwork, *, chunk: int = 64) -> Float[Tensor, " n
     parts = []
     for start in range(0, n, chunk):
         units = torch.zeros(min(chunk, n - start), n, dtype=flat.theta.dtype, device=flat.theta.device)
-        units[torch.arange(len(units)), start + torch.arange(len(units))] = 1
+        units.diagonal(start).fill_(1)
         parts.append(vmap(entry)(units))
     return torch.cat(parts).detach()
 

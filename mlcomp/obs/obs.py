@@ -141,7 +141,7 @@ def obs(
     flat = flatten_network(model, inputs, targets, loss_fn)
     theta = flat.theta.clone()
     active = torch.ones_like(flat.prunable)
-    b = torch.zeros(0)
+    b = theta[:0]
     order, losses = [], []
     for step in range(removals(sparsity, int(flat.prunable.sum()))):
         if step == 0 or (recompute is not None and step % recompute == 0):

@@ -114,7 +114,7 @@ def random_batches(samples: int, batch_size: int, *, seed: int) -> Iterator[Tens
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, samples)
     while True:
-        for chosen in torch.randperm(samples, generator=generator).split(size):
+        for chosen in torch.randperm(samples, generator=generator, device="cpu").split(size):
             if len(chosen) == size:
                 yield chosen
 
@@ -144,12 +144,14 @@ def _epoch(
 ) -> float:
     """Train one epoch; all its randomness comes from (seed, epoch), so that a resumed run repeats it."""
     generator = torch.Generator().manual_seed(seeds[0] * 1_000_003 + seeds[1])
-    order = torch.randperm(len(inputs), generator=generator)
+    order = torch.randperm(len(inputs), generator=generator, device="cpu")
     device = next(state.model.parameters()).device
     total, seen = 0.0, 0
     rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with rng, torch.enable_grad():  # whatever the caller has set
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # for dropout and its like
+        torch.manual_seed(
+            int(torch.randint(2**62, (), generator=generator, device="cpu"))
+        )  # for dropout and its like
         for done, start in enumerate(starts, seeds[1] * len(starts) + 1):
             chosen = order[start : start + batch_size]
             batch = inputs[chosen] if augment is None else augment(inputs[chosen], generator)

@@ -161,7 +161,7 @@ class _Layer:
 
 
 def _draw(size: int, share: float, draw: torch.Generator) -> Tensor:
-    return torch.randperm(size, generator=draw)[: max(1, round(share * size))]
+    return torch.randperm(size, generator=draw, device="cpu")[: max(1, round(share * size))]
 
 
 def _layers_with_zeros(dense: nn.Module, pruned: nn.Module) -> list[str]:

@@ -172,7 +172,7 @@ class AdditiveStudent:
         return [*(t for weight in self.weights.values() for t in weight.state_dict().values()), *self.rest.values()]
 
     def _data(self, chosen: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        every = torch.arange(len(self.inputs)) if chosen is None else chosen
+        every = torch.arange(len(self.inputs), device="cpu") if chosen is None else chosen
         for part in every.split(self.batch_size):
             yield self.batch(part)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.checks import check_positive
-from mlcomp.context import isolated, isolated_run
+from mlcomp.context import isolated
 from mlcomp.layerwise.matrix import Layer, find_layer, find_layers
 from mlcomp.layerwise.weights import replace_module
 from mlcomp.quant.scalar.mixed_bits import MixedBits, mixed_bits_nbytes, quantize_mixed
@@ -111,7 +111,7 @@ class DiffQLayer(nn.Module):
         return functional_call(self.layer, {"weight": weight}, (x,))
 
 
-@isolated_run
+@isolated
 def prepare_diffq(
     model: nn.Module,
     *,
@@ -212,7 +212,7 @@ def diffq_codes(model: nn.Module) -> dict[str, MixedBits]:
     return {name: m.quantized() for name, m in model.named_modules() if isinstance(m, DiffQLayer)}
 
 
-@isolated_run
+@isolated
 @torch.no_grad()
 def meet_size(model: nn.Module, nbytes: int | float) -> nn.Module:
     """Return a copy of a trained model in which some groups give up whole bits, until the packed size fits.

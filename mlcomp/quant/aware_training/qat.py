@@ -130,7 +130,7 @@ def prepare_qat(
         weight = StepQuantizer(grid.step, bits=bits_w, signed=True, learned=learned, clipped=learned)
         inputs = None
         if bits_x is not None:
-            span = torch.tensor([ranges[name]], device=layer.weight.device)
+            span = torch.tensor([ranges[name]], dtype=torch.float32, device=layer.weight.device)
             signed = bool(span.min() < 0)
             step = fit_grid(span, bits=bits_x, symmetric=signed).step.reshape(())
             inputs = StepQuantizer(step, bits=bits_x, signed=signed, learned=learned, clipped=True)
