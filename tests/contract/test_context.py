@@ -469,3 +469,23 @@ def test_what_is_made_in_inference_mode_can_be_trained():
     before = [p.clone() for p in model.parameters()]
     train(model, inputs, labels(), epochs=1, lr=0.1, progress=False)
     assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("context", ["inference mode", "autocast"])
+def test_a_model_whose_own_forward_sets_a_context(context):
+    """The sums over its first layer's inputs are as without; in inference mode so is all else."""
+
+    class InContext(nn.Sequential):
+        def forward(self, x):
+            with CONTEXTS[context]():
+                return super().forward(x)
+
+    plain, model = net(), InContext(*net())
+    names = ["1", "3"] if context == "inference mode" else ["1"]
+    want, got = (layerwise.collect_hessians(m, batches(), names) for m in (plain, model))
+    same(want, got, "hessians")
+    if context == "inference mode":
+        made = [
+            layerwise.compress(m, batches(), partial(quant.gptq, bits=4), progress=False)[0] for m in (plain, model)
+        ]
+        same(*(m.state_dict()["3.weight"] for m in made), "compressed")
