@@ -30,7 +30,7 @@ def test_animation_needs_nothing_from_the_network(shown):
 
 def test_source_is_the_library_s_own(shown):
     notebook.show_source(rtn)
-    assert shown[0][0].data.startswith("def rtn(") and "Guarantee:" in shown[0][0].data
+    assert shown[0][0].data.startswith("@isolated\ndef rtn(") and "Guarantee:" in shown[0][0].data
 
 
 def test_glue_leaves_the_record_that_the_book_reads(shown):

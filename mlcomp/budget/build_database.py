@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mlcomp.budget.database import Database, Entry, Level, entry_facts, make_entry
 from mlcomp.checks import removals
+from mlcomp.context import isolated_run
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.formats.storage import sparse_nbytes
 from mlcomp.layerwise.hessian import output_loss
@@ -26,6 +27,7 @@ from mlcomp.obs.replay import replay
 from mlcomp.resume import ResumeFolder, hash_model, hash_values
 
 
+@isolated_run
 def build_database(
     model: nn.Module,
     hessians: Mapping[str, Tensor],

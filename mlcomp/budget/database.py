@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_choice, check_interval, check_pattern, check_sparsity
+from mlcomp.context import isolated
 from mlcomp.resume import load_piece, save_piece
 
 
@@ -121,6 +122,7 @@ class Database:
         save_piece(path, tensors, facts, of="database")
 
 
+@isolated
 def load_database(path: str | os.PathLike) -> Database:
     """Read what :meth:`Database.save` wrote.
 

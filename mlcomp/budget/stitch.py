@@ -9,10 +9,12 @@ from torch import nn
 from tqdm import tqdm
 
 from mlcomp.budget.database import Database
+from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.matrix import set_weight_matrix
 from mlcomp.layerwise.weights import choose_layers, copy_model
 
 
+@isolated
 def stitch(model: nn.Module, database: Database, choice: Sequence[int] | Mapping[str, int]) -> nn.Module:
     """Return a copy of ``model`` whose layers are at the chosen levels.
 
@@ -39,6 +41,7 @@ def stitch(model: nn.Module, database: Database, choice: Sequence[int] | Mapping
     return result
 
 
+@isolated_run
 def level_losses(
     model: nn.Module, database: Database, loss: Callable[[nn.Module], float], *, progress: bool = True
 ) -> list[list[float]]:

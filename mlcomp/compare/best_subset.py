@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_sparsity, check_vector, check_weight, check_whole, removals
+from mlcomp.context import isolated
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class BestSubset:
     proved: bool
 
 
+@isolated
 def best_subset(
     hessian: Float[Tensor, "inp inp"], row: Float[Tensor, " inp"], *, remove: int, max_nodes: int = 1_000_000
 ) -> BestSubset:
@@ -62,6 +64,7 @@ def best_subset(
     return BestSubset(removed, fitted, float(delta @ h @ delta / 2), nodes, proved)
 
 
+@isolated
 def best_pruned(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_hessian, check_vector, check_weight, check_whole
+from mlcomp.context import isolated
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 from mlcomp.quant.scalar.codebook import check_levels
@@ -31,6 +32,7 @@ class BestCodes:
     proved: bool
 
 
+@isolated
 def integer_least_squares(
     hessian: Float[Tensor, "inp inp"],
     target: Float[Tensor, " inp"],
@@ -74,6 +76,7 @@ def integer_least_squares(
     return BestCodes(codes.long(), float(delta @ h @ delta / 2), nodes, proved)
 
 
+@isolated
 def best_quantized(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

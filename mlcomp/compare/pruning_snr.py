@@ -8,9 +8,11 @@ Source: Kuzmin et al. 2023, arXiv:2307.02973, section 3: sparsity 1 − b/16.   
 import math
 
 from mlcomp.checks import check_choice, check_interval
+from mlcomp.context import isolated
 from mlcomp.sources.source import Source
 
 
+@isolated
 def kept_share(bits: float | int, *, storage: str = "values") -> float:
     r"""Return the share p of 16-bit weights that ``bits`` bits per weight pay for.
 
@@ -38,6 +40,7 @@ def kept_share(bits: float | int, *, storage: str = "values") -> float:
     return low
 
 
+@isolated
 def pruning_snr(source: Source, *, bits: float | int, storage: str = "values") -> float:
     r"""Return the SNR [dB] of keeping the largest weights exactly and setting the others to zero.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mlcomp.compare.pruning_snr import pruning_snr
 from mlcomp.compare.quantization_snr import quantization_snr
+from mlcomp.context import isolated
 from mlcomp.sources.source import Source
 from mlcomp.sources.student_t import student_t
 
@@ -27,6 +28,7 @@ class Comparison:
         return self.quantization_db - self.pruning_db
 
 
+@isolated
 def compare(source: Source, *, bits: int, storage: str = "values", zero: str = "on_grid") -> Comparison:
     """Return the SNR of the best b-bit grid and of magnitude pruning at the size of b bits.
 
@@ -38,6 +40,7 @@ def compare(source: Source, *, bits: int, storage: str = "values", zero: str = "
     return Comparison(bits, quantized, pruning_snr(source, bits=bits, storage=storage))
 
 
+@isolated
 def crossover_kurtosis(
     bits: int, *, storage: str = "values", limit: float = 1000.0, largest: float = 4000.0
 ) -> float:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mlcomp.checks import check_like, check_whole
 from mlcomp.compare.integer_least_squares import check_problem
+from mlcomp.context import isolated
 from mlcomp.extras import need
 
 
@@ -40,6 +41,7 @@ class QuantizationBound:
     box: Float[Tensor, " inp"]
 
 
+@isolated
 def quantization_bound(
     hessian: Float[Tensor, "inp inp"], target: Float[Tensor, " inp"], *, levels: int, gaps: int | None = None
 ) -> QuantizationBound:
@@ -104,6 +106,7 @@ def _proved(
     return None
 
 
+@isolated
 def certify(
     hessian: Float[Tensor, "inp inp"],
     target: Float[Tensor, " inp"],

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_choice
+from mlcomp.context import isolated
 from mlcomp.quant.scalar.codebook import cells_between, nearest, squared_error
 from mlcomp.sources.source import Source
 
@@ -30,6 +31,7 @@ class QuantizationSNR:
     zero: float
 
 
+@isolated
 def quantization_snr(source: Source, *, bits: int, zero: str = "on_grid") -> QuantizationSNR:
     r"""Return the SNR of rounding to $2^b$ equally spaced values, at the step of least mean squared error.
 

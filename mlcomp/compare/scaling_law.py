@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlcomp.checks import check_finite, check_whole
+from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.weights import copy_model
 from mlcomp.modes import evaluating
 from mlcomp.quant.scalar.blockwise import blockwise
 
 
+@isolated_run
 def bits_per_byte(
     model: nn.Module, text: Int64[Tensor, " length"], *, context: int = 256, batch_size: int = 16
 ) -> float:
@@ -56,6 +58,7 @@ class QuantizedModel(NamedTuple):
     total_bits: int
 
 
+@isolated
 def quantize_matrices(
     model: nn.Module, *, bits: int, block_size: int | None = 64, data_type: str = "int"
 ) -> QuantizedModel:
@@ -96,6 +99,7 @@ class PowerLaw:
         return self.floor + self.amplitude * total_bits.double() ** -self.exponent
 
 
+@isolated
 def fit_power_law(total_bits: Float[Tensor, " n"], loss: Float[Tensor, " n"]) -> PowerLaw:
     r"""Fit $L(N) = E + A\,N^{-\alpha}$ with E ≥ 0 by least squares: α from 0.02, 0.03, …, 1, the rest in closed form.
 
@@ -129,6 +133,7 @@ def fit_power_law(total_bits: Float[Tensor, " n"], loss: Float[Tensor, " n"]) ->
     return best
 
 
+@isolated
 def best_precision(
     curves: Mapping[int, tuple[Sequence[int | float], Sequence[float]]], total_bits: Float[Tensor, " n"]
 ) -> list[int | None]:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from mlcomp.context import isolated_run
 from mlcomp.formats.storage import stored_nbytes
 from mlcomp.layerwise.inputs import first_argument
 from mlcomp.layerwise.matrix import Layer, is_layer, weight_rows
@@ -106,6 +107,7 @@ class ModelCost:
         return "\n".join(lines)
 
 
+@isolated_run
 def model_cost(model: nn.Module, sample: Any, *, bits: Mapping[str, int | float] | None = None) -> ModelCost:
     """Count the bytes of ``model`` and the FLOPs of its forward pass on ``sample``.
 

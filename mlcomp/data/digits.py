@@ -9,9 +9,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mlcomp.checks import check_choice
+from mlcomp.context import isolated
 from mlcomp.extras import need
 
 
+@isolated
 def digits(split: str = "all") -> tuple[Float[Tensor, "n 1 8 8"], Int64[Tensor, " n"]]:
     """Return images in [0, 1], float32, and their labels.
 

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from mlcomp.assets.cache import fetch
 from mlcomp.checks import check_choice, check_whole
+from mlcomp.context import isolated
 
 # Every fifth digit of each class, in the order of the file, is held out: no random numbers, so the same for ever.
 _EVERY = 5
 
 
+@isolated
 def mnist5k(
     split: str = "train", *, count: int | None = None
 ) -> tuple[Float[Tensor, "n 1 28 28"], Int64[Tensor, " n"]]:
@@ -42,6 +44,7 @@ def mnist5k(
     return rows[:, :784].reshape(-1, 1, 28, 28) / 255, rows[:, 784].long()
 
 
+@isolated
 def mnist_calibration(count: int = 1024, *, batch_size: int = 128) -> list[Float[Tensor, "_ 1 28 28"]]:
     """Return the first ``count`` training images, without labels, as batches for layer-wise calibration."""
     check_whole("batch_size", batch_size, 1)

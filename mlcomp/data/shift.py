@@ -6,8 +6,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mlcomp.checks import check_whole
+from mlcomp.context import isolated
 
 
+@isolated
 def random_shift(
     images: Float[Tensor, "n c h w"], generator: torch.Generator, *, pixels: int = 2
 ) -> Float[Tensor, "n c h w"]:

@@ -4,7 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.context import isolated
 
+
+@isolated
 def make_layer(
     out_features: int,
     in_features: int,

@@ -7,8 +7,10 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from mlcomp.checks import check_whole
+from mlcomp.context import isolated
 
 
+@isolated
 def token_batches(
     tokenizer: Any, text: str, *, length: int = 256, count: int = 16, batch_size: int = 4
 ) -> list[Int64[Tensor, "_ _"]]:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from mlcomp.checks import check_finite, check_floating
+from mlcomp.context import isolated
 
 
 class AbsmaxInt8(NamedTuple):
@@ -26,11 +27,13 @@ class AbsmaxInt8(NamedTuple):
     codes: Int8[Tensor, "..."]
     scale: Float[Tensor, "..."]
 
+    @isolated
     def dequantize(self) -> Float[Tensor, "..."]:
         """Return codes · scale."""
         return self.codes.to(self.scale.dtype) * self.scale
 
 
+@isolated
 def absmax_int8(x: Float[Tensor, "..."], dim: int | tuple[int, ...] | None = None) -> AbsmaxInt8:
     """Quantize to int8 with one scale for the whole tensor, or one for each slice along ``dim``.
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 
 
@@ -59,11 +60,13 @@ class AdditiveCodes:
         """``nbytes`` in bits over the number of weights, codebooks and scales included."""
         return self.nbytes * 8 / (len(self.codes) * self.inp)
 
+    @isolated
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp), see :func:`additive_decode`."""
         return additive_decode(self)
 
 
+@isolated
 def additive_decode(weight: AdditiveCodes) -> Float[Tensor, "out inp"]:
     """Return the weight (out, inp) in the dtype of the codebooks, summed in float32 (float64 stays).
 
@@ -75,6 +78,7 @@ def additive_decode(weight: AdditiveCodes) -> Float[Tensor, "out inp"]:
     return (total.flatten(1) * weight.scale.to(total)[:, None]).to(weight.codebooks.dtype)
 
 
+@isolated
 def additive_matvec(x: Float[Tensor, " inp"], weight: AdditiveCodes) -> Float[Tensor, " out"]:
     """Return W x without decoding W: all products of entries with pieces of x once, then a sum of look-ups.
 

@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.context import isolated
 from mlcomp.formats.absmax_int8 import AbsmaxInt8
 
 
+@isolated
 def int8_matmul(
     x: AbsmaxInt8, weight: AbsmaxInt8, *, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "tokens out"]:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from mlcomp.checks import check_codes, check_floating, check_whole
+from mlcomp.context import isolated
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class IntFormat:
         """−2^(b−1), or 0 unsigned."""
         return float(-(2 ** (self.bits - 1))) if self.signed else 0.0
 
+    @isolated
     def decode(self, codes: Integer[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the numbers of bit patterns 0 … 2^b − 1, float64."""
         check_codes("codes", codes, 2**self.bits - 1)
         codes = codes.long()
         return torch.where(codes > int(self.max), codes - 2**self.bits, codes).double()
 
+    @isolated
     def encode(self, x: Float[Tensor, "*shape"], *, saturate: bool = True) -> Integer[Tensor, "*shape"]:
         """Return the pattern of the nearest whole number, ties to even.
 
@@ -67,10 +70,12 @@ class IntFormat:
             raise ValueError(f"{int(outside.sum())} value(s) are outside {self.min:g} … {self.max:g}")
         return q.clamp(self.min, self.max).long() & (2**self.bits - 1)
 
+    @isolated
     def round(self, x: Float[Tensor, "*shape"], *, saturate: bool = True) -> Float[Tensor, "*shape"]:
         """Return the nearest numbers of the format in float64: decode(encode(x))."""
         return self.decode(self.encode(x, saturate=saturate))
 
+    @isolated
     def values(self) -> Float[Tensor, " n"]:
         """Return all numbers, ascending, float64. At most 16 bits.
 
@@ -81,6 +86,7 @@ class IntFormat:
             raise ValueError(f"a list of all 2^{self.bits} values is too long; up to 16 bits are listed")
         return torch.arange(self.min, self.max + 1, dtype=torch.float64)
 
+    @isolated
     def spacing(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return 1 inside the range, NaN outside."""
         inside = (x >= self.min) & (x <= self.max)

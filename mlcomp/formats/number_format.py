@@ -23,6 +23,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from mlcomp.checks import check_choice, check_codes, check_floating
+from mlcomp.context import isolated
 from mlcomp.formats.int_format import IntFormat
 
 SPECIALS = ("inf_nan", "nan", "none")
@@ -102,6 +103,7 @@ class FloatFormat:
         """The distance from 1 to the next number, 2^−m: rounding a normal number errs by at most epsilon/2 of it."""
         return 2.0**-self.mantissa_bits
 
+    @isolated
     def fields(self, codes: Integer[Tensor, "*shape"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the sign, exponent and mantissa fields of bit patterns as whole numbers."""
         check_codes("codes", codes, 2**self.width - 1)
@@ -109,6 +111,7 @@ class FloatFormat:
         m, e = self.mantissa_bits, self.exponent_bits
         return codes >> (e + m), (codes >> m) & (2**e - 1), codes & (2**m - 1)
 
+    @isolated
     def decode(self, codes: Integer[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the numbers that bit patterns 0 … 2^width − 1 stand for, exact in float64.
 
@@ -126,6 +129,7 @@ class FloatFormat:
         value = torch.where(magnitude > self._max_finite_or_inf, torch.nan, value)
         return torch.where(sign == 1, -value, value)
 
+    @isolated
     def encode(self, x: Float[Tensor, "*shape"], *, saturate: bool = False) -> Integer[Tensor, "*shape"]:
         r"""Return the bit pattern of the nearest number, ties to the even mantissa.
 
@@ -164,10 +168,12 @@ class FloatFormat:
         code = torch.where(torch.isnan(x), self._nan_code, code)
         return code | (torch.signbit(x).long() << (self.width - 1))
 
+    @isolated
     def round(self, x: Float[Tensor, "*shape"], *, saturate: bool = False) -> Float[Tensor, "*shape"]:
         """Return the nearest numbers of the format in float64: decode(encode(x))."""
         return self.decode(self.encode(x, saturate=saturate))
 
+    @isolated
     def values(self) -> Float[Tensor, " n"]:
         """Return all finite numbers, ascending, float64; zero once. At most 16 bits wide.
 
@@ -179,6 +185,7 @@ class FloatFormat:
         positive = self.decode(torch.arange(self._max_code + 1))
         return torch.cat([-positive[1:].flip(0), positive])
 
+    @isolated
     def spacing(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the gap (ulp) between the numbers around x, 2^(E−m); below the smallest normal that of subnormals.
 

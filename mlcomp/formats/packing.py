@@ -14,6 +14,7 @@ from jaxtyping import Integer, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_codes
+from mlcomp.context import isolated
 
 
 def packed_nbytes(count: int, bits: int) -> int:
@@ -21,6 +22,7 @@ def packed_nbytes(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
+@isolated
 def pack(codes: Integer[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " nbytes"]:
     """Pack codes into a dense stream of bytes, in row-major order.
 
@@ -47,6 +49,7 @@ def pack(codes: Integer[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " nbytes"
     return stream.reshape(-1)[: packed_nbytes(len(flat), bits)].clone()
 
 
+@isolated
 def unpack(packed: UInt8[Tensor, " nbytes"], bits: int, shape: int | tuple[int, ...]) -> UInt8[Tensor, "..."]:
     """Return the codes that :func:`pack` stored.
 

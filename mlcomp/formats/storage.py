@@ -16,6 +16,7 @@ Source: Mishra et al. 2021, arXiv:2104.08378, section 3 (2:4 and its metadata). 
 from torch import Tensor
 
 from mlcomp.checks import check_choice, check_pattern
+from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 
 FORMATS = ("dense", "csr", "bitmask", "n:m")
@@ -71,6 +72,7 @@ def sparse_nbytes(
     return packed_nbytes(slots, value_bits) + packed_nbytes(slots, (block - 1).bit_length())
 
 
+@isolated
 def stored_nbytes(weight: Tensor) -> int:
     """Return the bytes of ``weight`` as non-zero values and a bitmask, or dense where that is less."""
     shape = (1, weight.numel())

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_dtype
+from mlcomp.context import isolated
 from mlcomp.formats.absmax_int8 import AbsmaxInt8
 from mlcomp.kernels.launch import INTERPRETED, check_devices, tl, triton
 
@@ -21,6 +22,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LONGEST = 32768  # values of a row that registers hold: 64 for each thread of 16 warps
 
 
+@isolated
 def absmax_int8(x: Float[Tensor, "..."], dim: int | None = None) -> AbsmaxInt8:
     """Quantize to int8 with one scale for the whole tensor, or one for each row of x (…, n).
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_dtype
+from mlcomp.context import isolated
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.kernels.launch import check_devices, tl, triton
 
@@ -19,6 +20,7 @@ REFERENCE = "mlcomp.formats.additive_codebook.additive_decode"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
+@isolated
 def additive_decode(weight: AdditiveCodes) -> Float[Tensor, "out inp"]:
     """Return the weight (out, inp) in the dtype of the codebooks, summed in float32.
 

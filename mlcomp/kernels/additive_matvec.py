@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_dtype
+from mlcomp.context import isolated
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.kernels.additive_decode import check_operand
 from mlcomp.kernels.launch import INTERPRETED, check_devices, tl, triton
@@ -24,6 +25,7 @@ GROUPS = 16  # pieces of x in a product: what a tensor core takes
 SLICE = 32  # columns of the table in a program: 32 KB
 
 
+@isolated
 def additive_matvec(x: Float[Tensor, " inp"], weight: AdditiveCodes) -> Float[Tensor, " out"]:
     """Return W x without decoding W.
 

@@ -21,6 +21,7 @@ from mlcomp.checks import (
     check_weight,
     removals,
 )
+from mlcomp.context import isolated
 from mlcomp.kernels.launch import check_devices, tl, triton
 from mlcomp.kernels.row_inverse import current_column, launch_sizes, pick, scratch
 from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
@@ -31,6 +32,7 @@ from mlcomp.obs.trace import Trace
 REFERENCE = "mlcomp.obs.exact_obs"
 
 
+@isolated
 def exact_obs(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

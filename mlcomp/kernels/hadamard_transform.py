@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_dtype
+from mlcomp.context import isolated
 from mlcomp.kernels.launch import INTERPRETED, check_devices, tl, triton
 from mlcomp.quant.post_training.hadamard import hadamard_matrix, paley_order
 
@@ -24,6 +25,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LONGEST = 32768  # values of a padded row
 
 
+@isolated
 def hadamard_transform(x: Float[Tensor, "... n"], *, transpose: bool = False) -> Float[Tensor, "... n"]:
     r"""Return $H_n x / \sqrt n$ of each row ($H_n^\top x / \sqrt n$ with ``transpose``).
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_dtype
+from mlcomp.context import isolated
 from mlcomp.formats.absmax_int8 import AbsmaxInt8
 from mlcomp.formats.int8_matmul import check_operands
 from mlcomp.kernels.launch import check_devices, tl, triton
@@ -21,6 +22,7 @@ REFERENCE = "mlcomp.formats.int8_matmul.int8_matmul"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+@isolated
 def int8_matmul(
     x: AbsmaxInt8, weight: AbsmaxInt8, *, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "tokens out"]:

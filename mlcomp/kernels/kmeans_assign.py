@@ -12,12 +12,14 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from mlcomp.checks import check_dtype
+from mlcomp.context import isolated
 from mlcomp.kernels.launch import check_devices, tl, triton
 
 REFERENCE = "mlcomp.quant.kmeans_assign"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
+@isolated
 def kmeans_assign(
     points: Float[Tensor, "points dim"], codebook: Float[Tensor, "entries dim"]
 ) -> Int32[Tensor, " points"]:

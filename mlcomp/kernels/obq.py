@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_choice, check_dtype, check_group_size, check_hessian, check_weight
+from mlcomp.context import isolated
 from mlcomp.kernels.launch import check_devices, tl, triton
 from mlcomp.kernels.row_inverse import current_column, launch_sizes, pick, scratch
 from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
@@ -22,6 +23,7 @@ from mlcomp.quant.quantized import Quantized
 REFERENCE = "mlcomp.obs.obq"
 
 
+@isolated
 def obq(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_dtype
+from mlcomp.context import isolated
 from mlcomp.kernels.launch import INTERPRETED, check_devices, tl, triton
 from mlcomp.quant.w4a16 import PLANES, PackedW4
 
@@ -24,6 +25,7 @@ ROWS = 64  # of the weight in a program
 DTYPES = (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16)
 
 
+@isolated
 def w4a16_matmul(x: Float[Tensor, "tokens inp"], weight: PackedW4) -> Float[Tensor, "tokens out"]:
     """Return x · Wᵀ, accumulated in float32 and rounded once to the dtype of x.
 

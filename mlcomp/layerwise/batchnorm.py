@@ -11,11 +11,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.running import call_model, check_batches
 from mlcomp.layerwise.weights import copy_model
 from mlcomp.modes import evaluating
 
 
+@isolated_run
 def reestimate_batchnorm(model: nn.Module, batches: Iterable) -> nn.Module:
     """Return a copy of ``model`` whose BatchNorm statistics are the averages over ``batches``.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from mlcomp.checks import check_finite, check_like, check_weight
+from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.matrix import find_layer, find_layers
 from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
@@ -23,6 +24,7 @@ from mlcomp.layerwise.weights import copy_model
 from mlcomp.modes import evaluating
 
 
+@isolated
 def bias_correction(
     weight: Float[Tensor, "out inp"],
     corrected: Float[Tensor, "out inp"],
@@ -54,6 +56,7 @@ def bias_correction(
     return weight.double() @ input_mean.double() - corrected.double() @ seen.double()
 
 
+@isolated_run
 def output_means(model: nn.Module, batches: Iterable, layers: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Return the mean of each output channel of each layer over ``batches``, in float64, in the order of first use.
 
@@ -90,6 +93,7 @@ def output_means(model: nn.Module, batches: Iterable, layers: Iterable[str] | No
     return {name: total / counts[name] for name, total in sums.items()}
 
 
+@isolated_run
 def correct_biases(
     model: nn.Module, reference: nn.Module, batches: Iterable, layers: Iterable[str] | None = None
 ) -> nn.Module:
@@ -126,6 +130,7 @@ def correct_biases(
     return result
 
 
+@isolated
 def relu_mean(mean: Float[Tensor, " n"], std: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     r"""Return $E[\max(u, 0)]$ of $u \sim N(\beta, \gamma^2)$.
 
@@ -144,6 +149,7 @@ def relu_mean(mean: Float[Tensor, " n"], std: Float[Tensor, " n"]) -> Float[Tens
     return torch.where(std > 0, std * density + mean * torch.special.ndtr(ratio), mean.clamp(min=0))
 
 
+@isolated
 def analytic_correction(
     weight: Float[Tensor, "out inp *kernel"],
     quantized: Float[Tensor, "out inp *kernel"],

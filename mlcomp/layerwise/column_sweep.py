@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mlcomp.checks import check_choice, check_hessian, check_whole
+from mlcomp.context import isolated
 from mlcomp.layerwise.hessian import inverse_hessian
 
 # How the columns may be ordered; "activation" and "ascending" sort by the diagonal of H, large or small inputs first.
@@ -24,6 +25,7 @@ def check_sweep(order: str, block_size: int) -> None:
     check_whole("block_size", block_size, 1)
 
 
+@isolated
 def column_order(hessian: Float[Tensor, "inp inp"], order: str) -> Int[Tensor, " inp"]:
     """Return the columns in the order in which they are fixed; equal diagonals keep their natural order."""
     check_hessian(hessian)
@@ -33,6 +35,7 @@ def column_order(hessian: Float[Tensor, "inp inp"], order: str) -> Int[Tensor, "
     return hessian.diagonal().argsort(descending=order == "activation", stable=True)
 
 
+@isolated
 def inverse_factor(
     hessian: Float[Tensor, "inp inp"], columns: Int[Tensor, " inp"], *, damp: float
 ) -> tuple[Float[Tensor, "inp inp"], Bool[Tensor, " inp"]]:
@@ -54,6 +57,7 @@ class ColumnSweep:
     Cost: 2·out·inp² FLOPs, nearly all of it in matrix products.
     """
 
+    @isolated
     def __init__(
         self, weight: Float[Tensor, "inp out"], factor: Float[Tensor, "inp inp"], *, block_size: int
     ) -> None:
@@ -69,11 +73,13 @@ class ColumnSweep:
         self._errors = torch.empty_like(weight)
         self._start = self._next = 0  # of the block under way: its first column, and the first that is not fixed
 
+    @isolated
     def now(self, a: int, b: int) -> Float[Tensor, "columns out"]:
         """Return columns a … b − 1 as the columns fixed so far have left them; none of them may be fixed itself."""
         block = slice(self._start, self._next)
         return self._settled[a:b] - self._factor[block, a:b].T @ self._errors[block]
 
+    @isolated
     def fix(self, w: Float[Tensor, " out"], q: Float[Tensor, " out"]) -> None:
         """Change the next column from ``w``, as it stands by now, to ``q``."""
         i = self._next

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mlcomp.checks import check_choice, check_finite
+from mlcomp.context import isolated_run
 from mlcomp.formats.storage import stored_nbytes
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.dry_run import refusal
@@ -36,6 +37,7 @@ Method = Callable[..., Any]  # method(weight, hessian), or less: → a tensor or
 Chosen = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
+@isolated_run
 def compress(
     model: nn.Module,
     batches: Iterable,

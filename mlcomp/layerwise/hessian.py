@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlcomp.checks import check_finite, check_hessian, check_interval
+from mlcomp.context import isolated
 
 
+@isolated
 def layer_hessian(inputs: Float[Tensor, "inp samples"]) -> Float[Tensor, "inp inp"]:
     r"""Return $H = 2 X X^\top$ of a linear layer's inputs, in float32 (float64 for float64 inputs).
 
@@ -32,6 +34,7 @@ def layer_hessian(inputs: Float[Tensor, "inp samples"]) -> Float[Tensor, "inp in
     return 2 * (x @ x.T)
 
 
+@isolated
 def output_loss(
     delta: Float[Tensor, "*groups out inp"], hessian: Float[Tensor, "*groups inp inp"]
 ) -> Float[Tensor, "*groups out"]:
@@ -58,6 +61,7 @@ class DampedHessian:
     damping: float
 
 
+@isolated
 def damped_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> DampedHessian:
     r"""Return $H + \lambda I$, $\lambda$ = ``damp`` · mean live diagonal, in float64, made exactly symmetric.
 
@@ -97,6 +101,7 @@ class InverseHessian:
     damping: float
 
 
+@isolated
 def inverse_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> InverseHessian:
     r"""Invert $H + \lambda I$, $\lambda$ = ``damp`` · mean live diagonal, in float64.
 

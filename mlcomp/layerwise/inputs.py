@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.experts import ExpertCalls, expert_by_expert, find_experts
 from mlcomp.layerwise.matrix import Layer, find_layers, input_matrices, weight_matrix
@@ -55,12 +56,14 @@ class HessianSum:
     grouped convolution has an X of its own, with as many columns as every other; they are counted once, not summed.
     """
 
+    @isolated
     def __init__(self, name: str, module: Layer, dtype: torch.dtype) -> None:
         groups, _, inp = weight_matrix(module).shape
         self.name = name
         self.samples = 0
         self.hessian = torch.zeros(groups, inp, inp, dtype=dtype, device=module.weight.device)
 
+    @isolated
     def add(self, module: Layer, x: Tensor, valid: Tensor | None = None) -> None:
         """Add the samples of one call; ``valid``, like the leading dimensions of ``x``, says which vectors count."""
         check_input(self.name, x)
@@ -142,6 +145,7 @@ class LayerTrace:
     calls: Mapping[str, int]
 
 
+@isolated_run
 def trace_layers(
     model: nn.Module, batches: Iterable, names: Iterable[str], layers: Mapping[str, Layer] | None = None
 ) -> LayerTrace:
@@ -188,6 +192,7 @@ def trace_layers(
     return LayerTrace(tuple(tuple(stage) for stage in stages.values()), calls)
 
 
+@isolated_run
 def collect_hessians(
     model: nn.Module,
     batches: Iterable,

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from mlcomp.context import isolated
 from mlcomp.layerwise.attention import is_attention, projections
 
 
@@ -118,6 +119,7 @@ def _taps(x: Tensor, first: int) -> list[int]:
     return list(range(first, x.ndim))
 
 
+@isolated
 def weight_matrix(module: Layer) -> Float[Tensor, "groups out inp"]:
     """Return the layer's weight, one matrix (out/groups, inp/groups·taps) a group; float32 unless it is float64."""
     rows = weight_rows(module, module.weight.detach())
@@ -126,6 +128,7 @@ def weight_matrix(module: Layer) -> Float[Tensor, "groups out inp"]:
     return rows.reshape(groups, len(rows) // groups, -1)
 
 
+@isolated
 @torch.no_grad()
 def set_weight_matrix(module: Layer, matrix: Float[Tensor, "*groups out inp"]) -> None:
     """Write the matrices of :func:`weight_matrix` (or one of all rows) into the layer, in its dtype, in place."""

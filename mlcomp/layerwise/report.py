@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlcomp.context import isolated
 from mlcomp.extras import need
 from mlcomp.layerwise.attention import is_attention
 from mlcomp.layerwise.hessian import output_loss
@@ -157,6 +158,7 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
 
 
+@isolated
 def output_error(weight: Tensor, compressed: Tensor, hessian: Tensor) -> float:
     """Return ‖(W − Ŵ)X‖²/‖WX‖² over all groups (groups, out, inp), in float64; 0/0 is 0, more over 0 is inf."""
     w, h = weight.double(), hessian.double()

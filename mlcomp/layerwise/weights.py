@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from mlcomp.checks import check_finite
+from mlcomp.context import isolated
 from mlcomp.layerwise.attention import is_attention
 from mlcomp.layerwise.matrix import Layer, find_layers, named_modules
 
@@ -171,6 +172,7 @@ def _view(tensor: Tensor, memory: torch.UntypedStorage) -> Tensor:
     return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
 
 
+@isolated
 def layer_weights(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Return name → weight of the linear and convolutional layers, in the order of ``model.named_modules()``.
 
@@ -195,6 +197,7 @@ def layer_weights(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     return found
 
 
+@isolated
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of ``model`` whose layers named in ``weights`` have these weights; all else is as it was.
 
@@ -226,12 +229,14 @@ def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     return result
 
 
+@isolated
 def network_sparsity(model: nn.Module, layers: Iterable[str] | None = None) -> float:
     """Return the share of zeros among the weights of the chosen layers (None: all linear and convolutional ones)."""
     weights = layer_weights(model, layers).values()
     return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 
+@isolated
 def keep_zeros(model: nn.Module, layers: Iterable[str] | None = None) -> Callable[[int], None]:
     """Return a callback for ``train(…, after_step=…)`` that sets back to zero each weight that is zero *now*.
 

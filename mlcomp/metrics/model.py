@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mlcomp.checks import check_finite, check_hessian, check_like, check_matrix, check_weight
+from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.hessian import output_loss
 from mlcomp.modes import evaluating
 
 
+@isolated
 def relative_error(
     weight: Float[Tensor, "out inp"], compressed: Float[Tensor, "out inp"], inputs: Float[Tensor, "inp samples"]
 ) -> float:
@@ -34,6 +36,7 @@ def relative_error(
     return float(((weight.double() - compressed.double()) @ x).square().sum() / reference)
 
 
+@isolated
 def hessian_error(
     weight: Float[Tensor, "out inp"], compressed: Float[Tensor, "out inp"], hessian: Float[Tensor, "inp inp"]
 ) -> float:
@@ -48,6 +51,7 @@ def hessian_error(
     return float(output_loss(compressed.double() - w, h).sum() / reference)
 
 
+@isolated
 def snr_db(reference: Tensor, approximation: Tensor) -> float:
     """Return the signal-to-noise ratio 10·log₁₀(‖x‖²/‖x − x̂‖²) in decibels; infinite when they are equal."""
     signal = float(reference.double().square().sum())
@@ -57,6 +61,7 @@ def snr_db(reference: Tensor, approximation: Tensor) -> float:
     return math.inf if noise == 0 else 10 * math.log10(signal / noise)
 
 
+@isolated_run
 def accuracy(model: torch.nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = 500) -> float:
     """Return the share of ``inputs`` (samples first) whose largest logit is the label; every module's mode is kept.
 
@@ -72,6 +77,7 @@ def accuracy(model: torch.nn.Module, inputs: Tensor, labels: Tensor, *, batch_si
     return right / len(labels)
 
 
+@isolated_run
 def perplexity(model: torch.nn.Module, batches: Iterable[Int64[Tensor, "_ _"]]) -> float:
     r"""Return $\exp(-\frac1N\sum \log p(x_t \mid x_{<t}))$ of a causal language model; every module's mode is kept.
 
@@ -97,6 +103,7 @@ def perplexity(model: torch.nn.Module, batches: Iterable[Int64[Tensor, "_ _"]]) 
     return math.exp(total / tokens)
 
 
+@isolated
 def kl_divergence(reference: Float[Tensor, "*batch classes"], logits: Float[Tensor, "*batch classes"]) -> float:
     r"""Return the mean over the batch of $\mathrm{KL}(p \Vert q) = \sum_i p_i \log(p_i / q_i)$ in nats.
 
@@ -113,6 +120,7 @@ def kl_divergence(reference: Float[Tensor, "*batch classes"], logits: Float[Tens
     return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
+@isolated
 def embedding_similarity(reference: Float[Tensor, "n dim"], embeddings: Float[Tensor, "n dim"]) -> float:
     """Return the mean cosine between the original's and the compressed model's vector of the same sentence.
 

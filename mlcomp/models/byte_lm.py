@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlcomp.checks import check_whole
+from mlcomp.context import isolated
 from mlcomp.models.pretrained import build
 
 WIDTHS = (16, 32, 48, 64, 96, 128)
@@ -22,6 +23,7 @@ HEAD = 16  # dimensions of an attention head
 CONTEXT = 256  # bytes that the models were trained to look at
 
 
+@isolated
 def byte_lm(width: int, *, pretrained: bool = True, seed: int = 0) -> "ByteLM":
     """Return the model of one width in eval mode: (n, length) bytes → (n, length, 256) logits of the next byte.
 

@@ -8,9 +8,11 @@ pointwise convolution, a grouped convolution, and a linear head.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mlcomp.context import isolated
 from mlcomp.models.pretrained import build
 
 
+@isolated
 def convnet(*, pretrained: bool = True, seed: int = 0) -> "ConvNet":
     """Return the network in eval mode: (n, 1, 28, 28) pixels in [0, 1] → (n, 10) logits.
 

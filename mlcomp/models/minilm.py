@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mlcomp.assets.cache import fetch
+from mlcomp.context import isolated, isolated_run
 from mlcomp.extras import need
 from mlcomp.models.quiet import quiet_transformers
 from mlcomp.modes import evaluating
 
 
+@isolated
 def minilm() -> tuple[torch.nn.Module, Any]:
     """Return (model, tokenizer): a ``BertModel`` in float32 and eval mode, and its fast tokenizer.
 
@@ -35,6 +37,7 @@ def minilm() -> tuple[torch.nn.Module, Any]:
     return model.eval(), tokenizer
 
 
+@isolated_run
 def embed(
     model: torch.nn.Module, tokenizer: Any, sentences: Sequence[str], *, batch_size: int = 32, max_length: int = 256
 ) -> Float[Tensor, "n dim"]:

@@ -2,9 +2,11 @@
 
 from torch import nn
 
+from mlcomp.context import isolated
 from mlcomp.models.pretrained import build
 
 
+@isolated
 def mlp(*, pretrained: bool = True, seed: int = 0) -> nn.Sequential:
     """Return the network in eval mode: (n, 1, 28, 28) pixels in [0, 1] → (n, 10) logits.
 

@@ -10,10 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mlcomp.assets.cache import fetch
+from mlcomp.context import isolated
 
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
+@isolated
 def mobilenet_v2_weights() -> dict[str, Tensor]:
     """Return the state dict: 3 504 872 float32 parameters in 53 convolutions and one linear layer, and BatchNorm.
 
@@ -23,6 +25,7 @@ def mobilenet_v2_weights() -> dict[str, Tensor]:
     return torch.load(fetch("mobilenet_v2") / "mobilenet_v2.pth", weights_only=True, map_location="cpu")
 
 
+@isolated
 def mobilenet_v2() -> "MobileNetV2":
     """Return the network with these weights, in eval mode.
 

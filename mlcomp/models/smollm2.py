@@ -16,10 +16,12 @@ from typing import Any
 import torch
 
 from mlcomp.assets.cache import AssetError, derived, fetch
+from mlcomp.context import isolated
 from mlcomp.extras import need
 from mlcomp.models.quiet import quiet_transformers
 
 
+@isolated
 def smollm2() -> tuple[torch.nn.Module, Any]:
     """Return (model, tokenizer): a ``LlamaForCausalLM`` in float32 and eval mode, and its fast tokenizer.
 

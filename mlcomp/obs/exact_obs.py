@@ -18,6 +18,7 @@ from mlcomp.checks import (
     check_whole,
     removals,
 )
+from mlcomp.context import isolated
 from mlcomp.obs.global_selection import select_counts
 from mlcomp.obs.row_removal import RowRemoval, pattern_room
 from mlcomp.obs.trace import Trace
@@ -25,6 +26,7 @@ from mlcomp.obs.trace import Trace
 MAX_BYTES = 2**28
 
 
+@isolated
 def exact_obs(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],
@@ -87,6 +89,7 @@ def exact_obs(
     return weights_of_least_loss(trace, sparsity, max_bytes=max_bytes)
 
 
+@isolated
 def exact_obs_trace(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

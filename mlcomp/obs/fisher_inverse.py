@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from mlcomp.checks import check_finite, check_positive
+from mlcomp.context import isolated, isolated_run
 from mlcomp.obs.network_hessian import FlatNetwork
 
 
+@isolated
 def fisher_inverse(vectors: Float[Tensor, "samples n"], *, damping: float) -> Float[Tensor, "n n"]:
     r"""Return $(\lambda I + \tfrac1P\sum_s x_sx_s^\top)^{-1}$ in float64, without ever forming or factoring F.
 
@@ -40,6 +42,7 @@ def fisher_inverse(vectors: Float[Tensor, "samples n"], *, damping: float) -> Fl
     return inverse
 
 
+@isolated_run
 def empirical_fisher_gradients(flat: FlatNetwork, theta: Float[Tensor, " n"]) -> Float[Tensor, "samples n"]:
     """Return the gradient of each sample's own loss, (samples, n): the rows whose outer products make the Fisher."""
 

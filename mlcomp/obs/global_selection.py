@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlcomp.checks import check_whole
+from mlcomp.context import isolated
 
 # Alternatives × totals that the exact search may look at before it is given up: about two seconds.
 SEARCH_LIMIT = 2_000_000
@@ -31,6 +32,7 @@ class Selection:
     bound: float
 
 
+@isolated
 def select_counts(losses: Float[Tensor, "rows k"], total: int) -> Selection:
     """Share ``total`` removals over the rows with the least total loss.
 

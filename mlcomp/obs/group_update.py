@@ -9,10 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_mask, check_weight, check_whole
+from mlcomp.context import isolated
 from mlcomp.layerwise.hessian import inverse_hessian
 from mlcomp.obs.row_solve import solve_on_subsets
 
 
+@isolated
 def group_update(
     weight: Float[Tensor, "out inp"],
     removed: Bool[Tensor, "out inp"],

@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_sparsity, check_weight, removals
+from mlcomp.context import isolated
 from mlcomp.layerwise.hessian import inverse_hessian
 from mlcomp.prune.pattern import smallest_mask
 
 
+@isolated
 def l_obs(
     weight: Float[Tensor, "out inp"], hessian: Float[Tensor, "inp inp"], *, sparsity: float, damp: float = 0.01
 ) -> Float[Tensor, "out inp"]:
@@ -63,6 +65,7 @@ def l_obs(
     return w.to(weight.dtype)
 
 
+@isolated
 def l_obs_error_bound(compressed: Sequence[Float[Tensor, "_out _inp"]], layer_errors: Sequence[float]) -> float:
     r"""Bound the output error of a pruned ReLU network by the errors that its layers were pruned with.
 

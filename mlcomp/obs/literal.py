@@ -11,7 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.context import isolated
 
+
+@isolated
 def literal_exact_obs(
     row: Float[Tensor, " inp"], inverse: Float[Tensor, "inp inp"], k: int
 ) -> tuple[Float[Tensor, " inp"], list[int], list[float]]:
@@ -44,6 +47,7 @@ def literal_exact_obs(
     return w, order, losses
 
 
+@isolated
 def literal_obq(
     row: Float[Tensor, " inp"],
     inverse: Float[Tensor, "inp inp"],

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vjp, vmap
 
 from mlcomp.checks import check_finite
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.weights import copy_model
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -49,6 +50,7 @@ class FlatNetwork:
         return {k: part.view_as(p) for (k, p), part in zip(parameters.items(), parts, strict=True)}
 
 
+@isolated_run
 def flatten_network(model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: LossFn) -> FlatNetwork:
     """Return ``model`` and its loss on a batch as functions of one vector; the model itself is copied, not touched.
 
@@ -89,6 +91,7 @@ def network_with(model: nn.Module, theta: Float[Tensor, " n"]) -> nn.Module:
     return model
 
 
+@isolated_run
 def network_hessian(flat: FlatNetwork, theta: Float[Tensor, " n"] | None = None, *, chunk: int = 64) -> Tensor:
     """Return the exact Hessian (n, n) of the loss, float64, made symmetric.
 
@@ -103,6 +106,7 @@ def network_hessian(flat: FlatNetwork, theta: Float[Tensor, " n"] | None = None,
     return ((h + h.T) / 2).detach()
 
 
+@isolated_run
 def hessian_diagonal(flat: FlatNetwork, *, chunk: int = 64) -> Float[Tensor, " n"]:
     """Return the exact diagonal of the Hessian without storing the rest of it: n Hessian–vector products."""
 
@@ -115,11 +119,12 @@ def hessian_diagonal(flat: FlatNetwork, *, chunk: int = 64) -> Float[Tensor, " n
     parts = []
     for start in range(0, n, chunk):
         units = torch.zeros(min(chunk, n - start), n, dtype=flat.theta.dtype, device=flat.theta.device)
-        units[torch.arange(len(units)), start + torch.arange(len(units))] = 1
+        units.diagonal(start).fill_(1)
         parts.append(vmap(entry)(units))
     return torch.cat(parts).detach()
 
 
+@isolated_run
 def gauss_newton(flat: FlatNetwork, theta: Float[Tensor, " n"] | None = None) -> Float[Tensor, "n n"]:
     """Return G (n, n): the Hessian without the outputs' own second derivatives; semidefinite for a convex loss.
 
@@ -129,6 +134,7 @@ def gauss_newton(flat: FlatNetwork, theta: Float[Tensor, " n"] | None = None) ->
     return jacobian.flatten(0, 1).T @ curved.flatten(0, 1)
 
 
+@isolated_run
 def gauss_newton_diagonal(flat: FlatNetwork) -> Float[Tensor, " n"]:
     """Return the diagonal of G, as LeCun et al. recommend it: no second derivatives of the units, never negative."""
     jacobian, curved = _jacobians(flat, flat.theta)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mlcomp.checks import check_choice, check_hessian, check_sparsity, check_target, check_weight, removals
+from mlcomp.context import isolated, isolated_run
 from mlcomp.obs.network_hessian import (
     flatten_network,
     gauss_newton_diagonal,
@@ -22,6 +23,7 @@ from mlcomp.obs.network_hessian import (
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 
 
+@isolated
 def obd_saliency(weight: Float[Tensor, "out inp"], hessian: Float[Tensor, "inp inp"]) -> Float[Tensor, "out inp"]:
     r"""Return $\tfrac12 h_{ii}w_i^2$ of each weight of a linear layer, in float64.
 
@@ -36,6 +38,7 @@ def obd_saliency(weight: Float[Tensor, "out inp"], hessian: Float[Tensor, "inp i
     return weight.double().square() * hessian.double().diagonal() / 2
 
 
+@isolated
 def obd(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],
@@ -82,6 +85,7 @@ class NetworkOBD:
     predicted: float
 
 
+@isolated_run
 def network_obd(
     model: nn.Module,
     inputs: Tensor,

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_choice, check_group_size, check_hessian, check_weight
+from mlcomp.context import isolated
 from mlcomp.layerwise.column_sweep import ORDERS, ColumnSweep, column_order, inverse_factor
 from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
 from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
@@ -23,6 +24,7 @@ from mlcomp.quant.quantized import Quantized
 OWN_ORDERS = ("greedy", "saving")
 
 
+@isolated
 def obq(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

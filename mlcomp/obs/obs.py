@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mlcomp.checks import check_choice, check_hessian, check_sparsity, check_vector, check_whole, removals
+from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.hessian import inverse_hessian
 from mlcomp.obs.fisher_inverse import empirical_fisher_gradients, fisher_inverse
 from mlcomp.obs.network_hessian import FlatNetwork, flatten_network, gauss_newton, network_hessian, network_with
@@ -31,6 +32,7 @@ class ObsStep:
     loss_increase: float
 
 
+@isolated
 def obs_prune_step(
     weight_row: Float[Tensor, " inp"], hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0
 ) -> ObsStep:
@@ -92,6 +94,7 @@ class NetworkOBS:
     loss_increases: list[float]
 
 
+@isolated_run
 def obs(
     model: nn.Module,
     inputs: Tensor,
@@ -138,7 +141,7 @@ def obs(
     flat = flatten_network(model, inputs, targets, loss_fn)
     theta = flat.theta.clone()
     active = torch.ones_like(flat.prunable)
-    b = torch.zeros(0)
+    b = theta[:0]
     order, losses = [], []
     for step in range(removals(sparsity, int(flat.prunable.sum()))):
         if step == 0 or (recompute is not None and step % recompute == 0):

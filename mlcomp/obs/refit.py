@@ -11,10 +11,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_mask, check_weight, check_whole
+from mlcomp.context import isolated
 from mlcomp.layerwise.hessian import damped_hessian
 from mlcomp.obs.row_solve import solve_on_subsets
 
 
+@isolated
 def refit(
     weight: Float[Tensor, "out inp"],
     mask: Bool[Tensor, "out inp"],

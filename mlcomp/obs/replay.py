@@ -11,10 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlcomp.checks import check_codes
+from mlcomp.context import isolated
 from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
 from mlcomp.obs.trace import Trace
 
 
+@isolated
 def replay(
     trace: Trace, counts: Int[Tensor, "levels out"], *, max_bytes: int = 2**28
 ) -> Float[Tensor, "levels out inp"]:

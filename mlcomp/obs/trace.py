@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mlcomp.context import isolated
 from mlcomp.obs.group_update import update_rows
 
 
@@ -40,10 +41,12 @@ class Trace:
         """Units in a row: inputs, or blocks of inputs (a short last block counts)."""
         return -(-self.weight.shape[1] // self.block_size)
 
+    @isolated
     def total_losses(self) -> Float[Tensor, "out k1"]:
         """Return (out, k + 1): the loss of each row after 0, 1, …, k removals."""
         return torch.nn.functional.pad(self.losses.cumsum(1), (1, 0))
 
+    @isolated
     def removed_at(self, counts: int | Int[Tensor, " out"]) -> Bool[Tensor, "out inp"]:
         """Return where a weight is removed when row i has lost its first ``counts[i]`` units (an int: every row)."""
         out, steps = self.order.shape
@@ -56,6 +59,7 @@ class Trace:
         unit = torch.zeros(out, self.units, dtype=torch.bool, device=self.order.device).scatter_(1, self.order, taken)
         return unit.repeat_interleave(self.block_size, dim=1)[:, : self.weight.shape[1]]
 
+    @isolated
     def weights_at(self, counts: int | Int[Tensor, " out"], *, max_bytes: int = 2**28) -> Float[Tensor, "out inp"]:
         """Return the pruned weights at these counts, optimal on their mask (the group update, in float64)."""
         return update_rows(self.weight, self.removed_at(counts), self.inverse, max_bytes=max_bytes).to(self.dtype)

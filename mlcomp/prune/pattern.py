@@ -12,8 +12,10 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from mlcomp.checks import check_pattern
+from mlcomp.context import isolated
 
 
+@isolated
 def smallest_mask(scores: Shaped[Tensor, "*rows n"], count: int) -> Bool[Tensor, "*rows n"]:
     """Mark the ``count`` smallest scores of each row (the last dimension).
 
@@ -40,6 +42,7 @@ def smallest_mask(scores: Shaped[Tensor, "*rows n"], count: int) -> Bool[Tensor,
     return mask.scatter(-1, order[..., :count], True)
 
 
+@isolated
 def nm_mask(scores: Shaped[Tensor, "*rows n"], pattern: tuple[int, int]) -> Bool[Tensor, "*rows n"]:
     """Mark the n smallest scores in every m consecutive entries of each row.
 

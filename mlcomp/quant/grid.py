@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_choice, check_finite, check_group_size, check_weight
+from mlcomp.context import isolated
 from mlcomp.quant.quantized import Quantized
 
 # How a grid may be fitted.
@@ -46,20 +47,24 @@ class Grid:
     symmetric: bool
     scale_dtype: torch.dtype | None = None
 
+    @isolated
     def encode(self, weight: Float[Tensor, "out n"]) -> UInt8[Tensor, "out n"]:
         """Return the nearest codes, 0 … 2^b − 1 (ties to even, as torch.round)."""
         return self._spread(weight)._codes(weight).to(torch.uint8)
 
+    @isolated
     def decode(self, codes: UInt8[Tensor, "out n"]) -> Float[Tensor, "out n"]:
         """Return the values of the codes, [weight units]."""
         grid = self._spread(codes)
         return (codes.to(grid.step.dtype) - grid.zero) * grid.step
 
+    @isolated
     def round(self, weight: Float[Tensor, "out n"]) -> Float[Tensor, "out n"]:
         """Return the nearest grid values: decode(encode(weight))."""
         grid = self._spread(weight)
         return (grid._codes(weight) - grid.zero) * grid.step
 
+    @isolated
     def quantized(self, codes: UInt8[Tensor, "out n"], group: Int[Tensor, " n"] | None = None) -> Quantized:
         """Return the codes as a :class:`Quantized` on these grids, the steps in the dtype they are stored in.
 
@@ -70,6 +75,7 @@ class Grid:
         step = self.step.to(self.scale_dtype or self.step.dtype)  # exact: fit_grid rounds to numbers of this dtype
         return Quantized(codes, step, self.zero, self.bits, self.symmetric, group)
 
+    @isolated
     def spread(self, n: int) -> "Grid":
         """Return the same grids with a step and a zero code for each of ``n`` columns: both (rows, n)."""
         width = n // self.step.shape[1]
@@ -85,6 +91,7 @@ class Grid:
         return torch.clamp(torch.round(weight.to(self.step.dtype) / self.step) + self.zero, 0, 2**self.bits - 1)
 
 
+@isolated
 def fit_grid(
     weight: Float[Tensor, "out inp"],
     *,
@@ -144,6 +151,7 @@ def fit_grid(
     return replace(grid, step=grid.step.reshape(out, -1), zero=grid.zero.reshape(out, -1))
 
 
+@isolated
 def range_grid(
     low: Float[Tensor, "rows groups"],
     high: Float[Tensor, "rows groups"],

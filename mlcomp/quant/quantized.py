@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 
 
@@ -32,6 +33,7 @@ class Quantized:
     symmetric: bool
     group: Int[Tensor, " inp"] | None = None
 
+    @isolated
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp) that the codes stand for, in the dtype of ``step``, at least float32."""
         inp = self.codes.shape[1]

@@ -9,10 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_group_size, check_weight
+from mlcomp.context import isolated
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 
 
+@isolated
 def rtn(
     weight: Float[Tensor, "out inp"],
     *,

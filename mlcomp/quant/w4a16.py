@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from mlcomp.context import isolated
 from mlcomp.quant.quantized import Quantized
 
 PLANES = 8  # 4-bit codes in a word
@@ -43,11 +44,13 @@ class PackedW4:
         return self.inp // len(self.grid)
 
     @property
+    @isolated
     def step(self) -> Float[Tensor, "out groups"]:
         """The steps, [weight units], as float32."""
         return (self.grid.T & 0xFFFF).to(torch.int16).view(torch.float16).float()
 
     @property
+    @isolated
     def zero(self) -> Float[Tensor, "out groups"]:
         """The codes of the value 0, as float32."""
         return (self.grid.T >> 16).float()
@@ -57,6 +60,7 @@ class PackedW4:
         """Bytes as stored: eight codes a word and a word for each group."""
         return (self.words.numel() + self.grid.numel()) * 4
 
+    @isolated
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp) in float32."""
         out = len(self.words)
@@ -67,6 +71,7 @@ class PackedW4:
         return (codes - self.zero[:, group]) * self.step[:, group]
 
 
+@isolated
 def pack_w4(quantized: Quantized) -> PackedW4:
     """Pack the 4-bit result of :func:`mlcomp.quant.rtn` or :func:`mlcomp.quant.gptq`.
 
@@ -102,6 +107,7 @@ def pack_w4(quantized: Quantized) -> PackedW4:
     return PackedW4(words.reshape(out, -1), grid.expand(out, groups).T.contiguous(), inp, plane)
 
 
+@isolated
 def w4a16_matmul(x: Float[Tensor, "tokens inp"], weight: PackedW4) -> Float[Tensor, "tokens out"]:
     """Return x · Wᵀ, accumulated in float32 and rounded once to the dtype of x.
 

@@ -6,12 +6,14 @@ Syllabus: 1.04, 1.05
 from torch import Tensor
 
 from mlcomp.checks import check_finite
+from mlcomp.context import isolated
 from mlcomp.sources.density import Density
 from mlcomp.sources.gaussian_laplace import Gaussian, Laplace
 from mlcomp.sources.samples import Samples
 from mlcomp.sources.source import Source
 
 
+@isolated
 def as_source(source: Tensor | str | Density) -> Source:
     """Return the source that the argument means.
 

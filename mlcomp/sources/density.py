@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_finite
+from mlcomp.context import isolated
 from mlcomp.sources.source import Cells, Continuous, cells_from_moments, from_zero, interpolate
 
 PANELS, POINTS = 4096, 8  # panels over the support, Gauss–Legendre points in each
@@ -47,6 +48,7 @@ class Density(Continuous):
         if float(self._table[0][-1]) <= 0:
             raise ValueError("pdf is zero everywhere on its support")
 
+    @isolated
     def cells(self, edges: Float[Tensor, "*grids edges"]) -> Cells:
         """Return the cells between neighbouring ascending edges."""
         at = edges.clamp(*self.support)
@@ -55,15 +57,18 @@ class Density(Continuous):
         total = self._table[0][-1]
         return cells_from_moments(*(((t[panel] + r) / total).diff() for t, r in zip(self._table, rest, strict=True)))
 
+    @isolated
     def quantile(self, share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the x that have these shares below them, by linear interpolation inside a panel."""
         return interpolate(self._table[0], self._edges, share)
 
+    @isolated
     def cube_root_quantile(self, share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         r"""Return the same for the density $\propto f^{1/3}$."""
         mass = self._integrals(self._edges[:-1], self._edges[1:], power=1 / 3)[0]
         return interpolate(from_zero(mass), self._edges, share)
 
+    @isolated
     def density(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return f(x), 0 outside the support."""
         low, high = self.support
@@ -75,11 +80,13 @@ class Density(Continuous):
         return max(map(abs, self.support))
 
     @cached_property
+    @isolated
     def energy(self) -> float:
         """E W²."""
         return float(self._table[2][-1] / self._table[0][-1])
 
     @cached_property
+    @isolated
     def kurtosis(self) -> float:
         """κ, by the same rule."""
         x = self._nodes(self._edges[:-1], self._edges[1:])

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.context import isolated
 from mlcomp.sources.source import Cells, Continuous, cells_from_moments
 
 
@@ -18,6 +19,7 @@ class Gaussian(Continuous):
 
     kurtosis, bound, symmetric = 3.0, 12.0, True  # beyond 12 lies 1e-30 of the variance
 
+    @isolated
     def cells(self, edges: Float[Tensor, "*grids edges"]) -> Cells:
         """Return the cells between ascending edges; the mass from the nearer tail, where nothing cancels."""
         below, above = (torch.erfc(t / math.sqrt(2)) / 2 for t in (-edges, edges))
@@ -26,14 +28,17 @@ class Gaussian(Continuous):
         xf = torch.where(edges.isinf(), 0.0, edges * f)
         return cells_from_moments(mass, -f.diff(), mass - xf.diff())
 
+    @isolated
     def quantile(self, share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return Φ⁻¹(share)."""
         return torch.special.ndtri(share)
 
+    @isolated
     def cube_root_quantile(self, share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the quantile of the cube root: a Gaussian of √3 times the width."""
         return math.sqrt(3) * self.quantile(share)
 
+    @isolated
     def density(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return φ(x)."""
         return torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
@@ -44,19 +49,23 @@ class Laplace(Continuous):
 
     kurtosis, bound, symmetric = 6.0, 50.0, True  # beyond 50 lies 1e-27 of the variance
 
+    @isolated
     def cells(self, edges: Float[Tensor, "*grids edges"]) -> Cells:
         """Return the cells between ascending edges: those of the right half, and of the left one mirrored."""
         right, left = self._tails(edges.clamp(min=0)), self._tails(-edges.clamp(max=0))
         return cells_from_moments(*(s * b.diff() - a.diff() for s, a, b in zip((1, -1, 1), right, left, strict=True)))
 
+    @isolated
     def quantile(self, share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return ∓log(2·tail)/λ."""
         return torch.sign(share - 0.5) * -torch.log(2 * torch.minimum(share, 1 - share)) / math.sqrt(2)
 
+    @isolated
     def cube_root_quantile(self, share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the quantile of the cube root: a Laplace density of three times the width."""
         return 3 * self.quantile(share)
 
+    @isolated
     def density(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return f(x)."""
         return torch.exp(-math.sqrt(2) * x.abs()) / math.sqrt(2)

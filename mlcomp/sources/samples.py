@@ -12,12 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_finite, removals
+from mlcomp.context import isolated
 from mlcomp.sources.source import Cells, Source, cells_from_moments, from_zero, interpolate
 
 
 class Samples(Source):
     """The entries of a tensor, each of the same mass."""
 
+    @isolated
     def __init__(self, x: Tensor):
         """Sort ``x`` (any shape and float dtype; not modified) and sum it up in float64."""
         self.x = _ascending(x.detach().flatten().to(torch.promote_types(x.dtype, torch.float32))).double()
@@ -26,6 +28,7 @@ class Samples(Source):
         away = self.x - self.mean
         self._sums = [from_zero(part).div_(len(away)) for part in (away, away.square())]
 
+    @isolated
     def cells(self, edges: Float[Tensor, "*grids edges"]) -> Cells:
         """Return the cells between ascending edges; a sample on an edge belongs to the interval below it."""
         at = torch.searchsorted(self.x, edges, right=True)
@@ -33,12 +36,14 @@ class Samples(Source):
         mass, centre, spread = cells_from_moments(share.diff(), *(part[at].diff() for part in self._sums))
         return Cells(mass, torch.where(mass > 0, centre + self.mean, 0.0), spread)
 
+    @isolated
     def quantile(self, share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the midpoint of the two samples between which the share falls."""
         n = len(self.x)
         at = (share * n).round().long().clamp(1, max(1, n - 1))
         return (self.x[at - 1] + self.x[at.clamp(max=n - 1)]) / 2
 
+    @isolated
     def cube_root_quantile(self, share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the quantile of the cube root of a histogram with 2·n^⅓ bins (Rice's rule)."""
         bins = math.ceil(2 * len(self.x) ** (1 / 3))
@@ -47,6 +52,7 @@ class Samples(Source):
         mass = self.cells(below).mass.pow(1 / 3)
         return interpolate(from_zero(mass), edges, share)
 
+    @isolated
     def smallest_energy(self, share: float) -> float:
         """Return the mean square that the ``share`` of entries of least magnitude hold (count rounded half up)."""
         return float(self._small[removals(share, len(self.x))])
@@ -57,11 +63,13 @@ class Samples(Source):
         return float(self.x[[0, -1]].abs().max())
 
     @cached_property
+    @isolated
     def energy(self) -> float:
         """The mean square."""
         return float(self.x.square().mean())
 
     @cached_property
+    @isolated
     def kurtosis(self) -> float:
         """κ of the entries."""
         square = (self.x - self.mean).square()
@@ -73,6 +81,7 @@ class Samples(Source):
         return from_zero(_ascending(self.x.abs()).square_()).div_(len(self.x))
 
 
+@isolated
 def sample(tensor: Tensor) -> Samples:
     """Return the source that a tensor's own entries are.
 

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.context import isolated
+
 
 class Cells(NamedTuple):
     """Of each interval: its mass, its centroid (0 where it is empty), and its squared deviation from the centroid."""
@@ -59,6 +61,7 @@ class Source(ABC):
         """E W²."""
         return 1.0
 
+    @isolated
     def smallest_energy(self, share: float) -> float:
         """Return E[W²; |W| ≤ t], where P(|W| ≤ t) = ``share``."""
         if share >= 1:

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mlcomp.context import isolated
 from mlcomp.sources.density import Density
 
 
@@ -28,6 +29,7 @@ class StudentT(Density):
         return torch.linspace(-end, end, panels + 1, dtype=torch.float64).sinh() / self.scale
 
 
+@isolated
 def student_t(kurtosis: float, *, limit: float = 1000.0) -> StudentT:
     r"""Return Student's t, cut off at ± ``limit`` times its scale, of the given kurtosis and unit variance.
 

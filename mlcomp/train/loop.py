@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from mlcomp.checks import check_finite, check_positive, check_whole
+from mlcomp.context import isolated_run
 from mlcomp.modes import keeping_modes
 from mlcomp.resume import hash_model, hash_values, replacing
 
@@ -28,6 +29,7 @@ class History:
     loss: tuple[float, ...]
 
 
+@isolated_run
 def train(
     model: nn.Module,
     inputs: Tensor,
@@ -118,7 +120,7 @@ def random_batches(samples: int, batch_size: int, *, seed: int) -> Iterator[Tens
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, samples)
     while True:
-        for chosen in torch.randperm(samples, generator=generator).split(size):
+        for chosen in torch.randperm(samples, generator=generator, device="cpu").split(size):
             if len(chosen) == size:
                 yield chosen
 
@@ -148,11 +150,14 @@ def _epoch(
 ) -> float:
     """Train one epoch; all its randomness comes from (seed, epoch), so that a resumed run repeats it."""
     generator = torch.Generator().manual_seed(seeds[0] * 1_000_003 + seeds[1])
-    order = torch.randperm(len(inputs), generator=generator)
+    order = torch.randperm(len(inputs), generator=generator, device="cpu")
     device = next(state.model.parameters()).device
     total, seen = 0.0, 0
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # for dropout and its like
+    rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with rng, torch.enable_grad():  # whatever the caller has set
+        torch.manual_seed(
+            int(torch.randint(2**62, (), generator=generator, device="cpu"))
+        )  # for dropout and its like
         for done, start in enumerate(starts, seeds[1] * len(starts) + 1):
             chosen = order[start : start + batch_size]
             batch = inputs[chosen] if augment is None else augment(inputs[chosen], generator)
@@ -216,3 +221,5 @@ def _check(model: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, lr:
     check_positive("lr", lr)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("the model has no parameter that requires a gradient, so there is nothing to train")
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError("the model was made in inference mode and cannot be trained: give copy.deepcopy(model)")

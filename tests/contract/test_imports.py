@@ -24,7 +24,7 @@ FLOORS = (
 # On one floor the rooms stand apart, but for these.
 DOORS = {"formats": {"sources"}, "models": {"assets", "data"}, "data": {"assets"}}
 # Modules at the root serve every floor.
-GROUND = {"addresses", "checks", "extras", "fingerprint", "modes", "notebook", "references", "resume"}
+GROUND = {"addresses", "checks", "context", "extras", "fingerprint", "modes", "notebook", "references", "resume"}
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 HEAVY = ["triton", "transformers", "matplotlib", "sklearn", "nbgrader", "IPython"]
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlcomp.checks import check_finite, check_sparsity
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.attention import split_attention
 from mlcomp.layerwise.weights import choose_layers, copy_model, layer_weights
 from mlcomp.prune.importance.magnitude import prune_lowest
 
 
+@isolated_run
 def connection_sensitivity(
     model: nn.Module,
     inputs: Tensor,
@@ -64,6 +66,7 @@ def connection_sensitivity(
     return scores
 
 
+@isolated_run
 def snip(
     model: nn.Module,
     inputs: Tensor,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.checks import check_sparsity, check_whole
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.weights import choose_layers, copy_model, layer_weights
 from mlcomp.prune.during_training.cubic_schedule import cubic_schedule
 from mlcomp.prune.importance.magnitude import global_magnitude
@@ -35,6 +36,7 @@ class GradualPruning:
     sparsity: dict[int, float]
 
 
+@isolated_run
 def gradual_pruning(
     model: nn.Module,
     inputs: Tensor,

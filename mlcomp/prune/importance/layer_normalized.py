@@ -12,6 +12,7 @@ from typing import overload
 from torch import Tensor
 
 from mlcomp.checks import check_sparsity
+from mlcomp.context import isolated
 from mlcomp.prune.importance.magnitude import check_weights, prune_lowest
 
 
@@ -19,6 +20,7 @@ from mlcomp.prune.importance.magnitude import check_weights, prune_lowest
 def layer_normalized(weights: Mapping[str, Tensor], *, sparsity: float) -> dict[str, Tensor]: ...
 @overload
 def layer_normalized(weights: Sequence[Tensor], *, sparsity: float) -> list[Tensor]: ...
+@isolated
 def layer_normalized(
     weights: Mapping[str, Tensor] | Sequence[Tensor], *, sparsity: float
 ) -> dict[str, Tensor] | list[Tensor]:

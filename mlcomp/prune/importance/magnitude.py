@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_choice, check_finite, check_sparsity, check_target, check_weight, removals
+from mlcomp.context import isolated
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 
 
+@isolated
 def magnitude(
     weight: Float[Tensor, "out inp"],
     *,
@@ -55,6 +57,7 @@ def magnitude(
 def global_magnitude(weights: Mapping[str, Tensor], *, sparsity: float) -> dict[str, Tensor]: ...
 @overload
 def global_magnitude(weights: Sequence[Tensor], *, sparsity: float) -> list[Tensor]: ...
+@isolated
 def global_magnitude(
     weights: Mapping[str, Tensor] | Sequence[Tensor], *, sparsity: float
 ) -> dict[str, Tensor] | list[Tensor]:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mlcomp.checks import check_sparsity
+from mlcomp.context import isolated
 from mlcomp.prune.importance.magnitude import check_weights, prune_lowest
 
 
+@isolated
 def random_pruning(
     weights: Mapping[str, Tensor] | Sequence[Tensor], *, sparsity: float, seed: int = 0
 ) -> dict[str, Tensor] | list[Tensor]:

@@ -10,9 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_like, check_target, check_weight, removals
+from mlcomp.context import isolated
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 
 
+@isolated
 def wanda(
     weight: Float[Tensor, "out inp"],
     input_norm: Float[Tensor, " inp"],

@@ -10,12 +10,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_mask, check_target, check_weight, check_whole
+from mlcomp.context import isolated
 from mlcomp.prune.importance.magnitude import magnitude
 
 # A row is done when its preconditioned gradient is this small against where it began: the rounding level of float64.
 TOLERANCE = 1e-12
 
 
+@isolated
 def adaprune(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

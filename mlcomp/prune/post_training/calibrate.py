@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.bias_correction import bias_correction
 from mlcomp.layerwise.inputs import first_argument, first_calls, trace_layers
@@ -25,6 +26,7 @@ from mlcomp.prune.post_training.weight_correction import weight_correction
 STEPS = ("weight", "bias", "finetune")
 
 
+@isolated_run
 def calibrate(
     dense: nn.Module,
     pruned: nn.Module,
@@ -160,7 +162,7 @@ class _Layer:
 
 
 def _draw(size: int, share: float, draw: torch.Generator) -> Tensor:
-    return torch.randperm(size, generator=draw)[: max(1, round(share * size))]
+    return torch.randperm(size, generator=draw, device="cpu")[: max(1, round(share * size))]
 
 
 def _layers_with_zeros(dense: nn.Module, pruned: nn.Module) -> list[str]:

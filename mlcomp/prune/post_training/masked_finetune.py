@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_finite, check_floating, check_positive, check_weight, check_whole
+from mlcomp.context import isolated
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class FinetunedLayer:
     error: float
 
 
+@isolated
 def masked_finetune(
     weight: Float[Tensor, "out inp"],
     inputs: Float[Tensor, "inp samples"],

@@ -9,10 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_mask, check_target, check_weight, check_whole, removals
+from mlcomp.context import isolated
 from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 
 
+@isolated
 def sparsegpt(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

@@ -12,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_like, check_positive, check_weight
+from mlcomp.context import isolated
 
 
+@isolated
 def weight_correction(
     weight: Float[Tensor, "out inp"],
     pruned: Float[Tensor, "out inp"],

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.checks import check_finite
+from mlcomp.context import isolated
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.attention import join_attention, split_attention
 from mlcomp.layerwise.matrix import find_layer, set_weight_matrix, weight_from_rows, weight_rows
@@ -25,6 +26,7 @@ from mlcomp.quant.additive.aqlm_codebooks import decode_sum
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+@isolated
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
     """Return ‖z − ẑ‖² / ‖z‖² of a batch."""
     return (output - target).square().sum() / target.square().sum()
@@ -57,6 +59,7 @@ class AdditiveWeight(nn.Module):
         """Return the decoded matrix; gradients flow to codebooks and scales."""
         return decode_sum(self.codes, self.codebooks) * self.scale[:, None]
 
+    @isolated
     def quantized(self) -> AdditiveCodes:
         """Return the present state, in float32."""
         return AdditiveCodes(self.codes.clone(), self.codebooks.detach().clone(), self.scale.detach().clone())
@@ -171,7 +174,7 @@ class AdditiveStudent:
         return [*(t for weight in self.weights.values() for t in weight.state_dict().values()), *self.rest.values()]
 
     def _data(self, chosen: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        every = torch.arange(len(self.inputs)) if chosen is None else chosen
+        every = torch.arange(len(self.inputs), device="cpu") if chosen is None else chosen
         for part in every.split(self.batch_size):
             yield self.batch(part)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_hessian, check_weight
+from mlcomp.context import isolated
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.hessian import damped_hessian
 from mlcomp.quant.additive.aqlm_beam_search import beam_search, check_start, row_loss
@@ -17,6 +18,7 @@ from mlcomp.quant.additive.aqlm_codebooks import tune_codebooks
 from mlcomp.quant.vector.kmeans import kmeans
 
 
+@isolated
 def aqlm(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],
@@ -87,6 +89,7 @@ def aqlm(
     return best
 
 
+@isolated
 def residual_kmeans(
     weight: Float[Tensor, "out inp"],
     *,

@@ -11,12 +11,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_weight
+from mlcomp.context import isolated
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.hessian import output_loss
 
 FLOATS = 2**24  # hypotheses' products with H, held at a time
 
 
+@isolated
 def beam_search(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

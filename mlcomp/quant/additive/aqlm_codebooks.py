@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_weight
+from mlcomp.context import isolated
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.hessian import output_loss
 from mlcomp.quant.additive.aqlm_beam_search import check_start
 
 
+@isolated
 def tune_codebooks(
     weight: Tensor,
     hessian: Tensor,

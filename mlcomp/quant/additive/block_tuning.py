@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlcomp.context import isolated_run
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.inputs import first_calls
 from mlcomp.layerwise.running import check_batches
@@ -19,6 +20,7 @@ from mlcomp.quant.additive.additive_student import AdditiveBlock, AdditiveStuden
 from mlcomp.quant.additive.continuous_tuning import AdamSteps, check_rounds, tune_in_rounds
 
 
+@isolated_run
 def tune_block(
     block: nn.Module,
     inputs: Tensor,
@@ -83,6 +85,7 @@ class CapturedBlock:
     inputs: Tensor
 
 
+@isolated_run
 def capture_block(model: nn.Module, batches: Iterable, name: str) -> CapturedBlock:
     """Run ``model`` on ``batches`` and record what its part ``name`` is called with.
 

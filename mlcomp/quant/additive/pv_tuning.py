@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from mlcomp.context import isolated_run
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.quant.additive.additive_student import AdditiveBlock, AdditiveStudent, Loss
 from mlcomp.quant.additive.continuous_tuning import AdamSteps, check_rounds, tune_in_rounds
@@ -20,6 +21,7 @@ from mlcomp.quant.additive.v_step import METRICS, VSteps
 METHODS = ("pv", "continuous", "ste")
 
 
+@isolated_run
 def pv_tuning(
     block: nn.Module,
     inputs: Tensor,

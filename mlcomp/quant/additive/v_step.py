@@ -49,7 +49,7 @@ def curvatures(student: AdditiveStudent, metric: str) -> list[Curvature]:
     found = []
     for name, weight in student.weights.items():
         groups, dim = weight.codes.shape[1], weight.codebooks.shape[2]
-        unit = torch.eye(dim, device=weight.scale.device).expand(groups, dim, dim)
+        unit = torch.eye(dim, dtype=torch.float32, device=weight.scale.device).expand(groups, dim, dim)
         blocks = unit
         if metric == "inputs":
             h = hessians[name] if hessians[name].ndim == 2 else hessians[name].mean(0)  # of a grouped convolution

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.checks import check_positive
+from mlcomp.context import isolated
 from mlcomp.layerwise.attention import split_attention
 from mlcomp.layerwise.matrix import Layer, find_layer, find_layers
 from mlcomp.layerwise.weights import Replacement, choose_layers, copy_model, replace_module
@@ -24,6 +25,7 @@ from mlcomp.quant.scalar.mixed_bits import MixedBits, mixed_bits_nbytes, quantiz
 _GRID_BYTES = 8  # least and largest weight of the tensor, float32
 
 
+@isolated
 def pseudo_noise(
     weight: Tensor, bits: Tensor, *, group_size: int | None, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -89,6 +91,7 @@ class DiffQLayer(Replacement):
         bits = self.bits
         return (self.group_weights * bits).sum() + 4 * len(bits) + 8 * _GRID_BYTES
 
+    @isolated
     def quantized(self) -> MixedBits:
         """Return the weight as codes, each group at its number of bits, rounded to the nearest whole number."""
         bits = torch.round(self.bits.detach()).to(torch.uint8)
@@ -111,6 +114,7 @@ class DiffQLayer(Replacement):
         return functional_call(self.layer, {"weight": self.weight}, (x,))
 
 
+@isolated
 def prepare_diffq(
     model: nn.Module,
     *,
@@ -158,6 +162,7 @@ def prepare_diffq(
     return result
 
 
+@isolated
 def diffq_size(model: nn.Module) -> Tensor:
     """Return the size in bytes of all DiffQ layers' weights, differentiable in their logits: M of the penalty λM."""
     sizes = [m.size_bits for m in model.modules() if isinstance(m, DiffQLayer)]
@@ -206,11 +211,13 @@ class SizeTarget:
         return value
 
 
+@isolated
 def diffq_codes(model: nn.Module) -> dict[str, MixedBits]:
     """Return name → the codes of each DiffQ layer, ready to be packed."""
     return {name: m.quantized() for name, m in model.named_modules() if isinstance(m, DiffQLayer)}
 
 
+@isolated
 @torch.no_grad()
 def meet_size(model: nn.Module, nbytes: int | float) -> nn.Module:
     """Return a copy of a trained model in which some groups give up whole bits, until the packed size fits.

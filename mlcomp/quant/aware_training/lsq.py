@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mlcomp.checks import check_finite
+from mlcomp.context import isolated
 
 
 class _LSQ(torch.autograd.Function):
@@ -35,6 +36,7 @@ class _LSQ(torch.autograd.Function):
         return gradient * inside, to_step, None, None, None
 
 
+@isolated
 def lsq_quantize(v: Tensor, step: Tensor, *, low: int, high: int, count: int | None = None) -> Tensor:
     r"""Return $\hat v$, differentiable in ``v`` and ``step`` by LSQ's rules.
 
@@ -60,6 +62,7 @@ def lsq_quantize(v: Tensor, step: Tensor, *, low: int, high: int, count: int | N
     return _LSQ.apply(v, step, low, high, 1 / math.sqrt(count * high))
 
 
+@isolated
 def lsq_initial_step(v: Tensor, *, high: int, dim: int | None = None) -> Tensor:
     r"""Return the paper's start, $2\,\overline{|v|}/\sqrt{Q_P}$, of all values or of each slice along ``dim``.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.checks import check_choice
+from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.attention import split_attention
 from mlcomp.layerwise.matrix import Layer, find_layer, weight_from_rows, weight_rows
 from mlcomp.layerwise.running import check_batches
@@ -62,6 +63,7 @@ class StepQuantizer(nn.Module):
         step = self.step.to(v.dtype)
         return straight_through(v, torch.round(v / step).clamp(self.low, self.high) * step)
 
+    @isolated
     def grid(self) -> Grid:
         """Return the grid as it is now."""
         step = self.step.detach().clone().reshape(-1, 1)
@@ -88,6 +90,7 @@ class QATLayer(Replacement):
         return functional_call(self.layer, {"weight": self.weight}, (x,))
 
 
+@isolated_run
 def prepare_qat(
     model: nn.Module,
     batches: Iterable,
@@ -136,7 +139,7 @@ def prepare_qat(
         weight = StepQuantizer(grid.step, bits=bits_w, signed=True, learned=learned, clipped=learned)
         inputs = None
         if bits_x is not None:
-            span = torch.tensor([ranges[name]], device=layer.weight.device)
+            span = torch.tensor([ranges[name]], dtype=torch.float32, device=layer.weight.device)
             signed = bool(span.min() < 0)
             step = fit_grid(span, bits=bits_x, symmetric=signed).step.reshape(())
             inputs = StepQuantizer(step, bits=bits_x, signed=signed, learned=learned, clipped=True)
@@ -144,6 +147,7 @@ def prepare_qat(
     return result
 
 
+@isolated
 @torch.no_grad()
 def finish_qat(model: nn.Module) -> PTQResult:
     """Return the trained model with integer codes in place of floating-point weights, and its honest size.

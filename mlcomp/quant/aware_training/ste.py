@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlcomp.context import isolated
+
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
@@ -22,6 +24,7 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, None
 
 
+@isolated
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
     """Return ``value``, with the gradient of what follows passed to ``x`` unchanged.
 
@@ -38,6 +41,7 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
     return _StraightThrough.apply(x, value.detach())
 
 
+@isolated
 def ste_round(x: Tensor) -> Tensor:
     """Return ``x`` rounded to whole numbers (ties to even), with the gradient of the identity."""
     return straight_through(x, torch.round(x.detach()))

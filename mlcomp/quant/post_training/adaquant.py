@@ -15,10 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_group_size, check_hessian, check_interval, check_weight, check_whole
+from mlcomp.context import isolated
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 
 
+@isolated
 def adaquant(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_group_size, check_hessian, check_interval, check_weight, check_whole
+from mlcomp.context import isolated
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 
@@ -48,6 +49,7 @@ def annealed_beta(progress: float) -> float | None:
     return first + (last - first) * (progress - WARM_UP) / (1 - WARM_UP)
 
 
+@isolated
 def adaround(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

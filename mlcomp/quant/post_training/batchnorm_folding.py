@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.weights import copy_model
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -65,6 +66,7 @@ def batchnorm_pairs(model: nn.Module) -> tuple[tuple[tuple[str, str], ...], dict
     return tuple(pairs), reasons
 
 
+@isolated_run
 def fold_batchnorm(
     model: nn.Module, *, pairs: Sequence[tuple[str, str]] | None = None, partial: bool = False
 ) -> nn.Module:

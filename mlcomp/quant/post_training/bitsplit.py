@@ -14,10 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_weight, check_whole
+from mlcomp.context import isolated
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
 
 
+@isolated
 def bitsplit(
     weight: Float[Tensor, "out inp"], hessian: Float[Tensor, "inp inp"], *, bits: int, sweeps: int = 8
 ) -> Quantized:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mlcomp.checks import check_bits, check_finite, check_whole
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.attention import split_attention
 from mlcomp.layerwise.matrix import find_layer, find_layers, set_weight_matrix, weight_from_rows, weight_rows
 from mlcomp.layerwise.weights import choose_layers, copy_model
@@ -43,6 +44,7 @@ class QuantizedBlock:
     layers: dict[str, Quantized]
 
 
+@isolated_run
 def brecq(
     block: nn.Module,
     inputs: Float[Tensor, "samples ..."],

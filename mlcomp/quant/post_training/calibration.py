@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_choice, check_finite, check_interval
+from mlcomp.context import isolated
 from mlcomp.quant.grid import CLIP_SHARES, Grid, fit_grid
 
 RULES = ("minmax", "moving_average", "percentile", "mse")
 
 
+@isolated
 def observer(rule: str, *, bits: int = 8, momentum: float = 0.1, share: float = 0.9999) -> "MinMax":
     """Return a new observer: ``add(x)`` shows it a batch, ``range()`` returns (low, high) of what it saw.
 
@@ -46,6 +48,7 @@ def observer(rule: str, *, bits: int = 8, momentum: float = 0.1, share: float = 
     return LeastSquares(bits)
 
 
+@isolated
 def activation_grid(low: float, high: float, *, bits: int, symmetric: bool = False) -> Grid:
     """Return the grid of one tensor over [min(low, 0), max(high, 0)], as :func:`mlcomp.quant.fit_grid` makes it."""
     return fit_grid(torch.tensor([[low, high]]), bits=bits, symmetric=symmetric)
@@ -57,6 +60,7 @@ class MinMax:
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
 
+    @isolated
     def add(self, x: Tensor) -> None:
         """See one batch, of any shape, on any device; it is not kept."""
         low, high = _extremes(x)
@@ -76,6 +80,7 @@ class MovingAverage(MinMax):
         super().__init__()
         self.momentum = momentum
 
+    @isolated
     def add(self, x: Tensor) -> None:
         """See one batch."""
         low, high = _extremes(x)
@@ -99,6 +104,7 @@ class Histogram(MinMax):
         self.counts = torch.zeros(self.BINS, dtype=torch.float64)
         self.radius = 0.0
 
+    @isolated
     def add(self, x: Tensor) -> None:
         """See one batch."""
         super().add(x)
@@ -139,6 +145,7 @@ class Percentile(Histogram):
         super().__init__()
         self.share = share
 
+    @isolated
     def range(self) -> tuple[float, float]:
         """Return the two quantiles, never beyond the extremes."""
         low, high = super().range()
@@ -158,6 +165,7 @@ class LeastSquares(Histogram):
         super().__init__()
         self.bits = bits
 
+    @isolated
     def range(self) -> tuple[float, float]:
         """Return the best range; the values of a bin count as its middle."""
         low, high = super().range()

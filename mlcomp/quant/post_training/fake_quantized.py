@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.checks import check_finite
+from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.layerwise.matrix import KINDS, is_layer, set_weight_matrix, weight_rows
 from mlcomp.layerwise.weights import Replacement
@@ -64,6 +65,7 @@ class FakeQuantized(Replacement):
             return x
         return ((self.input_codes(x) - self.input_zero[0, 0]) * self.input_step[0, 0]).to(x.dtype)
 
+    @isolated
     def input_codes(self, x: Tensor) -> Tensor:
         """Return the input's codes, whole numbers 0 … 2^bits − 1 in floating point."""
         if self.input_bits is None:
@@ -96,6 +98,7 @@ class FakeQuantized(Replacement):
         return f"weight_bits={self.weight_bits}, input_bits={self.input_bits}"
 
 
+@isolated
 @torch.no_grad()
 def integer_linear(module: FakeQuantized, x: Tensor) -> Tensor:
     r"""Return ``module(x)``, computed the way integer hardware does.

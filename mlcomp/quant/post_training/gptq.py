@@ -12,11 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_choice, check_group_size, check_hessian, check_weight
+from mlcomp.context import isolated
 from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
 from mlcomp.quant.grid import CLIPS, fit_grid
 from mlcomp.quant.quantized import Quantized
 
 
+@isolated
 def gptq(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

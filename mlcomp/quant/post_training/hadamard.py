@@ -18,8 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_whole
+from mlcomp.context import isolated
 
 
+@isolated
 def hadamard_matrix(n: int) -> Float[Tensor, "n n"]:
     """Return a Hadamard matrix of order n = m·2^k as float32, m = 1 or the smallest order of Paley that divides so.
 
@@ -57,6 +59,7 @@ def paley_order(n: int) -> int:
     )
 
 
+@isolated
 def hadamard_transform(x: Float[Tensor, "... n"], *, transpose: bool = False) -> Float[Tensor, "... n"]:
     r"""Return $H_n x / \sqrt n$ of each row ($H_n^\top x / \sqrt n$ with ``transpose``): a rotation.
 

@@ -18,11 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlcomp.checks import check_choice, check_hessian, check_weight
+from mlcomp.context import isolated
 from mlcomp.quant.post_training.hadamard import hadamard_transform, paley_order
 
 TRANSFORMS = ("orthogonal", "hadamard")
 
 
+@isolated
 def hessian_incoherence(hessian: Float[Tensor, "inp inp"]) -> float:
     r"""Return μ of H: √n · max |Q_ij| over its eigenvectors.
 
@@ -38,6 +40,7 @@ def hessian_incoherence(hessian: Float[Tensor, "inp inp"]) -> float:
     return math.sqrt(len(h)) * float(vectors.abs().max())
 
 
+@isolated
 def weight_incoherence(weight: Float[Tensor, "out inp"]) -> float:
     r"""Return μ of W: √(mn) · max |W_ij| / ‖W‖_F, the largest weight in units of the root mean square.
 

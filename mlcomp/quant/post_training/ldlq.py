@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_choice, check_divides, check_hessian, check_weight
+from mlcomp.context import isolated
 from mlcomp.layerwise.column_sweep import check_sweep, column_order
 from mlcomp.layerwise.hessian import damped_hessian
 from mlcomp.quant.grid import fit_grid
@@ -26,6 +27,7 @@ from mlcomp.quant.quantized import Quantized
 ROUNDINGS = ("nearest", "stochastic")
 
 
+@isolated
 def ldl(
     hessian: Float[Tensor, "inp inp"], *, width: int = 1, summed_in: torch.dtype | None = None
 ) -> tuple[Float[Tensor, "inp inp"], Float[Tensor, "blocks width width"]]:
@@ -97,6 +99,7 @@ def feedback_rounding(
     return (w - error).T
 
 
+@isolated
 def ldlq_round(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],
@@ -132,6 +135,7 @@ def ldlq_round(
     return _round(weight, feedback, low, high, generator if rounding == "stochastic" else None, block_size)
 
 
+@isolated
 def ldlq(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

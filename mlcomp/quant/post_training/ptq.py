@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlcomp.checks import check_bits, check_choice
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.attention import attention_split, split_attention
 from mlcomp.layerwise.batchnorm import reestimate_batchnorm
 from mlcomp.layerwise.bias_correction import correct_biases
@@ -81,6 +82,7 @@ class PTQResult:
         return "\n".join([*lines, f"{self.nbytes_before} → {self.nbytes} bytes"])
 
 
+@isolated_run
 def ptq(
     model: nn.Module,
     batches: Iterable,
@@ -162,6 +164,7 @@ def _folded(model: nn.Module) -> nn.Module:
         ) from problem
 
 
+@isolated_run
 def input_ranges(
     model: nn.Module, batches: Iterable, bits: Mapping[str, int], rule: str
 ) -> dict[str, tuple[float, float]]:

@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_hessian, check_positive, check_weight
+from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.layerwise.hessian import damped_hessian
 from mlcomp.quant.post_training.incoherence import check_transform, layer_rotations, rotate_layer, unrotate_layer
@@ -42,6 +43,7 @@ class QuIP:
     transform: str
     seed: int
 
+    @isolated
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp) that the codes stand for, float32."""
         out, inp = self.codes.shape
@@ -62,6 +64,7 @@ class QuIP:
         return self.nbytes * 8 / self.codes.numel()
 
 
+@isolated
 def quip(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_weight, check_whole
+from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.layerwise.column_sweep import check_sweep
 from mlcomp.quant.post_training.incoherence import check_transform, layer_rotations, rotate_layer, unrotate_layer
@@ -46,6 +47,7 @@ class QuIPSharp:
     transform: str
     seed: int
 
+    @isolated
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp) that the codes stand for, float32."""
         values = decode_vectors(self.codes, self.residual, self.bits).flatten(1).double() * self.scale
@@ -63,6 +65,7 @@ class QuIPSharp:
         return self.nbytes * 8 / (8 * self.codes.numel())
 
 
+@isolated
 def quip_sharp(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_group_size, check_hessian, check_positive, check_weight, check_whole
+from mlcomp.context import isolated
 from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.post_training.spqr_format import Bilevel, Plain, SpQR
@@ -23,6 +24,7 @@ from mlcomp.quant.post_training.spqr_format import Bilevel, Plain, SpQR
 SMALLEST_STEP = 2.0**-24  # of float16
 
 
+@isolated
 def spqr(
     weight: Float[Tensor, "out inp"],
     hessian: Float[Tensor, "inp inp"],

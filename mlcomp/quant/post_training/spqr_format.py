@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float16, Int32, UInt8
 from torch import Tensor
 
+from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 
 
@@ -85,6 +86,7 @@ class SpQR:
     bits: int
     order: Int32[Tensor, " inp"] | None = None
 
+    @isolated
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp) that all this stands for, in the dtype of the steps (float32 if bilevel)."""
         step, zero = self.step.decode(), self.zero.decode()
@@ -95,6 +97,7 @@ class SpQR:
         return self._in_place(weight * self.unit)
 
     @property
+    @isolated
     def outliers(self) -> Bool[Tensor, "out inp"]:
         """Where the outliers are."""
         mask = torch.zeros(self.codes.shape, dtype=torch.bool, device=self.codes.device)

@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_bits, check_choice, check_weight, check_whole
+from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.quant.scalar.quantile import nf4_codebook, quantile_codebook
 
@@ -48,6 +49,7 @@ class Blockwise:
     block_size: int
     stored_levels: bool
 
+    @isolated
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp), float32."""
         scale = self.scale.float().repeat_interleave(self.block_size)[: self.codes.numel()]
@@ -65,6 +67,7 @@ class Blockwise:
         return self.nbytes * 8 / self.codes.numel()
 
 
+@isolated
 def blockwise(
     weight: Float[Tensor, "out inp"], *, bits: int, block_size: int | None = 64, data_type: str = "int"
 ) -> Blockwise:
@@ -103,6 +106,7 @@ def blockwise(
     return Blockwise(codes.reshape(w.shape), scale, levels, bits, size, data_type == "quantile")
 
 
+@isolated
 def data_type_levels(data_type: str, bits: int) -> Float[Tensor, " levels"]:
     """Return the levels of "int", "float" or "nf4" at ``bits`` bits, ascending from −1 to 1, with zero, float32.
 

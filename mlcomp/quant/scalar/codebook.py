@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_finite, check_whole
+from mlcomp.context import isolated
 from mlcomp.sources.source import Cells, Source
 
 
@@ -29,6 +30,7 @@ class Codebook:
     thresholds: Float[Tensor, " thresholds"]
     distortion: float | None = None
 
+    @isolated
     def encode(self, x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
         """Return the code of each value, of any float dtype.
 
@@ -38,10 +40,12 @@ class Codebook:
         check_finite("x", x)
         return torch.bucketize(x.double(), self.thresholds.to(x.device)).to(torch.uint8)
 
+    @isolated
     def decode(self, codes: UInt8[Tensor, "*shape"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*shape"]:
         """Return the levels of the codes."""
         return self.levels.to(codes.device, dtype)[codes.long()]
 
+    @isolated
     def round(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the level of each value, in its dtype: decode(encode(x))."""
         return self.decode(self.encode(x), x.dtype)

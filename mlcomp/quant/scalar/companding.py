@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_interval, check_positive
+from mlcomp.context import isolated
 from mlcomp.quant.scalar.codebook import Codebook, check_levels, distortion
 from mlcomp.sources.as_source import as_source
 from mlcomp.sources.density import Density
@@ -29,10 +30,12 @@ class MuLaw:
         """Raise ValueError unless μ is positive and finite."""
         check_positive("mu", self.mu)
 
+    @isolated
     def compress(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return c(x); beyond ±1 as at ±1."""
         return x.sign() * torch.log1p(self.mu * x.abs().clamp(max=1)) / math.log1p(self.mu)
 
+    @isolated
     def expand(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the x in [−1, 1] with c(x) = y."""
         return y.sign() * torch.expm1(y.abs().clamp(max=1) * math.log1p(self.mu)) / self.mu
@@ -48,17 +51,20 @@ class ALaw:
         """Raise ValueError unless A is at least 1 (where the curve is a straight line) and finite."""
         check_interval("a", self.a, "[1, inf)")
 
+    @isolated
     def compress(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return c(x); beyond ±1 as at ±1."""
         size = self.a * x.abs().clamp(max=1)
         return x.sign() * torch.where(size <= 1, size, 1 + size.clamp(min=1).log()) / (1 + math.log(self.a))
 
+    @isolated
     def expand(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the x in [−1, 1] with c(x) = y."""
         size = y.abs().clamp(max=1) * (1 + math.log(self.a))
         return y.sign() * torch.where(size <= 1, size, (size.clamp(min=1) - 1).exp()) / self.a
 
 
+@isolated
 def companded_codebook(law: MuLaw | ALaw, levels: int) -> Codebook:
     r"""Return the quantizer as a table on [−1, 1]: a companded code is decoded by one look-up, whatever the curve.
 
@@ -74,6 +80,7 @@ def companded_codebook(law: MuLaw | ALaw, levels: int) -> Codebook:
     return Codebook(x[1::2].contiguous(), x[2:-1:2].contiguous())
 
 
+@isolated
 def optimal_companding(source: Tensor | str | Density, levels: int) -> Codebook:
     r"""Return the companded quantizer with the best curve for a source, $c' \propto f^{1/3}$.
 

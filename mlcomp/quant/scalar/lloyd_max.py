@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mlcomp.checks import check_whole
+from mlcomp.context import isolated
 from mlcomp.quant.scalar.codebook import Codebook, cells_between, check_levels, distortion, nearest, squared_error
 from mlcomp.sources.as_source import as_source
 from mlcomp.sources.density import Density
@@ -24,6 +25,7 @@ ROUNDING = 1e-13  # relative, of an error summed over up to 256 cells in float64
 RUNS = 1024  # bins of the samples among which dynamic programming finds the best start
 
 
+@isolated
 def lloyd_max(
     source: Tensor | str | Density, levels: int, *, max_steps: int = 10_000, tolerance: float = 1e-12
 ) -> Codebook:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_finite
+from mlcomp.context import isolated
 from mlcomp.formats.packing import pack, packed_nbytes, unpack
 
 _WIDTHS = range(1, 17)
@@ -38,12 +39,14 @@ class MixedBits:
     group_size: int
     shape: tuple[int, ...]
 
+    @isolated
     def dequantize(self) -> Tensor:
         """Return the values, in the dtype of ``low``."""
         # float64: 2^16 steps of a float32 range would be rounded twice.
         delta = (self.high.double() - self.low.double()) / (2.0 ** self._widths().double() - 1)
         return (self.low.double() + self.codes * delta).to(self.low.dtype).reshape(self.shape)
 
+    @isolated
     def pack(self) -> UInt8[Tensor, " nbytes"]:
         """Return the widths and codes as a stream of bytes; the range is stored beside it."""
         parts = [pack(self.bits - 1, 4)]
@@ -56,6 +59,7 @@ class MixedBits:
         return torch.cat(parts)
 
     @classmethod
+    @isolated
     def unpack(
         cls, stream: UInt8[Tensor, " nbytes"], *, low: Tensor, high: Tensor, group_size: int, shape: tuple[int, ...]
     ) -> "MixedBits":
@@ -106,6 +110,7 @@ def mixed_bits_nbytes(bits: UInt8[Tensor, " groups"], group_size: int, count: in
     return size
 
 
+@isolated
 def quantize_mixed(
     weight: Float[Tensor, "..."], bits: UInt8[Tensor, " groups"], *, group_size: int | None
 ) -> MixedBits:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mlcomp.checks import check_choice
+from mlcomp.context import isolated
 from mlcomp.quant.scalar.codebook import Codebook, cells_between, check_levels, distortion, nearest
 from mlcomp.sources.as_source import as_source
 from mlcomp.sources.density import Density
@@ -18,6 +19,7 @@ from mlcomp.sources.samples import Samples
 NF4_OFFSET = 1 - (1 / 32 + 1 / 30) / 2
 
 
+@isolated
 def quantile_codebook(source: Tensor | str | Density, levels: int, *, representative: str = "mean") -> Codebook:
     r"""Cut the source into bins of equal mass and take one value from each.
 
@@ -62,6 +64,7 @@ def _medians(x: Tensor, thresholds: Tensor, empty: Tensor) -> Tensor:
     return torch.where(stop > start, (x[lower] + x[upper]) / 2, empty)
 
 
+@isolated
 def nf4_codebook() -> Codebook:
     r"""Return NormalFloat4: 16 levels on [−1, 1], for weights divided by the largest magnitude of their block.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_choice, check_group_size, check_weight
+from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.quant.scalar.codebook import Codebook
 
@@ -33,6 +34,7 @@ class TableQuantized:
     codebook: Codebook
     scale: Float[Tensor, "out blocks"]
 
+    @isolated
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp) that the codes stand for, in the dtype of ``scale``."""
         scale = self.scale.repeat_interleave(self.codes.shape[1] // self.scale.shape[1], dim=1)
@@ -54,6 +56,7 @@ class TableQuantized:
         return self.nbytes * 8 / self.codes.numel()
 
 
+@isolated
 def table_quantize(
     weight: Float[Tensor, "out inp"], codebook: Codebook, *, group_size: int | None = None, scale: str = "absmax"
 ) -> TableQuantized:

@@ -18,11 +18,13 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from mlcomp.checks import check_codes, check_finite
+from mlcomp.context import isolated
 
 # Vectors at a time in the search: the matrix of scores stays in the cache.
 CHUNK = 1024
 
 
+@isolated
 def e8_nearest(x: Float[Tensor, "*rows 8"]) -> Float[Tensor, "*rows 8"]:
     """Return the nearest point of E8 to each vector of 8.
 
@@ -61,6 +63,7 @@ def e8p_patterns() -> Float[Tensor, "256 8"]:
     return torch.tensor(inner + outer[: 256 - len(inner)])
 
 
+@isolated
 def e8p_encode(x: Float[Tensor, "*rows 8"]) -> Int32[Tensor, "*rows"]:
     """Return the code of the nearest of the 2¹⁶ entries to each vector of 8, exactly.
 
@@ -124,6 +127,7 @@ def _encode(x: Tensor) -> Tensor:
     return torch.where(errors[1] < errors[0], codes[1], codes[0]).to(torch.int32)
 
 
+@isolated
 def e8p_decode(codes: Int32[Tensor, "*rows"]) -> Float[Tensor, "*rows 8"]:
     """Return the entries of E8P that the codes name, (…, 8) float32.
 

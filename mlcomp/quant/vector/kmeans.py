@@ -12,6 +12,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from mlcomp.checks import check_finite, check_whole
+from mlcomp.context import isolated
 
 # Scores held at a time. On a CPU they should stay in its cache (measured: 3 times faster), a GPU wants much at once.
 CHUNK = {"cpu": 2**18, "gpu": 2**24}
@@ -28,11 +29,13 @@ class KMeans:
     index: Int32[Tensor, " points"]
     distortion: float
 
+    @isolated
     def decode(self) -> Float[Tensor, "points dim"]:
         """Return the entry of each point."""
         return self.codebook[self.index.long()]
 
 
+@isolated
 def kmeans(
     points: Float[Tensor, "points dim"],
     entries: int,
@@ -79,6 +82,7 @@ def kmeans(
     return KMeans(codebook, index, float(error.mean()) / x.shape[1])
 
 
+@isolated
 def kmeans_assign(
     points: Float[Tensor, "points dim"], codebook: Float[Tensor, "entries dim"]
 ) -> Int32[Tensor, " points"]:

@@ -10,10 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.checks import check_whole
+from mlcomp.context import isolated
 from mlcomp.quant.vector.kmeans import kmeans
 from mlcomp.quant.vector.vector_quantized import VectorQuantized, to_vectors
 
 
+@isolated
 def residual_quantization(
     weight: Float[Tensor, "out inp"],
     *,

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from mlcomp.checks import check_finite, check_whole
+from mlcomp.context import isolated
 from mlcomp.quant.vector.kmeans import kmeans, kmeans_assign
 from mlcomp.quant.vector.vector_quantized import VectorQuantized, to_vectors
 
@@ -35,6 +36,7 @@ class TreeCodebook:
         """Distances computed to encode a vector; a full search takes one for each entry."""
         return sum(centres.shape[1] for centres in self.levels)
 
+    @isolated
     def encode(self, points: Float[Tensor, "points dim"]) -> Int32[Tensor, " points"]:
         """Return the leaf that each point walks to: at each node the nearest branch, of equal ones the first.
 
@@ -55,6 +57,7 @@ class TreeCodebook:
         return node.to(torch.int32)
 
 
+@isolated
 def fit_tree(
     points: Float[Tensor, "points dim"],
     entries: int,
@@ -96,6 +99,7 @@ def fit_tree(
     return TreeCodebook(tuple(levels))
 
 
+@isolated
 def tree_quantization(
     weight: Float[Tensor, "out inp"],
     *,

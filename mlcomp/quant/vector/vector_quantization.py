@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.context import isolated
 from mlcomp.quant.vector.kmeans import kmeans
 from mlcomp.quant.vector.vector_quantized import VectorQuantized, to_vectors
 
 
+@isolated
 def vector_quantization(
     weight: Float[Tensor, "out inp"], *, dim: int, entries: int, generator: torch.Generator, max_steps: int = 100
 ) -> VectorQuantized:

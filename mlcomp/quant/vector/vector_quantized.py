@@ -11,6 +11,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from mlcomp.checks import check_divides, check_weight
+from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 
 
@@ -31,6 +32,7 @@ class VectorQuantized:
     shape: tuple[int, int]
     combine: str
 
+    @isolated
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp) that the codes stand for, in the dtype of the codebooks."""
         parts = [book[self.codes[:, b].long()] for b, book in enumerate(self.codebooks)]

@@ -1,0 +1,491 @@
+"""Every public function gives the same result whatever context its caller stands in, bit for bit."""
+
+import importlib
+import inspect
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from mlcomp import budget, compare, data, formats, layerwise, metrics, models, obs, prune, quant, sources
+from mlcomp.cost import model_cost
+from mlcomp.train import train
+from tests.contract.test_checks import FUNCTIONS, drawn, good_arguments, layer
+from tools.inventory import api
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def half_elsewhere():
+    with default_dtype(torch.float16), torch.device("meta"):
+        yield
+
+
+CONTEXTS = {
+    "autocast": partial(torch.autocast, "cpu", dtype=torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "float64": partial(default_dtype, torch.float64),
+    "bfloat16": partial(default_dtype, torch.bfloat16),
+    "half elsewhere": half_elsewhere,
+    "deterministic": deterministic,
+}
+
+
+def seeded(make):
+    """Return what ``make`` makes, the same at each call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make()
+
+
+def net() -> nn.Sequential:
+    return seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)))
+
+
+def conv_net() -> nn.Sequential:
+    parts = nn.Conv2d, nn.BatchNorm2d, nn.Linear
+    conv, norm, linear = seeded(
+        lambda: [part(*size) for part, size in zip(parts, ((1, 4, 3), (4,), (16, 4)), strict=True)]
+    )
+    return nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), linear)
+
+
+def small() -> tuple:
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)))
+    return model, drawn(8, 3), labels(8) % 2, cross_entropy
+
+
+def sparse_net() -> nn.Module:
+    return layerwise.with_weights(net(), prune.global_magnitude(layerwise.layer_weights(net()), sparsity=0.5))
+
+
+def coded_net() -> tuple:
+    block = seeded(lambda: nn.Sequential(nn.Linear(16, 8), nn.LayerNorm(8)).eval())
+    return block, drawn(32, 16), {"0": codes()}
+
+
+class ByteTable(nn.Module):
+    """A language model that knows which byte follows which; ``logits`` as in transformers, if they are named."""
+
+    def __init__(self, named: bool):
+        super().__init__()
+        self.named, self.table = named, nn.Parameter(drawn(256, 256))
+
+    def forward(self, tokens):
+        return SimpleNamespace(logits=self.table[tokens]) if self.named else self.table[tokens]
+
+
+def images(count: int = 48) -> torch.Tensor:
+    return drawn(count, 1, 4, 4)
+
+
+def labels(count: int = 48) -> torch.Tensor:
+    return torch.arange(count) % 4
+
+
+def batches() -> list[torch.Tensor]:
+    return list(images().split(24))
+
+
+def codes() -> formats.AdditiveCodes:
+    return quant.residual_kmeans(drawn(8, 16), dim=4, books=1, code_bits=3)
+
+
+def diffq() -> nn.Module:
+    return quant.prepare_diffq(net(), group_size=4)
+
+
+def hessians() -> dict[str, torch.Tensor]:
+    return layerwise.collect_hessians(net(), batches())
+
+
+def database() -> budget.Database:
+    return budget.build_database(net(), hessians(), LEVELS, progress=False)
+
+
+def saved() -> str:
+    path = f"{FOLDER.name}/levels"
+    database().save(path)
+    return path
+
+
+def flat() -> object:
+    return obs.flatten_network(*small())
+
+
+# What is called; tensors of their own they make of what they were given.
+
+
+def of_format(number_format, x):
+    coded = number_format.encode(x)
+    return coded, number_format.decode(coded), number_format.round(x), number_format.values()
+
+
+def of_source(make, share, *arguments):
+    source = make(*arguments)
+    facts = source.energy, source.kurtosis, source.bound, source.smallest_energy(0.5)
+    return facts, source.quantile(share), source.cube_root_quantile(share), source.cells(share)
+
+
+def of_law(law, x):
+    return law.compress(x), law.expand(x)
+
+
+def of_trace(trace, counts):
+    return trace.total_losses(), trace.removed_at(counts), trace.weights_at(counts)
+
+
+def loss_of(model):
+    return float(model[1].weight.detach().double().square().sum())
+
+
+def trained(model, *data):
+    return model, train(model, *data, epochs=2, lr=1e-2, progress=False)
+
+
+def zeros_kept(model, after_step=None):
+    after_step = layerwise.keep_zeros(model)
+    with torch.no_grad():
+        model[1].weight.add_(1)
+    after_step(1)
+    return model
+
+
+def written(module, matrix):
+    layerwise.set_weight_matrix(module, matrix)
+    return module
+
+
+def observed(batches):
+    rules = [quant.observer(rule) for rule in ("minmax", "moving_average", "percentile", "mse")]
+    return [([rule.add(batch) for batch in batches], rule.range()) for rule in rules]
+
+
+def letters(text, **options):
+    return {"input_ids": [ord(letter) for letter in text]}
+
+
+LEVELS = budget.Level(), budget.Level(sparsity=0.5), budget.Level(bits=4)
+FOLDER = tempfile.TemporaryDirectory()
+SHARE = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+W, H, SIZES = drawn(4, 16), layer()["hessian"], torch.tensor([4.0, 16.0, 64.0, 256.0])
+
+# What is called with arguments that were made outside of the context: name → (function, how its arguments are made).
+OTHERS = {
+    # formats
+    "absmax_int8": lambda: partial(formats.absmax_int8, W, dim=1),
+    "additive_decode": lambda: partial(formats.additive_decode, codes()),
+    "additive_matvec": lambda: partial(formats.additive_matvec, drawn(16), codes()),
+    "int8_matmul": lambda: partial(
+        formats.int8_matmul, formats.absmax_int8(drawn(3, 16), 1), formats.absmax_int8(W, 1)
+    ),
+    "pack": lambda: partial(formats.pack, torch.arange(16), 4),
+    "unpack": lambda: partial(formats.unpack, formats.pack(torch.arange(16), 4), 4, 16),
+    "stored_nbytes": lambda: partial(formats.stored_nbytes, W),
+    "FloatFormat": lambda: partial(of_format, formats.FloatFormat(4, 3), drawn(20)),
+    "IntFormat": lambda: partial(of_format, formats.IntFormat(4), drawn(20)),
+    # sources
+    "as_source": lambda: partial(of_source, sources.as_source, SHARE, W),
+    "sample": lambda: partial(of_source, sources.sample, SHARE, W),
+    "student_t": lambda: partial(of_source, sources.student_t, SHARE, 6.0),
+    "Gaussian": lambda: partial(of_source, sources.Gaussian, SHARE),
+    "Laplace": lambda: partial(of_source, sources.Laplace, SHARE),
+    "MuLaw": lambda: partial(of_law, quant.MuLaw(), drawn(9).clamp(-1, 1)),
+    "ALaw": lambda: partial(of_law, quant.ALaw(), drawn(9).clamp(-1, 1)),
+    # layerwise
+    "reestimate_batchnorm": lambda: partial(layerwise.reestimate_batchnorm, conv_net(), batches()),
+    "output_means": lambda: partial(layerwise.output_means, net(), batches()),
+    "correct_biases": lambda: partial(layerwise.correct_biases, net(), net(), batches()),
+    "relu_mean": lambda: partial(layerwise.relu_mean, drawn(5), drawn(5).abs()),
+    "analytic_correction": lambda: partial(layerwise.analytic_correction, W, W.round(), drawn(16)),
+    "compress": lambda: partial(
+        layerwise.compress, conv_net(), batches(), partial(quant.gptq, bits=4), progress=False
+    ),
+    "layer_hessian": lambda: partial(layerwise.layer_hessian, layer()["inputs"]),
+    "output_loss": lambda: partial(layerwise.output_loss, W, H),
+    "trace_layers": lambda: partial(layerwise.trace_layers, net(), batches(), ["1", "3"]),
+    "collect_hessians": lambda: partial(layerwise.collect_hessians, conv_net(), batches()),
+    "weight_matrix": lambda: partial(layerwise.weight_matrix, net()[1]),
+    "set_weight_matrix": lambda: partial(written, net()[1], drawn(1, 8, 16)),
+    "output_error": lambda: partial(layerwise.output_error, W[None], W[None].round(), H[None]),
+    "layer_weights": lambda: partial(layerwise.layer_weights, net()),
+    "with_weights": lambda: partial(layerwise.with_weights, net(), {"1": drawn(8, 16)}),
+    "network_sparsity": lambda: partial(layerwise.network_sparsity, net()),
+    "keep_zeros": lambda: partial(zeros_kept, net()),
+    # quant
+    "squared_error": lambda: partial(quant.squared_error, W, W.round()),
+    "aqlm": lambda: partial(quant.aqlm, W, H, dim=4, books=1, code_bits=2, max_rounds=1, update="adam"),
+    "residual_kmeans": lambda: partial(quant.residual_kmeans, drawn(8, 16), dim=4, books=1, code_bits=3),
+    "beam_search": lambda: partial(quant.beam_search, drawn(8, 16), H, codes()),
+    "tune_codebooks": lambda: partial(quant.tune_codebooks, drawn(8, 16), H, codes(), update="adam", steps=3),
+    "tune_block": lambda: partial(quant.tune_block, *coded_net(), max_rounds=1, steps=3),
+    "capture_block": lambda: partial(quant.capture_block, net(), batches(), "1"),
+    "pv_tuning": lambda: partial(quant.pv_tuning, *coded_net(), rounds=1, steps=3),
+    "pseudo_noise": lambda: partial(
+        quant.pseudo_noise, W, torch.full((8,), 3.0), group_size=8, generator=layer()["generator"]
+    ),
+    "prepare_diffq": lambda: partial(quant.prepare_diffq, net(), group_size=4),
+    "diffq_size": lambda: partial(quant.diffq_size, diffq()),
+    "diffq_codes": lambda: partial(quant.diffq_codes, diffq()),
+    "meet_size": lambda: partial(quant.meet_size, diffq(), 120),
+    "lsq_quantize": lambda: partial(quant.lsq_quantize, W, torch.tensor(0.3), low=-4, high=3),
+    "lsq_initial_step": lambda: partial(quant.lsq_initial_step, W, high=3),
+    "prepare_qat": lambda: partial(quant.prepare_qat, net(), batches(), weight_bits=4, input_bits=4),
+    "finish_qat": lambda: partial(quant.finish_qat, quant.prepare_qat(net(), batches(), weight_bits=4, input_bits=4)),
+    "straight_through": lambda: partial(quant.straight_through, W, W.round()),
+    "ste_round": lambda: partial(quant.ste_round, W),
+    "range_grid": lambda: partial(quant.range_grid, -W.abs(), W.abs(), bits=4),
+    "fold_batchnorm": lambda: partial(quant.fold_batchnorm, conv_net().eval()),
+    "brecq": lambda: partial(quant.brecq, net(), images(), bits=3, steps=5),
+    "observer": lambda: partial(observed, batches()),
+    "activation_grid": lambda: partial(quant.activation_grid, -1.0, 2.0, bits=4),
+    "integer_linear": lambda: partial(quant.integer_linear, quant.ptq(net(), batches()).model[1], drawn(3, 16)),
+    "hadamard_matrix": lambda: partial(quant.hadamard_matrix, 12),
+    "hadamard_transform": lambda: partial(quant.hadamard_transform, W),
+    "ptq": lambda: partial(quant.ptq, conv_net(), batches(), bias_correction=True),
+    "input_ranges": lambda: partial(quant.input_ranges, net(), batches(), {"1": 8}, "mse"),
+    "data_type_levels": lambda: partial(quant.data_type_levels, "float", 4),
+    "companded_codebook": lambda: partial(quant.companded_codebook, quant.MuLaw(), 8),
+    "optimal_companding": lambda: partial(quant.optimal_companding, "gaussian", 8),
+    "lloyd_max": lambda: partial(quant.lloyd_max, "laplace", 8),
+    "quantize_mixed": lambda: partial(quant.quantize_mixed, W, torch.full((8,), 3, dtype=torch.uint8), group_size=8),
+    "quantile_codebook": lambda: partial(quant.quantile_codebook, "gaussian", 8),
+    "nf4_codebook": lambda: quant.nf4_codebook,
+    "e8_nearest": lambda: partial(quant.e8_nearest, drawn(5, 8)),
+    "e8p_encode": lambda: partial(quant.e8p_encode, drawn(5, 8)),
+    "e8p_decode": lambda: partial(quant.e8p_decode, quant.e8p_encode(drawn(5, 8))),
+    "kmeans": lambda: partial(quant.kmeans, drawn(30, 4), 4, generator=layer()["generator"]),
+    "kmeans_assign": lambda: partial(quant.kmeans_assign, drawn(30, 4), drawn(4, 4)),
+    "fit_tree": lambda: partial(quant.fit_tree, drawn(30, 4), 4, branching=2, generator=layer()["generator"]),
+    "pack_w4": lambda: partial(quant.pack_w4, quant.rtn(W, bits=4)),
+    "w4a16_matmul": lambda: partial(quant.w4a16_matmul, drawn(3, 16), quant.pack_w4(quant.rtn(W, bits=4))),
+    # prune
+    "connection_sensitivity": lambda: partial(prune.connection_sensitivity, net(), images(), labels()),
+    "snip": lambda: partial(prune.snip, net(), images(), labels(), sparsity=0.5),
+    "gradual_pruning": lambda: partial(
+        prune.gradual_pruning, net(), images(), labels(), sparsity=0.5, epochs=2, lr=0.01, every=1, progress=False
+    ),
+    "global_magnitude": lambda: partial(prune.global_magnitude, [W, W[:, :3]], sparsity=0.5),
+    "layer_normalized": lambda: partial(prune.layer_normalized, [W, W[:, :3]], sparsity=0.5),
+    "random_pruning": lambda: partial(prune.random_pruning, [W, W[:, :3]], sparsity=0.5),
+    "smallest_mask": lambda: partial(prune.smallest_mask, W, 5),
+    "nm_mask": lambda: partial(prune.nm_mask, W, (2, 4)),
+    "calibrate": lambda: partial(prune.calibrate, net(), sparse_net(), batches(), finetune_steps=3),
+    # obs
+    "fisher_inverse": lambda: partial(obs.fisher_inverse, drawn(5, 4), damping=0.1),
+    "empirical_fisher_gradients": lambda: (lambda f: partial(obs.empirical_fisher_gradients, f, f.theta))(flat()),
+    "select_counts": lambda: partial(obs.select_counts, drawn(4, 5).abs(), 8),
+    "l_obs_error_bound": lambda: partial(obs.l_obs_error_bound, [W], [0.1]),
+    "literal_exact_obs": lambda: partial(obs.literal_exact_obs, drawn(16).double(), torch.linalg.inv(H.double()), 5),
+    "literal_obq": lambda: partial(obs.literal_obq, drawn(16).double(), torch.linalg.inv(H.double()), torch.round),
+    "flatten_network": lambda: partial(obs.flatten_network, *small()),
+    "network_hessian": lambda: partial(obs.network_hessian, flat()),
+    "hessian_diagonal": lambda: partial(obs.hessian_diagonal, flat()),
+    "gauss_newton": lambda: partial(obs.gauss_newton, flat()),
+    "gauss_newton_diagonal": lambda: partial(obs.gauss_newton_diagonal, flat()),
+    "network_obd": lambda: partial(obs.network_obd, *small(), sparsity=0.5),
+    "obs": lambda: partial(obs.obs, *small(), sparsity=0.5),
+    "replay": lambda: partial(obs.replay, obs.exact_obs_trace(W, H), torch.tensor([[1, 2, 3, 4]])),
+    "Trace": lambda: partial(of_trace, obs.exact_obs_trace(W, H), torch.arange(4)),
+    # budget, compare, metrics, cost
+    "build_database": lambda: partial(budget.build_database, net(), hessians(), LEVELS, progress=False),
+    "load_database": lambda: partial(budget.load_database, saved()),
+    "stitch": lambda: partial(budget.stitch, net(), database(), [1, 2]),
+    "level_losses": lambda: partial(budget.level_losses, net(), database(), loss_of, progress=False),
+    "kept_share": lambda: partial(compare.kept_share, 4),
+    "pruning_snr": lambda: partial(compare.pruning_snr, sources.sample(W), bits=4),
+    "compare": lambda: partial(compare.compare, sources.Gaussian(), bits=3),
+    "crossover_kurtosis": lambda: partial(compare.crossover_kurtosis, 3),
+    "quantization_snr": lambda: partial(compare.quantization_snr, sources.sample(W), bits=3),
+    "bits_per_byte": lambda: partial(compare.bits_per_byte, ByteTable(named=False), labels(64), context=16),
+    "quantize_matrices": lambda: partial(compare.quantize_matrices, net(), bits=4),
+    "fit_power_law": lambda: partial(compare.fit_power_law, SIZES, 1 + SIZES.double() ** -0.5),
+    "best_precision": lambda: partial(
+        compare.best_precision, {3: ([1, 2, 9], [3.0, 2, 1]), 4: ([2, 9], [1, 2.0])}, SIZES
+    ),
+    "snr_db": lambda: partial(metrics.snr_db, W, W.round()),
+    "accuracy": lambda: partial(metrics.accuracy, net(), images(), labels()),
+    "perplexity": lambda: partial(metrics.perplexity, ByteTable(named=True), [labels(20).view(2, 10)]),
+    "kl_divergence": lambda: partial(metrics.kl_divergence, W, W.round()),
+    "embedding_similarity": lambda: partial(metrics.embedding_similarity, W, W + 0.1),
+    "model_cost": lambda: partial(model_cost, conv_net(), images(2)),
+    # train, models, data
+    "train": lambda: partial(trained, net(), images(), labels()),
+    "byte_lm": lambda: partial(models.byte_lm, 64, pretrained=False),
+    "convnet": lambda: models.convnet,
+    "mlp": lambda: models.mlp,
+    "digits": lambda: data.digits,
+    "random_shift": lambda: partial(data.random_shift, images(), layer()["generator"]),
+    "make_layer": lambda: partial(data.make_layer, 4, 8, 10),
+    "token_batches": lambda: partial(data.token_batches, letters, "abcdefgh" * 9, length=4, count=4, batch_size=2),
+}
+# Public functions that are not called here, and why.
+LEFT_OUT = {
+    "they make no tensors, or a generator makes them where it is read": """packed_nbytes sparse_nbytes is_layer hooked
+        replace_module batchnorm_pairs cubic_schedule choose_levels density_levels pareto_front layer_nbytes
+        layer_time layer_energy balance_tokens peak_rate batch_starts committed_table committed_results
+        python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches""",
+    "it calls the model as its caller would": "call_model",
+}
+FETCHED = "minilm embed mobilenet_v2_weights mobilenet_v2 smollm2 mnist5k mnist_calibration".split()
+BARE = " ".join(LEFT_OUT.values()).split()
+
+
+def everything() -> dict[str, Callable]:
+    """Every public function by its name, a kernel by "kernels." and its name."""
+    found = {}
+    for package, homes in api().items():
+        for home, names in homes.items():
+            things = {name: getattr(importlib.import_module(home), name) for name in names}
+            kernel = "kernels." if package == "mlcomp.kernels" else ""
+            found |= {kernel + name: thing for name, thing in things.items() if inspect.isfunction(thing)}
+    return found
+
+
+EVERYTHING, LAYERWISE = everything(), set(FUNCTIONS.values())
+CALLS = {n: partial(lambda f: partial(f, **good_arguments(f)), f) for n, f in EVERYTHING.items() if f in LAYERWISE}
+CALLS |= OTHERS
+
+
+def same(a, b, path: str) -> None:
+    """Raise unless both hold the same numbers, in the same dtypes, in ordinary tensors on the same device."""
+    assert type(a) is type(b), f"{path}: {type(a).__name__} and {type(b).__name__}"
+    if isinstance(a, torch.Tensor):
+        assert not b.is_inference(), f"{path} was made in inference mode"
+        torch.testing.assert_close(b, a, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{path}: {text}")
+    elif isinstance(a, nn.Module):
+        same(dict(a.state_dict()), dict(b.state_dict()), path)
+    elif isinstance(a, dict):
+        assert list(a) == list(b), path
+        for key in a:
+            same(a[key], b[key], f"{path}[{key!r}]")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (left, right) in enumerate(zip(a, b, strict=True)):
+            same(left, right, f"{path}[{i}]")
+    elif is_dataclass(a):
+        for field in fields(a):
+            if field.name != "seconds":  # a report tells them, never twice the same
+                same(getattr(a, field.name), getattr(b, field.name), f"{path}.{field.name}")
+    elif isinstance(a, float):
+        assert b == pytest.approx(a, rel=1e-12, nan_ok=True), path  # LAPACK's sums go by where the memory lies
+    elif not callable(a):
+        assert a == b, path
+
+
+def outcome(call: Callable) -> tuple:
+    """Return what the call gives, and what can be decoded from that."""
+    result = call()
+    coded = hasattr(result, "dequantize") and not isinstance(result, torch.Tensor)
+    return result, result.dequantize() if coded else None
+
+
+def test_every_public_function_is_called_or_left_out_for_a_reason():
+    functions = {name for name in EVERYTHING if not name.startswith("kernels.")}
+    assert functions - set(CALLS) == {*BARE, *FETCHED}
+    assert [name for name, f in EVERYTHING.items() if name not in BARE and not hasattr(f, "__wrapped__")] == []
+
+
+SLOW = {"crossover_kurtosis", "kernels.exact_obs", "kernels.obq"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CALLS])
+def test_the_result_is_the_same_in_every_context(name, as_user):
+    want = outcome(CALLS[name]())
+    for context, enter in CONTEXTS.items():
+        call = CALLS[name]()
+        with enter():
+            got = outcome(call)
+        same(want, got, f"{name} under {context}")
+    assert torch.get_default_dtype() is torch.float32 and torch.empty(0).is_cpu
+
+
+# table_quantize hands on the codebook that it was given.
+@pytest.mark.parametrize("name", [n for n, f in EVERYTHING.items() if f in LAYERWISE and n != "table_quantize"])
+def test_arguments_that_were_made_in_inference_mode(name, as_user):
+    want = outcome(CALLS[name]())
+    with torch.inference_mode():
+        call = CALLS[name]()
+    same(want, outcome(call), f"{name} of tensors that were made in inference mode")
+
+
+GRADIENTS = {
+    "straight_through": lambda x: quant.straight_through(x, x.detach().round()),
+    "ste_round": quant.ste_round,
+    "lsq_quantize": lambda x: quant.lsq_quantize(x, torch.full_like(x[0, 0], 0.3), low=-4, high=3),
+    "output_loss": lambda x: layerwise.output_loss(x, H),
+    "hadamard_transform": quant.hadamard_transform,
+    "squared_error": lambda x: quant.squared_error(x, W + 1),
+    "pseudo_noise": lambda x: quant.pseudo_noise(
+        x, SIZES.new_full((8,), 3), group_size=8, generator=layer()["generator"]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_pass_in_every_context_that_records_them(name):
+    found = {}
+    for context in ("deterministic", "autocast", "float64", "bfloat16", "half elsewhere"):
+        x = W.clone().requires_grad_()
+        with CONTEXTS[context]():
+            loss = GRADIENTS[name](x).square().sum()
+        (found[context],) = torch.autograd.grad(loss, x)
+        assert found[context].any()
+        same(found["deterministic"], found[context], f"{name} under {context}")
+    with torch.no_grad():
+        assert not GRADIENTS[name](W.clone().requires_grad_()).requires_grad
+
+
+def test_what_is_made_in_inference_mode_can_be_trained():
+    with torch.inference_mode():
+        model, _ = layerwise.compress(net(), batches(), partial(quant.gptq, bits=4), progress=False)
+        inputs = images()
+    before = [p.clone() for p in model.parameters()]
+    train(model, inputs, labels(), epochs=1, lr=0.1, progress=False)
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("context", ["inference mode", "autocast"])
+def test_a_model_whose_own_forward_sets_a_context(context):
+    """The sums over its first layer's inputs are as without; in inference mode so is all else."""
+
+    class InContext(nn.Sequential):
+        def forward(self, x):
+            with CONTEXTS[context]():
+                return super().forward(x)
+
+    plain, model = net(), InContext(*net())
+    names = ["1", "3"] if context == "inference mode" else ["1"]
+    want, got = (layerwise.collect_hessians(m, batches(), names) for m in (plain, model))
+    same(want, got, "hessians")
+    if context == "inference mode":
+        made = [
+            layerwise.compress(m, batches(), partial(quant.gptq, bits=4), progress=False)[0] for m in (plain, model)
+        ]
+        same(*(m.state_dict()["3.weight"] for m in made), "compressed")
