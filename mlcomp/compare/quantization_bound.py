@@ -144,8 +144,8 @@ def certify(
 
 
 def _in_float64(hessian: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    h = hessian.double()
-    return ((h + h.T) / 2).numpy(), target.double().numpy()
+    h = hessian.detach().double()
+    return ((h + h.T) / 2).numpy(), target.detach().double().numpy()
 
 
 def _lagrangian(

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mlcomp.checks import check_finite, check_like, check_weight
+from mlcomp.checks import check_finite, check_like, check_values, check_weight, narrowed
 from mlcomp.layerwise.matrix import find_layer, find_layers
 from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
 from mlcomp.modes import evaluating
@@ -131,8 +131,8 @@ def relu_mean(mean: Float[Tensor, " n"], std: Float[Tensor, " n"]) -> Float[Tens
         mean: β, BatchNorm's bias.
         std: |γ|, the magnitude of BatchNorm's weight; 0 gives max(β, 0).
     """
-    check_finite("mean", mean)
-    check_finite("std", std)
+    check_values("mean", mean)
+    check_values("std", std)
     if (std < 0).any():
         raise ValueError("std is a standard deviation and must not be negative: pass |γ|")
     ratio = torch.where(std > 0, mean / std, torch.zeros_like(mean))
@@ -150,8 +150,15 @@ def analytic_correction(
     A kernel's taps are summed: every position of a channel is taken to have the channel's mean. Padding breaks that
     at the border of an image.
     """
-    if weight.shape != quantized.shape or weight.ndim < 2 or input_mean.shape != weight.shape[1:2]:
+    for name, x in (("weight", weight), ("quantized", quantized), ("input_mean", input_mean)):
+        check_values(name, x)
+    if (
+        weight.shape != quantized.shape
+        or weight.ndim < 2
+        or input_mean.shape != weight.shape[1:2]
+        or not weight.numel()
+    ):
         shapes = f"{tuple(weight.shape)}, {tuple(quantized.shape)} and {tuple(input_mean.shape)}"
         raise ValueError(f"weight and quantized must be (out, inp, …) alike and input_mean (inp,), got {shapes}")
-    dense, compressed = (w.reshape(*w.shape[:2], -1).sum(-1) for w in (weight, quantized))
-    return bias_correction(dense, compressed, input_mean).to(weight.dtype)
+    dense, compressed = (w.detach().double().reshape(*w.shape[:2], -1).sum(-1) for w in (weight, quantized))
+    return narrowed(bias_correction(dense, compressed, input_mean), weight.dtype)

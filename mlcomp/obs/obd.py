@@ -31,8 +31,8 @@ def obd_saliency(weight: Float[Tensor, "out inp"], hessian: Float[Tensor, "inp i
     Raises:
         ValueError: malformed weight or H.
     """
-    check_weight(weight)
-    check_hessian(hessian, weight.shape[1])
+    weight = check_weight(weight)
+    hessian = check_hessian(hessian, weight.shape[1])
     return weight.double().square() * hessian.double().diagonal() / 2
 
 

@@ -121,7 +121,7 @@ def fit_grid(
         error than with "minmax", since the whole range is among the candidates.
     Cost: "mse" makes 100 passes over the matrix, with three matrices of its size as working memory.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
     check_choice("clip", clip, CLIPS)
     out, inp = weight.shape
@@ -166,6 +166,7 @@ def range_grid(
     check_bits(bits)
     check_finite("low", low)
     check_finite("high", high)
+    low, high = low.detach(), high.detach()
     if bool((low > 0).any()) or bool((high < 0).any()):
         raise ValueError(
             f"each range must hold 0, got low up to {float(low.max()):g}, high from {float(high.min()):g}"
@@ -175,6 +176,8 @@ def range_grid(
     step = torch.where(step > 0, step, torch.ones_like(step))
     if scale_dtype is not None:
         step = _round_up(step, scale_dtype)
+    if not bool(torch.isfinite(step * 2**bits).all()):
+        raise ValueError(f"a range of {bits} bits with steps up to {float(step.max()):g} leaves {step.dtype}")
     zero = torch.full_like(step, 2 ** (bits - 1)) if symmetric else torch.round(-low / step)
     return Grid(step, zero, bits, symmetric, scale_dtype)
 

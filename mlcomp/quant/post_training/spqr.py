@@ -61,12 +61,12 @@ def spqr(
         A group of which fewer than two weights would stay in the fit is fitted whole. The range of a group need not
         include 0, as in the paper, so zeros and dead inputs decode to values near 0.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
     out, inp = weight.shape
     check_group_size(group_size, inp)
     _check_options(inp, statistic_bits, statistic_rows, threshold)
-    check_hessian(hessian, inp)
+    hessian = check_hessian(hessian, inp)
     check_sweep(order, block_size)
     columns = column_order(hessian, order)
     factor, dead = inverse_factor(hessian, columns, damp=damp)

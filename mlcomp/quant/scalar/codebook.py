@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_whole
+from mlcomp.checks import check_finite, check_whole, narrowed
 from mlcomp.sources.source import Cells, Source
 
 
@@ -40,7 +40,7 @@ class Codebook:
 
     def decode(self, codes: UInt8[Tensor, "*shape"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*shape"]:
         """Return the levels of the codes."""
-        return self.levels.to(codes.device, dtype)[codes.long()]
+        return narrowed(self.levels, dtype).to(codes.device)[codes.long()]
 
     def round(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the level of each value, in its dtype: decode(encode(x))."""
