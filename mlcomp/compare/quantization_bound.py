@@ -132,7 +132,7 @@ def certify(
     for name, multipliers in (("between", between), ("box", box)):
         if bool((multipliers < 0).any()):
             raise ValueError(f"{name} holds negative multipliers, which prove nothing")
-    matrix, constant = _lagrangian(h, t, between.double().numpy(), box.double().numpy(), levels)
+    matrix, constant = _lagrangian(h, t, between.detach().double().numpy(), box.detach().double().numpy(), levels)
     common = math.lcm(*(entry.denominator for row in matrix for entry in row))
     minors = _minors([[int(entry * common) for entry in row] for row in matrix])
     if minors is None:

@@ -132,7 +132,7 @@ def relu_mean(mean: Float[Tensor, " n"], std: Float[Tensor, " n"]) -> Float[Tens
         std: |γ|, the magnitude of BatchNorm's weight; 0 gives max(β, 0).
     """
     check_values("mean", mean)
-    check_values("std", std)
+    check_like("std", std, mean.shape, "mean")
     if (std < 0).any():
         raise ValueError("std is a standard deviation and must not be negative: pass |γ|")
     ratio = torch.where(std > 0, mean / std, torch.zeros_like(mean))

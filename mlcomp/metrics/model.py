@@ -13,7 +13,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlcomp.checks import check_finite, check_hessian, check_like, check_matrix, check_values, check_weight
+from mlcomp.checks import (
+    check_finite,
+    check_hessian,
+    check_like,
+    check_matrix,
+    check_size,
+    check_values,
+    check_weight,
+)
 from mlcomp.layerwise.hessian import output_loss
 from mlcomp.modes import evaluating
 
@@ -50,6 +58,9 @@ def hessian_error(
 
 def snr_db(reference: Tensor, approximation: Tensor) -> float:
     """Return the signal-to-noise ratio 10·log₁₀(‖x‖²/‖x − x̂‖²) in decibels; infinite when they are equal."""
+    check_values("reference", reference)
+    check_like("approximation", approximation, reference.shape, "the reference")
+    check_size("approximation", approximation)
     signal = float(reference.double().square().sum())
     noise = float((reference.double() - approximation.double()).square().sum())
     if signal == 0:

@@ -62,7 +62,7 @@ def obd(
     else:
         assert sparsity is not None  # check_target saw to it
         removed = smallest_mask(saliency.reshape(1, -1), removals(sparsity, weight.numel())).view_as(weight)
-    return weight.masked_fill(removed, 0)
+    return weight.detach().masked_fill(removed, 0)
 
 
 @dataclass(frozen=True)

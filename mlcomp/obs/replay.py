@@ -35,7 +35,7 @@ def replay(
     if trace.block_size != 1:
         raise ValueError(f"only traces of single weights can be replayed, got block_size={trace.block_size}")
     check_tensor("counts", counts)
-    if counts.ndim != 2 or counts.shape[1] != out or counts.is_floating_point():
+    if counts.ndim != 2 or counts.numel() == 0 or counts.shape[1] != out or counts.is_floating_point():
         raise ValueError(f"counts must be whole numbers (levels, {out}), got {counts.dtype} {tuple(counts.shape)}")
     check_codes("counts", counts, trace.order.shape[1])
     size = rows_per_batch(inp, out, max_bytes)

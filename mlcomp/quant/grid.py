@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_choice, check_finite, check_group_size, check_weight
+from mlcomp.checks import check_bits, check_choice, check_finite, check_floating, check_group_size, check_weight
 from mlcomp.quant.quantized import Quantized
 
 # How a grid may be fitted.
@@ -164,6 +164,10 @@ def range_grid(
         ValueError: bits outside 1..8, a range without 0, NaN or inf, as :func:`fit_grid` for scale_dtype.
     """
     check_bits(bits)
+    check_floating("low", low)
+    check_floating("high", high)
+    if low.shape != high.shape:
+        raise ValueError(f"low and high must have one shape, got {tuple(low.shape)} and {tuple(high.shape)}")
     check_finite("low", low)
     check_finite("high", high)
     low, high = low.detach(), high.detach()

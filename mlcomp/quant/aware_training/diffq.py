@@ -45,6 +45,8 @@ def pseudo_noise(
     check_values("bits", bits)
     if not bool((bits > 0).all()):
         raise ValueError(f"bits must be positive, got a minimum of {float(bits.min()):.3g}")
+    if bits.ndim != 1 or len(bits) != (1 if group_size is None else -(-weight.numel() // group_size)):
+        raise ValueError(f"bits must be one number for each group of weights, got shape {tuple(bits.shape)}")
     # At least float32: the range of a float16 weight may be twice what float16 holds.
     low, high = torch.aminmax(weight.detach().to(torch.promote_types(weight.dtype, torch.float32)))
     delta = (high - low) / (2**bits - 1)

@@ -54,6 +54,8 @@ def lsq_quantize(v: Tensor, step: Tensor, *, low: int, high: int, count: int | N
         raise ValueError(f"codes must run from low ≤ 0 to high ≥ 1, got {low} … {high}")
     check_values("v", v)
     check_values("step", step)
+    if v.numel() == 0 or step.numel() == 0:
+        raise ValueError(f"v and step must have entries, got shapes {tuple(v.shape)} and {tuple(step.shape)}")
     if not (step.detach() > 0).all():
         raise ValueError(f"step must be positive, got a minimum of {float(step.detach().min()):.3g}")
     count = v.numel() // step.numel() if count is None else count

@@ -15,7 +15,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_group_size, check_hessian, check_positive, check_weight, check_whole
+from mlcomp.checks import (
+    check_bits,
+    check_group_size,
+    check_hessian,
+    check_positive,
+    check_weight,
+    check_whole,
+    narrowed,
+)
 from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.post_training.spqr_format import Bilevel, Plain, SpQR
@@ -66,6 +74,8 @@ def spqr(
     out, inp = weight.shape
     check_group_size(group_size, inp)
     _check_options(inp, statistic_bits, statistic_rows, threshold)
+    if statistic_bits is not None:
+        narrowed(weight, torch.float32)  # in which it is decoded
     hessian = check_hessian(hessian, inp)
     check_sweep(order, block_size)
     columns = column_order(hessian, order)
