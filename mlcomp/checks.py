@@ -10,6 +10,10 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+# The largest number of a weight, and of what is squared in its own dtype: sums stay in the range of float32 (narrower
+# dtypes are computed in it). In float64 sums of fourth powers do.
+LARGEST, LARGEST_SQUARED, LARGEST_FLOAT64 = 1e36, 1e15, 1e60
+
 
 def check_whole(name: str, value: int, low: int, high: int | None = None) -> None:
     """Raise unless ``value`` is a whole number (no bool) from ``low`` to ``high``, without end where that is None."""
@@ -51,24 +55,64 @@ def check_dtype(name: str, dtype: torch.dtype, allowed: Iterable[torch.dtype]) -
         raise TypeError(f"{name} must be one of {', '.join(map(str, allowed))}, got {dtype}")
 
 
-def check_tensor(name: str, x: Tensor) -> None:
-    """Raise unless ``x`` is a tensor."""
+def check_tensor(name: str, x: Tensor, *, float8: bool = False) -> None:
+    """Raise unless ``x`` is an ordinary tensor: dense, in memory, of real numbers that torch can compute with.
+
+    It can't with ``float8``, which is for those who only convert it.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.is_meta:
+        raise TypeError(f"{name} must hold values, got a tensor on the meta device: load the weights first")
+    if x.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one: pass each part, or .to_padded_tensor(0.0)")
+    if x.is_quantized:
+        raise TypeError(f"{name} must hold plain numbers, got {x.dtype}: pass {name}.dequantize()")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {x.layout}: pass {name}.to_dense()")
+    if x.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got {x.dtype}: pass its real part or its magnitude")
+    if not float8 and x.is_floating_point() and x.element_size() < 2:
+        raise TypeError(f"{name} must have at least 16 bits a number, got {x.dtype}: pass {name}.float()")
 
 
-def check_floating(name: str, x: Tensor) -> None:
-    """Raise unless ``x`` is a floating-point tensor."""
-    check_tensor(name, x)
+def check_floating(name: str, x: Tensor, *, float8: bool = False) -> None:
+    """Raise unless ``x`` is an ordinary floating-point tensor; ``float8`` as in :func:`check_tensor`."""
+    check_tensor(name, x, float8=float8)
     if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {x.dtype}")
+        raise TypeError(f"{name} must be floating point, got {x.dtype}: pass {name}.float()")
 
 
 def check_finite(name: str, x: Tensor) -> None:
-    """Raise if ``x`` holds NaN or infinity."""
+    """Raise unless ``x`` is an ordinary tensor without NaN and infinity."""
+    check_tensor(name, x)
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"{name} holds {bad} NaN or infinite value(s) of {x.numel()}")
+
+
+def check_size(name: str, x: Tensor, *, squared: bool = True) -> None:
+    """Raise if ``x``, which is finite, holds numbers whose sums or squares leave the range they are computed in.
+
+    The largest may be 1e15, or 1e36 if it is not ``squared`` in float32; in float64 it may be 1e60, and there not
+    below 1e-60 unless all are zero. (In float32 small numbers do no harm: float64 holds their products.)
+    """
+    largest = float(x.detach().abs().max()) if x.numel() else 0.0
+    wide = x.dtype == torch.float64
+    high, low = (LARGEST_FLOAT64, 1 / LARGEST_FLOAT64) if wide else (LARGEST_SQUARED if squared else LARGEST, 0.0)
+    if largest > high or 0 < largest < low:
+        allowed = f"at most {high:g}" if largest > high else f"at least {low:g}, or zero,"
+        raise ValueError(
+            f"{name} must be {allowed} in size, got {largest:.3g}: what is computed from it would leave the range "
+            f"of {x.dtype}; divide it by a constant"
+        )
+
+
+def check_values(name: str, x: Tensor, *, squared: bool = True) -> None:
+    """Raise unless ``x`` can be computed with: floating point, finite, and of a size as in :func:`check_size`."""
+    check_floating(name, x)
+    check_finite(name, x)
+    check_size(name, x, squared=squared)
 
 
 def check_codes(name: str, codes: Tensor, top: int) -> None:
@@ -87,21 +131,21 @@ def check_like(name: str, x: Tensor, shape: tuple[int, ...], like: str) -> None:
     check_floating(name, x)
     if tuple(x.shape) != tuple(shape):
         raise ValueError(f"{name} must be {tuple(shape)} like {like}, got {tuple(x.shape)}")
-    check_finite(name, x)
+    check_values(name, x, squared=False)
 
 
-def check_matrix(name: str, x: Tensor) -> None:
-    """Raise unless ``x`` is a finite floating-point matrix (out, inp) with at least one entry."""
+def check_matrix(name: str, x: Tensor, *, squared: bool = True) -> None:
+    """Raise unless ``x`` is a floating-point matrix (out, inp) with at least one entry, see :func:`check_values`."""
     check_tensor(name, x)
     if x.ndim != 2 or x.numel() == 0:
         raise ValueError(f"{name} must be a non-empty matrix (out, inp), got shape {tuple(x.shape)}")
-    check_floating(name, x)
-    check_finite(name, x)
+    check_values(name, x, squared=squared)
 
 
-def check_weight(weight: Tensor) -> None:
-    """Raise unless ``weight`` is a finite floating-point matrix (out, inp) with at least one entry."""
-    check_matrix("weight", weight)
+def check_weight(weight: Tensor) -> Tensor:
+    """Return ``weight`` as values, without gradient; raise unless it is a finite floating-point matrix (out, inp)."""
+    check_matrix("weight", weight, squared=False)
+    return weight.detach()
 
 
 def check_vector(name: str, x: Tensor) -> None:
@@ -109,14 +153,14 @@ def check_vector(name: str, x: Tensor) -> None:
     check_tensor(name, x)
     if x.ndim != 1 or x.numel() == 0:
         raise ValueError(f"{name} must be a vector (inp,) with at least one entry, got shape {tuple(x.shape)}")
-    check_floating(name, x)
-    check_finite(name, x)
+    check_values(name, x)
 
 
 def check_mask(name: str, mask: Tensor, weight: Tensor) -> None:
     """Raise unless ``mask`` is a boolean tensor of the shape of ``weight``."""
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
-        given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+    check_tensor(name, mask)
+    if mask.dtype != torch.bool or mask.shape != weight.shape:
+        given = f"{mask.dtype} {tuple(mask.shape)}"
         raise ValueError(f"{name} must be a boolean tensor of the weight's shape {tuple(weight.shape)}, got {given}")
 
 
@@ -153,10 +197,11 @@ def check_group_size(group_size: int | None, inp: int) -> None:
         check_divides("group_size", group_size, inp)
 
 
-def check_hessian(hessian: Tensor, inp: int | None = None) -> None:
-    """Raise unless ``hessian`` is a finite symmetric (inp, inp) float32 or float64 matrix, diagonal ≥ 0.
+def check_hessian(hessian: Tensor, inp: int | None = None) -> Tensor:
+    """Return ``hessian`` as values, without gradient; raise unless it is one.
 
-    Without ``inp`` any size does that is not 0.
+    That is a finite symmetric (inp, inp) float32 or float64 matrix, diagonal ≥ 0. Without ``inp`` any size does that
+    is not 0.
     """
     check_tensor("hessian", hessian)
     if inp is None and (hessian.ndim != 2 or hessian.numel() == 0):
@@ -168,6 +213,9 @@ def check_hessian(hessian: Tensor, inp: int | None = None) -> None:
         )
     check_dtype("hessian", hessian.dtype, (torch.float32, torch.float64))
     check_finite("hessian", hessian)
+    hessian = hessian.detach()
+    if hessian.dtype == torch.float64:  # products with a float32 one are taken in float64
+        check_size("hessian", hessian)
     scale = float(hessian.abs().max())
     # X·Xᵀ accumulated in float32 is symmetric up to rounding; anything beyond is another matrix.
     skew = float((hessian - hessian.T).abs().max())
@@ -175,8 +223,20 @@ def check_hessian(hessian: Tensor, inp: int | None = None) -> None:
         raise ValueError(f"hessian must be symmetric: max |H − Hᵀ| = {skew:.3g} at a scale of {scale:.3g}")
     if float(hessian.diagonal().min()) < 0:
         raise ValueError("hessian has a negative diagonal entry, so it is not 2·X·Xᵀ of any inputs X")
+    return hessian
 
 
 def removals(sparsity: float, size: int) -> int:
     """Return how many of ``size`` weights to remove for a share ``sparsity``: rounded half up, exact at 0 and 1."""
     return min(size, math.floor(sparsity * size + 0.5))
+
+
+def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a result in the ``dtype`` of what was given; raise where it leaves that range: no silent infinity."""
+    result = x.to(dtype)
+    if not torch.isfinite(result).all():
+        raise ValueError(
+            f"the result holds values up to {float(x.detach().abs().max()):.3g}, and {dtype} ends at "
+            f"{torch.finfo(dtype).max:.3g}: pass a wider dtype, or what you pass divided by a constant"
+        )
+    return result

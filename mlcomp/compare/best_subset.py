@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_sparsity, check_vector, check_weight, check_whole, removals
+from mlcomp.checks import check_hessian, check_sparsity, check_vector, check_weight, check_whole, narrowed, removals
 from mlcomp.context import isolated
 
 
@@ -47,8 +47,11 @@ def best_subset(
         they cost nothing; if fewer are removed than are dead, those of the highest index keep their weights.
     Cost: exponential at worst; half of 24 inputs of the synthetic layer take 0.1 s, half of 30 half a second.
     """
-    w = _check(hessian, row, remove)
+    check_vector("row", row)
+    hessian = check_hessian(hessian, len(row))
+    check_whole("remove", remove, 0, len(row))
     check_whole("max_nodes", max_nodes, 1)
+    w = row.detach().double()
     h = (hessian.double() + hessian.double().T) / 2
     live = (h.diagonal() > 0).nonzero()[:, 0]
     dead = (h.diagonal() == 0).nonzero()[:, 0]
@@ -82,7 +85,7 @@ def best_pruned(
         ValueError: malformed weight, H or sparsity, H singular. RuntimeError: ``max_nodes`` did not suffice.
     Guarantee: no pruned weight with as many zeros in each row has a smaller error in any row.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_sparsity(sparsity)
     rows = []
     for i, row in enumerate(weight):
@@ -90,14 +93,7 @@ def best_pruned(
         if not found.proved:
             raise RuntimeError(f"row {i} needs more than max_nodes={max_nodes} nodes: raise it, or use exact_obs")
         rows.append(found.row)
-    return torch.stack(rows).to(weight.dtype)
-
-
-def _check(hessian: Tensor, row: Tensor, remove: int) -> Tensor:
-    check_vector("row", row)
-    check_hessian(hessian, len(row))
-    check_whole("remove", remove, 0, len(row))
-    return row.double()
+    return narrowed(torch.stack(rows), weight.dtype)
 
 
 def _refit(h: Tensor, w: Tensor, removed: Tensor) -> Tensor:

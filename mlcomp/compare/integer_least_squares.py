@@ -61,7 +61,7 @@ def integer_least_squares(
     Deviations: visits blocks of 64 partial codes, cheapest first, instead of single ones.
     """
     check_problem(hessian, target, levels)
-    t = target.double()
+    hessian, t = hessian.detach(), target.detach().double()
     check_whole("max_nodes", max_nodes, 1)
     h = (hessian.double() + hessian.double().T) / 2
     codes = t.round().clamp(0, levels - 1)
@@ -96,9 +96,9 @@ def best_quantized(
         ValueError: malformed weight, H or option, H singular. RuntimeError: ``max_nodes`` did not suffice for a row.
     Guarantee: no quantizer that uses the same grid has a smaller error in any row. Dead inputs get the code of 0.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
-    check_hessian(hessian, weight.shape[1])
+    hessian = check_hessian(hessian, weight.shape[1])
     dead = hessian.diagonal() == 0
     rows = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(dead, 0)
     grid = fit_grid(rows, bits=bits, symmetric=symmetric, clip=clip)

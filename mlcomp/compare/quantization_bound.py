@@ -135,7 +135,7 @@ def certify(
     for name, multipliers in (("between", between), ("box", box)):
         if bool((multipliers < 0).any()):
             raise ValueError(f"{name} holds negative multipliers, which prove nothing")
-    matrix, constant = _lagrangian(h, t, between.double().numpy(), box.double().numpy(), levels)
+    matrix, constant = _lagrangian(h, t, between.detach().double().numpy(), box.detach().double().numpy(), levels)
     common = math.lcm(*(entry.denominator for row in matrix for entry in row))
     minors = _minors([[int(entry * common) for entry in row] for row in matrix])
     if minors is None:
@@ -147,8 +147,8 @@ def certify(
 
 
 def _in_float64(hessian: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    h = hessian.double()
-    return ((h + h.T) / 2).numpy(), target.double().numpy()
+    h = hessian.detach().double()
+    return ((h + h.T) / 2).numpy(), target.detach().double().numpy()
 
 
 def _lagrangian(

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlcomp.checks import check_finite, check_whole
+from mlcomp.checks import check_values, check_whole
 from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.weights import copy_model
 from mlcomp.modes import evaluating
@@ -110,14 +110,14 @@ def fit_power_law(total_bits: Float[Tensor, " n"], loss: Float[Tensor, " n"]) ->
         ValueError: fewer than three sizes, sizes that are not positive, NaN or infinity.
     Guarantee: no other law with an exponent of that list and E ≥ 0 has a smaller squared misfit.
     """
-    n, y = total_bits.double(), loss.double()
+    check_values("total_bits", total_bits)
+    check_values("loss", loss)
+    n, y = total_bits.detach().double(), loss.detach().double()
     if n.ndim != 1 or n.shape != y.shape or len(n.unique()) < 3 or not (n > 0).all():
         raise ValueError(
             f"a law needs at least three different positive sizes and a loss for each, got {n.tolist()} "
             f"and {tuple(y.shape)} losses"
         )
-    check_finite("total_bits", n)
-    check_finite("loss", y)
     least, best = math.inf, None
     for exponent in (i / 100 for i in range(2, 101)):
         power = (n / n.max()) ** -exponent  # of moderate size, so that the two columns differ in float64
@@ -147,8 +147,11 @@ def best_precision(
     Returns:
         k of the least loss; None where no curve reaches (nothing is extrapolated).
     Raises:
-        ValueError: no curve, or sizes that do not ascend.
+        ValueError: no curve, sizes that do not ascend, budgets that are not positive.
     """
+    check_values("total_bits", total_bits)
+    if total_bits.ndim != 1 or not (total_bits > 0).all():
+        raise ValueError(f"total_bits must be positive numbers (n,), got {total_bits.tolist()}")
     if not curves:
         raise ValueError("curves must hold at least one precision")
     winners: list[int | None] = []

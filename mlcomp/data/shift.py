@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlcomp.checks import check_whole
+from mlcomp.checks import check_values, check_whole
 from mlcomp.context import isolated
 
 
@@ -14,6 +14,9 @@ def random_shift(
     images: Float[Tensor, "n c h w"], generator: torch.Generator, *, pixels: int = 2
 ) -> Float[Tensor, "n c h w"]:
     """Return each image moved by up to ``pixels`` in both directions, zeros coming in at the border."""
+    check_values("images", images)
+    if images.ndim != 4:
+        raise ValueError(f"images must be (n, c, h, w), got shape {tuple(images.shape)}")
     check_whole("pixels", pixels, 0)
     n, _, h, w = images.shape
     padded = F.pad(images, (pixels,) * 4)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_floating
+from mlcomp.checks import check_finite, check_floating, check_whole
 from mlcomp.context import isolated
 
 
@@ -44,7 +44,7 @@ def absmax_int8(x: Float[Tensor, "..."], dim: int | tuple[int, ...] | None = Non
     Returns:
         codes int8 and the scale that turns them back.
     Raises:
-        ValueError: x is empty, NaN or inf. TypeError: x is not floating point.
+        ValueError: x is empty, NaN or inf, or has no such dim. TypeError: x is not floating point.
     Guarantee: |x − codes·scale| ≤ scale/2 up to float rounding; the largest magnitude gets code ±127; exact
         ties go to the even code (torch.round). A slice of zeros gets scale 1 and decodes to zeros.
         (Only where the maximum is subnormal, below 1e-38, is the scale too coarse for the bound.)
@@ -53,6 +53,9 @@ def absmax_int8(x: Float[Tensor, "..."], dim: int | tuple[int, ...] | None = Non
     if x.numel() == 0:
         raise ValueError(f"x must have at least one entry, got shape {tuple(x.shape)}")
     check_finite("x", x)
+    for axis in () if dim is None else (dim,) if isinstance(dim, int) else dim:
+        check_whole("dim", axis, -x.ndim, x.ndim - 1)
+    x = x.detach()
     x = x if x.dtype == torch.float64 else x.float()
     absmax = x.abs().amax() if dim is None else x.abs().amax(dim, keepdim=True)
     # max/127 of a subnormal maximum can underflow to 0; the smallest subnormal then serves.

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from mlcomp.checks import check_floating, check_tensor, check_values, narrowed
 from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 
@@ -31,6 +32,9 @@ class AdditiveCodes:
 
     def __post_init__(self) -> None:
         """Raise ValueError or TypeError unless the parts fit each other."""
+        check_tensor("codes", self.codes)
+        check_floating("codebooks", self.codebooks)
+        check_floating("scale", self.scale)
         if self.codes.dtype != torch.uint8 or self.codes.ndim != 3 or self.codes.numel() == 0:
             raise TypeError(
                 f"codes must be uint8 (out, groups, books), got {self.codes.dtype} {tuple(self.codes.shape)}"
@@ -71,11 +75,11 @@ def additive_decode(weight: AdditiveCodes) -> Float[Tensor, "out inp"]:
     """Return the weight (out, inp) in the dtype of the codebooks, summed in float32 (float64 stays).
 
     Raises:
-        IndexError: a code outside its codebook.
+        IndexError: a code outside its codebook. ValueError: a weight beyond the dtype of the codebooks.
     """
     books = weight.codebooks if weight.codebooks.dtype == torch.float64 else weight.codebooks.float()
     total = sum((books[c][weight.codes[:, :, c].long()] for c in range(len(books))), start=books.new_zeros(()))
-    return (total.flatten(1) * weight.scale.to(total)[:, None]).to(weight.codebooks.dtype)
+    return narrowed(total.flatten(1) * weight.scale.to(total)[:, None], weight.codebooks.dtype)
 
 
 @isolated
@@ -88,9 +92,11 @@ def additive_matvec(x: Float[Tensor, " inp"], weight: AdditiveCodes) -> Float[Te
     Returns:
         (out,) in the dtype of x, summed in float32 (float64 stays).
     Raises:
-        ValueError: x does not fit. IndexError: a code outside its codebook.
+        ValueError: x does not fit, holds NaN or inf; a result beyond its dtype.
+            IndexError: a code outside its codebook.
     Cost: inp·entries·books multiplications for the table, then out·groups·books look-ups and additions.
     """
+    check_values("x", x)
     if x.shape != (weight.inp,):
         raise ValueError(f"x must be ({weight.inp},), got {tuple(x.shape)}")
     dtype = torch.float64 if torch.float64 in (x.dtype, weight.codebooks.dtype) else torch.float32
@@ -98,4 +104,5 @@ def additive_matvec(x: Float[Tensor, " inp"], weight: AdditiveCodes) -> Float[Te
     table = torch.einsum("ced,gd->gce", weight.codebooks.to(dtype), x.to(dtype).reshape(groups, -1))
     flat = table.reshape(groups * books, -1)
     rows = torch.arange(groups * books, device=x.device)
-    return (flat[rows, weight.codes.reshape(out, -1).long()].sum(1) * weight.scale.to(dtype)).to(x.dtype)
+    sums = flat[rows, weight.codes.reshape(out, -1).long()].sum(1)
+    return narrowed(sums * weight.scale.to(dtype), x.dtype)

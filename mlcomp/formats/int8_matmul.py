@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.checks import check_tensor, narrowed
 from mlcomp.context import isolated
 from mlcomp.formats.absmax_int8 import AbsmaxInt8
 
@@ -26,18 +27,22 @@ def int8_matmul(
     Returns:
         (tokens, out): the exact sum of products, times one scale and then the other in float32, rounded to ``dtype``.
     Raises:
-        ValueError: shapes do not match. TypeError: codes are not int8.
+        ValueError: shapes do not match; a result beyond ``dtype``. TypeError: codes are not int8.
     Guarantee: the sum is exact for up to 133 000 inputs (127²·inp < 2³¹).
     """
     check_operands(x, weight)
     # float64 holds every sum exactly, and its product is much faster on a CPU than that of whole numbers.
     total = x.codes.double() @ weight.codes.double().T
-    return (total.float() * x.scale.float() * weight.scale.float().T).to(dtype)
+    return narrowed(total.float() * x.scale.float() * weight.scale.float().T, dtype)
 
 
 def check_operands(x: AbsmaxInt8, weight: AbsmaxInt8) -> None:
     """Raise unless both are int8 matrices of equal width with one scale a row, and no sum can overflow 32 bits."""
     for name, q in (("x", x), ("weight", weight)):
+        if not isinstance(q, AbsmaxInt8):
+            raise TypeError(f"{name} must come from absmax_int8, got {type(q).__name__}")
+        check_tensor(f"{name}.codes", q.codes)
+        check_tensor(f"{name}.scale", q.scale)
         if q.codes.dtype != torch.int8:
             raise TypeError(f"{name}.codes must be int8, got {q.codes.dtype}")
         if q.codes.ndim != 2 or q.scale.shape != (len(q.codes), 1):

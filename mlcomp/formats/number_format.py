@@ -150,7 +150,7 @@ class FloatFormat:
             ValueError: NaN, or overflow without ``saturate``, in a format with neither NaN nor infinity.
         Guarantee: decode(encode(decode(c))) = decode(c); no other number of the format is closer to x.
         """
-        check_floating("x", x)
+        check_floating("x", x, float8=True)
         x = x.double()
         magnitude = x.abs()
         # NaN is replaced at the end; the clamp keeps everything below finite, and twice the largest still overflows.
@@ -191,7 +191,7 @@ class FloatFormat:
 
         NaN where |x| exceeds the largest number.
         """
-        check_floating("x", x)
+        check_floating("x", x, float8=True)
         magnitude = x.double().abs()
         ulp = torch.exp2((self._exponent(magnitude) - self.mantissa_bits).double())
         return torch.where(magnitude <= self.max, ulp, torch.nan)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Integer, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_codes
+from mlcomp.checks import check_bits, check_codes, check_tensor
 from mlcomp.context import isolated
 
 
@@ -66,6 +66,7 @@ def unpack(packed: UInt8[Tensor, " nbytes"], bits: int, shape: int | tuple[int, 
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     count = math.prod(shape)
     need = packed_nbytes(count, bits)
+    check_tensor("packed", packed)
     if packed.dtype != torch.uint8 or packed.shape != (need,):
         raise ValueError(
             f"{count} codes of {bits} bits are {need} bytes of uint8, "

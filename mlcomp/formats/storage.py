@@ -15,7 +15,7 @@ Source: Mishra et al. 2021, arXiv:2104.08378, section 3 (2:4 and its metadata). 
 
 from torch import Tensor
 
-from mlcomp.checks import check_choice, check_pattern
+from mlcomp.checks import check_choice, check_pattern, check_tensor
 from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 
@@ -75,6 +75,7 @@ def sparse_nbytes(
 @isolated
 def stored_nbytes(weight: Tensor) -> int:
     """Return the bytes of ``weight`` as non-zero values and a bitmask, or dense where that is less."""
+    check_tensor("weight", weight)
     shape = (1, weight.numel())
     nonzeros, value_bits = int(weight.count_nonzero()), 8 * weight.element_size()
     return min(sparse_nbytes(shape, nonzeros, format=kind, value_bits=value_bits) for kind in ("dense", "bitmask"))

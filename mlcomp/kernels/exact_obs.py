@@ -19,6 +19,7 @@ from mlcomp.checks import (
     check_sparsity,
     check_target,
     check_weight,
+    narrowed,
     removals,
 )
 from mlcomp.context import isolated
@@ -70,10 +71,10 @@ def exact_obs(
         memory for each program.
     """
     check_devices(weight=weight, hessian=hessian)
-    check_weight(weight)
+    weight = check_weight(weight)
     check_target(sparsity, pattern)
     out, inp = weight.shape
-    check_hessian(hessian, inp)
+    hessian = check_hessian(hessian, inp)
     check_choice("scope", scope, ("global", "row"))
     check_dtype("dtype", dtype, (torch.float32, torch.float64))
     traced = pattern is None and scope == "global"
@@ -96,7 +97,7 @@ def exact_obs(
         PATTERN=pattern is not None, TRACED=traced, enable_fp_fusion=True, **launch_sizes(inp, dtype),
     )  # fmt: skip
     if not traced:
-        return result.to(weight.dtype)
+        return narrowed(result, weight.dtype)
     live = weight.double().masked_fill(inverse.dead, 0)
     trace = Trace(live, inverse.inverse, order.long(), losses.double(), 1, weight.dtype)
     return weights_of_least_loss(trace, share, max_bytes=max_bytes)

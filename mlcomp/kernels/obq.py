@@ -56,11 +56,11 @@ def obq(
     Cost: per row about inp³ FLOPs, and inp² numbers of memory for each program.
     """
     check_devices(weight=weight, hessian=hessian)
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
     out, inp = weight.shape
     check_group_size(group_size, inp)
-    check_hessian(hessian, inp)
+    hessian = check_hessian(hessian, inp)
     check_choice("clip", clip, CLIPS)
     check_dtype("dtype", dtype, (torch.float32, torch.float64))
     inverse = inverse_hessian(hessian, damp=damp)

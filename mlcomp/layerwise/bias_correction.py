@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from mlcomp.checks import check_finite, check_like, check_weight
+from mlcomp.checks import check_finite, check_like, check_values, check_weight, narrowed
 from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.matrix import find_layer, find_layers
@@ -140,8 +140,8 @@ def relu_mean(mean: Float[Tensor, " n"], std: Float[Tensor, " n"]) -> Float[Tens
         mean: β, BatchNorm's bias.
         std: |γ|, the magnitude of BatchNorm's weight; 0 gives max(β, 0).
     """
-    check_finite("mean", mean)
-    check_finite("std", std)
+    check_values("mean", mean)
+    check_like("std", std, mean.shape, "mean")
     if (std < 0).any():
         raise ValueError("std is a standard deviation and must not be negative: pass |γ|")
     ratio = torch.where(std > 0, mean / std, torch.zeros_like(mean))
@@ -160,8 +160,15 @@ def analytic_correction(
     A kernel's taps are summed: every position of a channel is taken to have the channel's mean. Padding breaks that
     at the border of an image.
     """
-    if weight.shape != quantized.shape or weight.ndim < 2 or input_mean.shape != weight.shape[1:2]:
+    for name, x in (("weight", weight), ("quantized", quantized), ("input_mean", input_mean)):
+        check_values(name, x)
+    if (
+        weight.shape != quantized.shape
+        or weight.ndim < 2
+        or input_mean.shape != weight.shape[1:2]
+        or not weight.numel()
+    ):
         shapes = f"{tuple(weight.shape)}, {tuple(quantized.shape)} and {tuple(input_mean.shape)}"
         raise ValueError(f"weight and quantized must be (out, inp, …) alike and input_mean (inp,), got {shapes}")
-    dense, compressed = (w.reshape(*w.shape[:2], -1).sum(-1) for w in (weight, quantized))
-    return bias_correction(dense, compressed, input_mean).to(weight.dtype)
+    dense, compressed = (w.detach().double().reshape(*w.shape[:2], -1).sum(-1) for w in (weight, quantized))
+    return narrowed(bias_correction(dense, compressed, input_mean), weight.dtype)

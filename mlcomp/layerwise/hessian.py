@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_hessian, check_interval
+from mlcomp.checks import check_hessian, check_interval, check_tensor, check_values
 from mlcomp.context import isolated
 
 
@@ -27,9 +27,10 @@ def layer_hessian(inputs: Float[Tensor, "inp samples"]) -> Float[Tensor, "inp in
         ValueError: not a matrix, no samples, NaN or inf.
     Cost: 2·inp²·samples FLOPs.
     """
+    check_tensor("inputs", inputs)
     if inputs.ndim != 2 or inputs.numel() == 0:
         raise ValueError(f"inputs must be (inp, samples) with at least one sample, got {tuple(inputs.shape)}")
-    check_finite("inputs", inputs)
+    check_values("inputs", inputs)
     x = inputs if inputs.dtype == torch.float64 else inputs.float()
     return 2 * (x @ x.T)
 
@@ -74,7 +75,7 @@ def damped_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> D
     Raises:
         ValueError: H is malformed or ``damp`` negative.
     """
-    check_hessian(hessian)
+    hessian = check_hessian(hessian)
     check_interval("damp", damp, "[0, inf)")
     h = hessian.double()
     h = (h + h.T) / 2

@@ -13,7 +13,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlcomp.checks import check_finite, check_hessian, check_like, check_matrix, check_weight
+from mlcomp.checks import (
+    check_finite,
+    check_hessian,
+    check_like,
+    check_matrix,
+    check_size,
+    check_values,
+    check_weight,
+)
 from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.hessian import output_loss
 from mlcomp.modes import evaluating
@@ -54,6 +62,9 @@ def hessian_error(
 @isolated
 def snr_db(reference: Tensor, approximation: Tensor) -> float:
     """Return the signal-to-noise ratio 10·log₁₀(‖x‖²/‖x − x̂‖²) in decibels; infinite when they are equal."""
+    check_values("reference", reference)
+    check_like("approximation", approximation, reference.shape, "the reference")
+    check_size("approximation", approximation)
     signal = float(reference.double().square().sum())
     noise = float((reference.double() - approximation.double()).square().sum())
     if signal == 0:
@@ -111,11 +122,13 @@ def kl_divergence(reference: Float[Tensor, "*batch classes"], logits: Float[Tens
         reference: logits of the original model, p = softmax(reference).
         logits: logits of the compressed model, q = softmax(logits).
     Raises:
-        ValueError: NaN or infinity in either.
+        ValueError: NaN or infinity in either, another shape, no entry.
     Guarantee: ≥ 0, and 0 when the logits are equal or differ by a constant (up to float64 rounding).
     """
-    check_finite("reference", reference)
-    check_finite("logits", logits)
+    check_values("reference", reference)
+    check_like("logits", logits, reference.shape, "the reference")
+    if reference.numel() == 0 or reference.ndim == 0:
+        raise ValueError(f"reference must be (…, classes) with at least one entry, got {tuple(reference.shape)}")
     log_p, log_q = reference.double().log_softmax(-1), logits.double().log_softmax(-1)
     return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
@@ -130,7 +143,7 @@ def embedding_similarity(reference: Float[Tensor, "n dim"], embeddings: Float[Te
         ValueError: NaN, infinity, or a vector of zeros, which has no direction.
     """
     for name, x in (("reference", reference), ("embeddings", embeddings)):
-        check_finite(name, x)
+        check_matrix(name, x)
         if (x == 0).all(1).any():
             raise ValueError(f"{name} holds a vector of zeros, which has no direction")
     return float(F.cosine_similarity(reference.double(), embeddings.double(), dim=1).mean())

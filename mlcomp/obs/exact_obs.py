@@ -16,6 +16,7 @@ from mlcomp.checks import (
     check_target,
     check_weight,
     check_whole,
+    narrowed,
     removals,
 )
 from mlcomp.context import isolated
@@ -68,20 +69,21 @@ def exact_obs(
     Deviations: global selection takes prefix sums of the losses, where the paper (algorithm 2) puts single losses
         on a heap, although these are not monotone; the rows are then re-solved in closed form, not replayed.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_target(sparsity, pattern)
-    _check_layer(weight, hessian, block_size)
+    hessian = check_hessian(hessian, weight.shape[1])
+    check_whole("block_size", block_size, 1, weight.shape[1])
     check_choice("scope", scope, ("global", "row"))
     if pattern is not None:
         if block_size != 1:
             raise ValueError(f"pattern and block_size exclude each other, got {pattern=} and {block_size=}")
         removal = RowRemoval(weight, hessian, width=1, damp=damp, max_bytes=max_bytes)
         steps = sum(pattern_room(pattern, weight.shape[1]))
-        return removal.run(steps, pattern)[0].to(weight.dtype)
+        return narrowed(removal.run(steps, pattern)[0], weight.dtype)
     assert sparsity is not None  # check_target saw to it
     if scope == "row":
         removal = RowRemoval(weight, hessian, width=block_size, damp=damp, max_bytes=max_bytes)
-        return removal.run(removals(sparsity, removal.units))[0].to(weight.dtype)
+        return narrowed(removal.run(removals(sparsity, removal.units))[0], weight.dtype)
     check_interval("row_cap", row_cap, "[0, 1]")
     if row_cap < sparsity:
         raise ValueError(f"row_cap must lie between sparsity={sparsity} and 1, got {row_cap!r}")
@@ -104,9 +106,10 @@ def exact_obs_trace(
     One trace serves every sparsity: ``trace.weights_at(counts)`` gives the weights with any count of removals in each
     row, optimal on their mask. Arguments and errors as in :func:`exact_obs`.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_sparsity(row_cap)
-    _check_layer(weight, hessian, block_size)
+    hessian = check_hessian(hessian, weight.shape[1])
+    check_whole("block_size", block_size, 1, weight.shape[1])
     removal = RowRemoval(weight, hessian, width=block_size, damp=damp, max_bytes=max_bytes)
     _, order, losses = removal.run(removals(row_cap, removal.units))
     return Trace(removal.weight, removal.inverse, order, losses, block_size, weight.dtype)
@@ -117,9 +120,3 @@ def weights_of_least_loss(trace: Trace, sparsity: float, *, max_bytes: int) -> F
     # Rounding can put the total one above what the capped rows hold.
     total = min(removals(sparsity, trace.units * len(trace.weight)), trace.losses.numel())
     return trace.weights_at(select_counts(trace.losses, total).counts, max_bytes=max_bytes)
-
-
-def _check_layer(weight: Tensor, hessian: Tensor, block_size: int) -> None:
-    inp = weight.shape[1]
-    check_hessian(hessian, inp)
-    check_whole("block_size", block_size, 1, inp)

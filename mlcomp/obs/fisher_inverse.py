@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
-from mlcomp.checks import check_finite, check_positive
+from mlcomp.checks import check_matrix, check_positive
 from mlcomp.context import isolated, isolated_run
 from mlcomp.obs.network_hessian import FlatNetwork
 
@@ -30,13 +30,11 @@ def fisher_inverse(vectors: Float[Tensor, "samples n"], *, damping: float) -> Fl
     Guarantee: equals the direct inverse up to rounding, for any number of samples.
     Cost: 4·samples·n² FLOPs; cheaper than a factorization while samples < n.
     """
-    if vectors.ndim != 2 or vectors.numel() == 0:
-        raise ValueError(f"vectors must be a non-empty matrix (samples, n), got shape {tuple(vectors.shape)}")
-    check_finite("vectors", vectors)
+    check_matrix("vectors", vectors)
     check_positive("damping", damping)
     samples, n = vectors.shape
     inverse = torch.eye(n, dtype=torch.float64, device=vectors.device) / damping
-    for x in vectors.double():
+    for x in vectors.detach().double():
         y = inverse @ x
         inverse -= torch.outer(y, y) / (samples + x @ y)
     return inverse

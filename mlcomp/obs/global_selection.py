@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlcomp.checks import check_whole
+from mlcomp.checks import check_finite, check_floating, check_whole
 from mlcomp.context import isolated
 
 # Alternatives × totals that the exact search may look at before it is given up: about two seconds.
@@ -47,10 +47,15 @@ def select_counts(losses: Float[Tensor, "rows k"], total: int) -> Selection:
     Guarantee: bound ≤ optimum ≤ loss; loss is never above that of any threshold on single increments.
     Cost: about 100·rows·k for the price, and the search over the alternatives.
     """
+    check_floating("losses", losses)
+    if losses.ndim != 2:
+        raise ValueError(f"losses must be (rows, k), got shape {tuple(losses.shape)}")
     rows, steps = losses.shape
     check_whole("total", total, 0, rows * steps)
-    if not torch.isfinite(losses).all() or (losses < 0).any():
-        raise ValueError("losses must be finite and not negative")
+    check_finite("losses", losses)
+    if (losses < 0).any():
+        raise ValueError(f"losses must not be negative, got a minimum of {float(losses.min()):.3g}")
+    losses = losses.detach()
     cost = torch.nn.functional.pad(losses.double().cumsum(1), (1, 0))
     price, low, high = _price(cost, total)
     k = torch.arange(steps + 1, device=cost.device, dtype=cost.dtype)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_mask, check_weight, check_whole
+from mlcomp.checks import check_hessian, check_mask, check_weight, check_whole, narrowed
 from mlcomp.context import isolated
 from mlcomp.layerwise.hessian import inverse_hessian
 from mlcomp.obs.row_solve import solve_on_subsets
@@ -38,13 +38,13 @@ def group_update(
     Guarantee: removing the same weights one by one, in any order, by the OBS update gives the same result.
     Cost: |M|³/3 FLOPs a row and one product with $H^{-1}$; the choice for small M, as ``refit`` is for large.
     """
-    check_weight(weight)
-    check_hessian(hessian, weight.shape[1])
+    weight = check_weight(weight)
+    hessian = check_hessian(hessian, weight.shape[1])
     check_mask("removed", removed, weight)
     check_whole("max_bytes", max_bytes, 1)
     inverse = inverse_hessian(hessian, damp=damp)
     w = weight.double().masked_fill(inverse.dead, 0)
-    return update_rows(w, removed, inverse.inverse, max_bytes=max_bytes).to(weight.dtype)
+    return narrowed(update_rows(w, removed, inverse.inverse, max_bytes=max_bytes), weight.dtype)
 
 
 def update_rows(

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_sparsity, check_weight, removals
+from mlcomp.checks import check_hessian, check_sparsity, check_values, check_weight, narrowed, removals
 from mlcomp.context import isolated
 from mlcomp.layerwise.hessian import inverse_hessian
 from mlcomp.prune.pattern import smallest_mask
@@ -42,9 +42,9 @@ def l_obs(
     Deviations: the paper stops at a sensitivity; here the number of zeros is given. Rows, which do not interact, take
         their steps together.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     out, inp = weight.shape
-    check_hessian(hessian, inp)
+    hessian = check_hessian(hessian, inp)
     check_sparsity(sparsity)
     inverse = inverse_hessian(hessian, damp=damp)
     b = inverse.inverse
@@ -62,7 +62,7 @@ def l_obs(
         w = w - (active * w[rows, column] / b.diagonal()[column])[:, None] * b[column]
         gate[rows, column] -= active
         w = w * gate
-    return w.to(weight.dtype)
+    return narrowed(w, weight.dtype)
 
 
 @isolated
@@ -84,6 +84,8 @@ def l_obs_error_bound(compressed: Sequence[Float[Tensor, "_out _inp"]], layer_er
     """
     if len(compressed) == 0 or len(compressed) != len(layer_errors):
         raise ValueError(f"give one error per layer, got {len(compressed)} layers and {len(layer_errors)} errors")
+    for i, weight in enumerate(compressed):
+        check_values(f"compressed[{i}]", weight)
     if not all(error >= 0 for error in layer_errors):
         raise ValueError(f"layer errors are norms, so none is negative, got {list(layer_errors)}")
     bound = 0.0

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlcomp.checks import check_like, check_vector, check_whole
 from mlcomp.context import isolated
 
 
@@ -28,12 +29,14 @@ def literal_exact_obs(
         The row with exact zeros where a weight was removed; the order of removal; the loss of each step,
         $\tfrac12 w_p^2/B_{pp}$, the increase of $\lVert \delta w X\rVert^2$.
     Raises:
-        ValueError: k out of range.
+        ValueError: malformed row or inverse, k out of range.
     Guarantee: every step removes the weight that costs least, and the row is optimal on what is left.
     Cost: 2·inp²·k FLOPs, most of them memory traffic; :func:`mlcomp.obs.exact_obs` does all rows at once.
     """
-    if not 0 <= k <= len(row):
-        raise ValueError(f"k must be a whole number from 0 to the {len(row)} weights of the row, got {k!r}")
+    check_vector("row", row)
+    check_like("inverse", inverse, (len(row), len(row)), "the row's weights")
+    check_whole("k", k, 0, len(row))
+    row, inverse = row.detach(), inverse.detach()
     w, b, left = row.clone(), inverse.clone(), torch.arange(len(row), device=row.device)
     order, losses = [], []
     for _ in range(k):
@@ -61,9 +64,14 @@ def literal_obq(
         quant: maps a row to the nearest values of its grid, such as ``lambda w: grid.round(w[None])[0]``.
     Returns:
         The rounded row, and the order in which its weights were rounded.
+    Raises:
+        ValueError: malformed row or inverse.
     Guarantee: every value is one of ``quant``.
     Cost: 2·inp³ FLOPs; :func:`mlcomp.obs.obq` does all rows at once.
     """
+    check_vector("row", row)
+    check_like("inverse", inverse, (len(row), len(row)), "the row's weights")
+    row, inverse = row.detach(), inverse.detach()
     w, b, left = row.clone(), inverse.clone(), torch.arange(len(row), device=row.device)
     rounded, order = torch.empty_like(row), []
     while len(left):

@@ -33,8 +33,8 @@ def obd_saliency(weight: Float[Tensor, "out inp"], hessian: Float[Tensor, "inp i
     Raises:
         ValueError: malformed weight or H.
     """
-    check_weight(weight)
-    check_hessian(hessian, weight.shape[1])
+    weight = check_weight(weight)
+    hessian = check_hessian(hessian, weight.shape[1])
     return weight.double().square() * hessian.double().diagonal() / 2
 
 
@@ -65,7 +65,7 @@ def obd(
     else:
         assert sparsity is not None  # check_target saw to it
         removed = smallest_mask(saliency.reshape(1, -1), removals(sparsity, weight.numel())).view_as(weight)
-    return weight.masked_fill(removed, 0)
+    return weight.detach().masked_fill(removed, 0)
 
 
 @dataclass(frozen=True)

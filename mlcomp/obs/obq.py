@@ -74,11 +74,11 @@ def obq(
         early strong inputs of "activation", and was better than both on every kind of layer tried.
         Dead inputs are zeroed before the grids are fitted; damping is relative to the live inputs only.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
     out, inp = weight.shape
     check_group_size(group_size, inp)
-    check_hessian(hessian, inp)
+    hessian = check_hessian(hessian, inp)
     check_choice("order", order, (*OWN_ORDERS, *ORDERS))
     check_choice("clip", clip, CLIPS)
 

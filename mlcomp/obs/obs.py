@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mlcomp.checks import check_choice, check_hessian, check_sparsity, check_vector, check_whole, removals
+from mlcomp.checks import check_choice, check_hessian, check_sparsity, check_vector, check_whole, narrowed, removals
 from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.hessian import inverse_hessian
 from mlcomp.obs.fisher_inverse import empirical_fisher_gradients, fisher_inverse
@@ -55,8 +55,8 @@ def obs_prune_step(
         nothing and goes first.
     """
     check_vector("weight_row", weight_row)
-    check_hessian(hessian, len(weight_row))
-    w = weight_row.double().clone()
+    hessian = check_hessian(hessian, len(weight_row))
+    w = weight_row.detach().double().clone()
     support = w.nonzero().flatten()
     if len(support) == 0:
         raise ValueError("every weight of the row is zero already: nothing is left to remove")
@@ -68,7 +68,7 @@ def obs_prune_step(
     q = int(loss.argmin())
     w[support] -= w[support[q]] / b[q, q] * b[:, q]
     w[support[q]] = 0
-    return ObsStep(w.to(weight_row.dtype), int(support[q]), float(loss[q]))
+    return ObsStep(narrowed(w, weight_row.dtype), int(support[q]), float(loss[q]))
 
 
 def _eliminate(b: Tensor, keep: Tensor, gone: Tensor) -> Tensor:

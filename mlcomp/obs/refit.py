@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_mask, check_weight, check_whole
+from mlcomp.checks import check_hessian, check_mask, check_weight, check_whole, narrowed
 from mlcomp.context import isolated
 from mlcomp.layerwise.hessian import damped_hessian
 from mlcomp.obs.row_solve import solve_on_subsets
@@ -42,8 +42,8 @@ def refit(
         A mask that keeps everything returns the weight. Equal to :func:`mlcomp.obs.group_update` where H is regular.
     Cost: |K|³/3 + |K|² FLOPs a row.
     """
-    check_weight(weight)
-    check_hessian(hessian, weight.shape[1])
+    weight = check_weight(weight)
+    hessian = check_hessian(hessian, weight.shape[1])
     check_mask("mask", mask, weight)
     check_whole("max_bytes", max_bytes, 1)
     damped = damped_hessian(hessian, damp=damp)
@@ -53,4 +53,4 @@ def refit(
     tolerance = max(10 * torch.finfo(hessian.dtype).eps, w.shape[1] * torch.finfo(torch.float64).eps)
     subset = mask & lost.any(1, keepdim=True)  # a row that loses nothing stays as it is
     delta = solve_on_subsets(damped.matrix, subset, lost @ damped.matrix, tolerance=tolerance, max_bytes=max_bytes)
-    return (w + delta).masked_fill(~mask, 0).to(weight.dtype)
+    return narrowed((w + delta).masked_fill(~mask, 0), weight.dtype)

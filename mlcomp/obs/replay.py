@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mlcomp.checks import check_codes
+from mlcomp.checks import check_codes, check_tensor, narrowed
 from mlcomp.context import isolated
 from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
 from mlcomp.obs.trace import Trace
@@ -36,7 +36,8 @@ def replay(
     out, inp = trace.weight.shape
     if trace.block_size != 1:
         raise ValueError(f"only traces of single weights can be replayed, got block_size={trace.block_size}")
-    if counts.ndim != 2 or counts.shape[1] != out or counts.is_floating_point():
+    check_tensor("counts", counts)
+    if counts.ndim != 2 or counts.numel() == 0 or counts.shape[1] != out or counts.is_floating_point():
         raise ValueError(f"counts must be whole numbers (levels, {out}), got {counts.dtype} {tuple(counts.shape)}")
     check_codes("counts", counts, trace.order.shape[1])
     size = rows_per_batch(inp, out, max_bytes)
@@ -44,7 +45,9 @@ def replay(
     state = RowInverses(trace.inverse, hessian_diagonal, size)
     result = torch.empty(len(counts), out, inp, dtype=trace.dtype, device=trace.weight.device)
     for rows in torch.arange(out, device=trace.weight.device).split(size):
-        result[:, rows] = _replay_rows(trace.weight[rows], trace.order[rows], counts[:, rows], state).to(trace.dtype)
+        result[:, rows] = narrowed(
+            _replay_rows(trace.weight[rows], trace.order[rows], counts[:, rows], state), trace.dtype
+        )
     return result
 
 

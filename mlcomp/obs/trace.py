@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mlcomp.checks import narrowed
 from mlcomp.context import isolated
 from mlcomp.obs.group_update import update_rows
 
@@ -62,4 +63,5 @@ class Trace:
     @isolated
     def weights_at(self, counts: int | Int[Tensor, " out"], *, max_bytes: int = 2**28) -> Float[Tensor, "out inp"]:
         """Return the pruned weights at these counts, optimal on their mask (the group update, in float64)."""
-        return update_rows(self.weight, self.removed_at(counts), self.inverse, max_bytes=max_bytes).to(self.dtype)
+        rows = update_rows(self.weight, self.removed_at(counts), self.inverse, max_bytes=max_bytes)
+        return narrowed(rows, self.dtype)

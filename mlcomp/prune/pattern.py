@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from mlcomp.checks import check_pattern
+from mlcomp.checks import check_pattern, check_tensor, check_whole
 from mlcomp.context import isolated
 
 
@@ -30,13 +30,13 @@ def smallest_mask(scores: Shaped[Tensor, "*rows n"], count: int) -> Bool[Tensor,
     Guarantee: exactly ``count`` marks in each row, and no unmarked score is smaller than a marked one.
     Cost: one stable sort of each row.
     """
+    check_tensor("scores", scores)
     if scores.ndim == 0:
         raise ValueError("scores must have at least one dimension, got a single number")
     if torch.isnan(scores).any():
         raise ValueError("scores hold NaN, which has no place in an order")
     n = scores.shape[-1]
-    if not 0 <= count <= n:
-        raise ValueError(f"count must be between 0 and the {n} entries of a row, got {count!r}")
+    check_whole("count", count, 0, n)
     mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     order = scores.argsort(dim=-1, stable=True)
     return mask.scatter(-1, order[..., :count], True)
@@ -57,6 +57,7 @@ def nm_mask(scores: Shaped[Tensor, "*rows n"], pattern: tuple[int, int]) -> Bool
         ValueError: NaN among the scores, or a pattern outside 0 ≤ n ≤ m, m ≥ 1.
     """
     check_pattern(pattern)
+    check_tensor("scores", scores)
     if scores.ndim == 0:
         raise ValueError("scores must have at least one dimension, got a single number")
     zeros, block = pattern

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_choice, check_finite, check_group_size, check_weight
+from mlcomp.checks import check_bits, check_choice, check_finite, check_floating, check_group_size, check_weight
 from mlcomp.context import isolated
 from mlcomp.quant.quantized import Quantized
 
@@ -128,7 +128,7 @@ def fit_grid(
         error than with "minmax", since the whole range is among the candidates.
     Cost: "mse" makes 100 passes over the matrix, with three matrices of its size as working memory.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
     check_choice("clip", clip, CLIPS)
     out, inp = weight.shape
@@ -172,8 +172,13 @@ def range_grid(
         ValueError: bits outside 1..8, a range without 0, NaN or inf, as :func:`fit_grid` for scale_dtype.
     """
     check_bits(bits)
+    check_floating("low", low)
+    check_floating("high", high)
+    if low.shape != high.shape:
+        raise ValueError(f"low and high must have one shape, got {tuple(low.shape)} and {tuple(high.shape)}")
     check_finite("low", low)
     check_finite("high", high)
+    low, high = low.detach(), high.detach()
     if bool((low > 0).any()) or bool((high < 0).any()):
         raise ValueError(
             f"each range must hold 0, got low up to {float(low.max()):g}, high from {float(high.min()):g}"
@@ -183,6 +188,8 @@ def range_grid(
     step = torch.where(step > 0, step, torch.ones_like(step))
     if scale_dtype is not None:
         step = _round_up(step, scale_dtype)
+    if not bool(torch.isfinite(step * 2**bits).all()):
+        raise ValueError(f"a range of {bits} bits with steps up to {float(step.max()):g} leaves {step.dtype}")
     zero = torch.full_like(step, 2 ** (bits - 1)) if symmetric else torch.round(-low / step)
     return Grid(step, zero, bits, symmetric, scale_dtype)
 

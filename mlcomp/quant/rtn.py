@@ -45,7 +45,7 @@ def rtn(
             scale_dtype.
     Guarantee: |W − dequantize| ≤ step/2 up to float rounding, with clip="minmax".
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
     check_group_size(group_size, weight.shape[1])
     if per_tensor and group_size is not None:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from mlcomp.checks import check_values, narrowed
 from mlcomp.context import isolated
 from mlcomp.quant.quantized import Quantized
 
@@ -115,9 +116,10 @@ def w4a16_matmul(x: Float[Tensor, "tokens inp"], weight: PackedW4) -> Float[Tens
         x: (tokens, inp), any float dtype; not modified.
         weight: from :func:`pack_w4`.
     Raises:
-        ValueError: x does not have the weight's number of columns.
+        ValueError: x does not have the weight's number of columns, NaN or inf; a result beyond its dtype.
     Cost: 2·tokens·out·inp FLOPs, and the whole weight in float32 as working memory.
     """
+    check_values("x", x)
     if x.ndim != 2 or x.shape[1] != weight.inp:
         raise ValueError(f"x must be (tokens, {weight.inp}), got {tuple(x.shape)}")
-    return (x.float() @ weight.dequantize().T).to(x.dtype)
+    return narrowed(x.float() @ weight.dequantize().T, x.dtype)

@@ -5,7 +5,7 @@ Syllabus: 1.04, 1.05
 
 from torch import Tensor
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_tensor, check_values
 from mlcomp.context import isolated
 from mlcomp.sources.density import Density
 from mlcomp.sources.gaussian_laplace import Gaussian, Laplace
@@ -29,10 +29,11 @@ def as_source(source: Tensor | str | Density) -> Source:
         if source not in ("gaussian", "laplace"):
             raise ValueError(f'source must be "gaussian", "laplace", a Density or samples, got {source!r}')
         return Gaussian() if source == "gaussian" else Laplace()
-    if not isinstance(source, Tensor) or not source.is_floating_point():
-        kind = source.dtype if isinstance(source, Tensor) else type(source).__name__
+    if not isinstance(source, Tensor):
+        kind = type(source).__name__
         raise TypeError(f'source must be "gaussian", "laplace", a Density or a float tensor of samples, got {kind}')
+    check_tensor("source", source)
     if source.numel() == 0:
         raise ValueError("source holds no sample")
-    check_finite("source", source)
+    check_values("source", source)
     return Samples(source)

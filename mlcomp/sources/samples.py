@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_finite, removals
+from mlcomp.checks import check_values, removals
 from mlcomp.context import isolated
 from mlcomp.sources.source import Cells, Source, cells_from_moments, from_zero, interpolate
 
@@ -91,9 +91,7 @@ def sample(tensor: Tensor) -> Samples:
         ValueError: NaN or inf, or a constant tensor, whose kurtosis has no meaning. TypeError: not floating point.
     Cost: a sort, and one more for ``smallest_energy``; 32 bytes an entry.
     """
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        raise TypeError(f"tensor must be a floating-point torch.Tensor, got {getattr(tensor, 'dtype', type(tensor))}")
-    check_finite("tensor", tensor)
+    check_values("tensor", tensor)
     if tensor.numel() == 0 or tensor.min() == tensor.max():
         raise ValueError(f"a sample needs at least two different values, got {tensor.numel()} equal one(s)")
     return Samples(tensor.cpu())

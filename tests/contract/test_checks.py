@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mlcomp.checks import check_choice, check_codes, check_dtype, check_interval, check_positive, check_whole
+from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.quant.scalar.codebook import Codebook
 from tools.inventory import api
 
@@ -47,7 +48,10 @@ def layer() -> dict[str, torch.Tensor]:
         "pattern": (2, 4),
         "order": "natural",
         "damp": 0.01,
+        "start": AdditiveCodes(torch.ones(OUT, 4, 2, dtype=torch.uint8), drawn(2, 4, 4), torch.ones(OUT)),
         "dim": 4,
+        "books": 2,
+        "code_bits": 2,
         "entries": 4,
         "parts": 2,
         "stages": 2,
@@ -99,16 +103,17 @@ BAD = {
     "sweeps": WHOLE[1:],
     "max_steps": WHOLE[1:],
     "max_bytes": [0],
+    "max_rounds": WHOLE[1:],
+    "code_bits": [*WHOLE, 9],
+    "tau": [-0.1, 1.0, NAN, True, "0"],
+    "start": ["codes", 3],
+    "dtype": [torch.int8, "fp16", None],
     "scale_dtype": [torch.int8, torch.float64, "fp16"],
     **dict.fromkeys(("block_size", "mask_block", "statistic_rows", "batch_size", "max_nodes"), WHOLE),
-    **dict.fromkeys(("entries", "parts", "stages", "branching", "statistic_bits"), WHOLE),
+    **dict.fromkeys(("entries", "parts", "stages", "branching", "statistic_bits", "books", "beam"), WHOLE),
 }
 TENSORS = ("weight", "weight_row", "row", "target", "compressed", "corrected", "pruned", "input_mean", "input_norm")
 TENSORS = (*TENSORS, "inputs", "targets", "between", "box")
-
-
-# Their arguments are fitted codebooks of several kinds: their own tests hold their bad inputs.
-LEFT_OUT = ("mlcomp.quant.additive.",)
 
 
 def public() -> dict[str, object]:
@@ -116,7 +121,7 @@ def public() -> dict[str, object]:
     found = {}
     for homes in api().values():
         for home, names in homes.items():
-            for name in () if home.startswith(LEFT_OUT) else names:
+            for name in names:
                 function = getattr(importlib.import_module(home), name)
                 if not inspect.isfunction(function):
                     continue
@@ -135,7 +140,7 @@ def good_arguments(function) -> dict:
     known = layer()
     parameters = inspect.signature(function).parameters
     needed = {n for n, p in parameters.items() if p.default is p.empty} | (
-        {"sparsity", "generator"} & set(parameters)
+        {"sparsity", "generator", "code_bits"} & set(parameters)
     )
     return {name: known[name] for name in parameters if name in needed}
 
@@ -165,7 +170,12 @@ def bad_calls(function):
 
 def test_the_functions_are_found():
     assert len(FUNCTIONS) > 40
-    assert {"mlcomp.obs.exact_obs.exact_obs", "mlcomp.quant.rtn.rtn", "mlcomp.kernels.obq.obq"} <= set(FUNCTIONS)
+    assert {
+        "mlcomp.obs.exact_obs.exact_obs",
+        "mlcomp.quant.rtn.rtn",
+        "mlcomp.kernels.obq.obq",
+        "mlcomp.quant.additive.aqlm.aqlm",
+    } <= set(FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -89,5 +89,5 @@ def test_the_rules_that_are_not_printed_leave_the_printed_algorithm_where_they_a
 @pytest.mark.parametrize("k", [-1, 13])
 def test_bad_input(as_user, k):
     row, _, hessian = problem()
-    with pytest.raises(ValueError, match="k must be a whole number from 0 to the 12 weights"):
+    with pytest.raises(ValueError, match="k must be a whole number from 0 to 12, got"):
         literal_exact_obs(row, hessian, k)

@@ -120,15 +120,22 @@ def test_asymmetric_grid_by_hand():
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_extreme_floats(symmetric):
-    big = torch.finfo(torch.float32).max
-    weight = torch.tensor([[big, -big, 0.0], [1e-40, -1e-41, 0.0], [1e-45, 0.0, 0.0]])
+    weight = torch.tensor([[1e36, -1e36, 0.0], [1e-40, -1e-41, 0.0], [1e-45, 0.0, 0.0]])
     grid = fit_grid(weight, bits=4, symmetric=symmetric)
     rounded = grid.round(weight)
-    assert torch.isfinite(grid.step).all() and torch.isfinite(rounded[1:]).all()
-    assert ((weight[1] - rounded[1]).abs() <= grid.step[1] * 0.51).all()
+    assert torch.isfinite(grid.step).all() and torch.isfinite(rounded).all()
+    assert ((weight - rounded).abs() <= grid.step * 0.51).all()
     assert grid.step[2] == 1 and (rounded[2] == 0).all()
-    # The ends of the range of the largest float round to a finite number, or up, beyond it, never to NaN.
-    assert not torch.isnan(rounded).any()
+
+
+@pytest.mark.parametrize("bits", [1, 3, 8])
+def test_a_range_whose_values_would_be_infinite_is_refused(bits, as_user):
+    big = torch.tensor([[0.6 * torch.finfo(torch.float32).max]])
+    with pytest.raises(ValueError, match=rf"a range of {bits} bits with steps up to .* leaves torch.float32"):
+        range_grid(-big, big, bits=bits)
+    with pytest.raises(ValueError, match=r"weight must be at most 1e.36 in size, got 3.4e.38"):
+        fit_grid(torch.tensor([[3.4e38, -3.4e38]]), bits=bits)
+    assert torch.isfinite(range_grid(-big / 3, big / 3, bits=bits).round(big / 3)).all()
 
 
 def test_dtypes():

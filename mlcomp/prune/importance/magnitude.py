@@ -13,7 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_choice, check_finite, check_sparsity, check_target, check_weight, removals
+from mlcomp.checks import (
+    check_choice,
+    check_finite,
+    check_floating,
+    check_sparsity,
+    check_target,
+    check_weight,
+    removals,
+)
 from mlcomp.context import isolated
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 
@@ -40,7 +48,7 @@ def magnitude(
     Guarantee: exactly the asked number of weights is removed, ties or not (the lowest index goes first), and
         among all masks with those counts this one has the least ‖W − Ŵ‖.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_target(sparsity, pattern)
     check_choice("scope", scope, ("tensor", "row"))
     scores = weight.abs()
@@ -86,10 +94,9 @@ def check_weights(weights: Mapping[str, Tensor] | Sequence[Tensor]) -> Mapping:
     if not named:
         raise ValueError("weights is empty: there is nothing to prune")
     for name, weight in named.items():
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            raise TypeError(f"weights[{name!r}] must be a floating-point tensor, got {type(weight).__name__}")
+        check_floating(f"weights[{name!r}]", weight)
         check_finite(f"weights[{name!r}]", weight)
-    return named
+    return {name: weight.detach() for name, weight in named.items()}
 
 
 def prune_lowest(weights: Mapping, scores: Mapping, sparsity: float) -> dict:

@@ -39,7 +39,7 @@ def wanda(
         scores of what was removed.
     Dead inputs (norm 0) have score 0 and go first, but never beyond the asked number.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_target(sparsity, pattern)
     check_like("input_norm", input_norm, weight.shape[1:], "the weight's inputs")
     if float(input_norm.min()) < 0:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_mask, check_target, check_weight, check_whole
+from mlcomp.checks import check_hessian, check_mask, check_target, check_weight, check_whole, narrowed
 from mlcomp.context import isolated
 from mlcomp.prune.importance.magnitude import magnitude
 
@@ -47,8 +47,8 @@ def adaprune(
         the diagonal of H as preconditioner: the same objective and optimum, without a learning rate.
     Dead inputs (zero diagonal of H): their weights are zeroed first, so they are the first to go by magnitude.
     """
-    check_weight(weight)
-    check_hessian(hessian, weight.shape[1])
+    weight = check_weight(weight)
+    hessian = check_hessian(hessian, weight.shape[1])
     check_whole("steps", steps, 0)
     h = hessian.double()
     dead = h.diagonal() == 0
@@ -63,7 +63,7 @@ def adaprune(
         check_mask("mask", mask, weight)
         kept = mask & ~dead
     preconditioner = kept / h.diagonal().masked_fill(dead, 1)
-    return _descend(live, h, kept, preconditioner, steps).to(weight.dtype)
+    return narrowed(_descend(live, h, kept, preconditioner, steps), weight.dtype)
 
 
 def _descend(weight: Tensor, h: Tensor, kept: Tensor, preconditioner: Tensor, steps: int) -> Tensor:

@@ -11,7 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_floating, check_positive, check_weight, check_whole
+from mlcomp.checks import (
+    check_like,
+    check_positive,
+    check_size,
+    check_tensor,
+    check_values,
+    check_weight,
+    check_whole,
+    narrowed,
+)
 from mlcomp.context import isolated
 
 
@@ -60,8 +69,8 @@ def masked_finetune(
     """
     _check(weight, inputs, targets, bias, steps, batch_size, learning_rate)
     work = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    w, x, y = (t.to(work) for t in (weight, inputs, targets))
-    b = torch.zeros_like(w[:, 0]) if bias is None else bias.to(work)
+    w, x, y = (t.detach().to(work) for t in (weight, inputs, targets))
+    b = torch.zeros_like(w[:, 0]) if bias is None else bias.detach().to(work)
     kept = w != 0
     # In these units the inputs have size 1, like the constant input of the bias, and the kept weights, too.
     size_x = x.square().mean().sqrt() if x.any() else x.new_ones(())
@@ -74,7 +83,8 @@ def masked_finetune(
     after = _error(*candidate, x, y)
     if not after < before:
         candidate, after = (w, b), before
-    return FinetunedLayer(candidate[0].to(weight.dtype), candidate[1].to(weight.dtype), before, after)
+    w, b = (narrowed(part, weight.dtype) for part in candidate)
+    return FinetunedLayer(w, b, before, after)
 
 
 def _error(w: Tensor, b: Tensor, x: Tensor, y: Tensor) -> float:
@@ -104,18 +114,18 @@ def _check(
     weight: Tensor, inputs: Tensor, targets: Tensor, bias: Tensor | None, steps: int, batch_size: int, rate: float
 ) -> None:
     check_weight(weight)
+    check_size("weight", weight)
     out, inp = weight.shape
-    check_floating("inputs", inputs)
-    check_floating("targets", targets)
+    check_tensor("inputs", inputs)
+    check_tensor("targets", targets)
     if inputs.ndim != 2 or inputs.shape[0] != inp or inputs.shape[1] == 0:
         raise ValueError(f"inputs must be ({inp}, samples) with at least one sample, got {tuple(inputs.shape)}")
     if targets.shape != (out, inputs.shape[1]):
         raise ValueError(f"targets must be {(out, inputs.shape[1])}, got {tuple(targets.shape)}")
-    if bias is not None and bias.shape != (out,):
-        raise ValueError(f"bias must be ({out},), got {tuple(bias.shape)}")
-    for name, t in (("inputs", inputs), ("targets", targets), ("bias", bias)):
-        if t is not None:
-            check_finite(name, t)
+    for name, t in (("inputs", inputs), ("targets", targets)):
+        check_values(name, t)
+    if bias is not None:
+        check_like("bias", bias, (out,), "the weight's outputs")
     check_whole("steps", steps, 0)
     check_whole("batch_size", batch_size, 1)
     check_positive("learning_rate", rate)

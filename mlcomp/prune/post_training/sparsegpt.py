@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_mask, check_target, check_weight, check_whole, removals
+from mlcomp.checks import check_hessian, check_mask, check_target, check_weight, check_whole, narrowed, removals
 from mlcomp.context import isolated
 from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
 from mlcomp.prune.pattern import nm_mask, smallest_mask
@@ -55,8 +55,8 @@ def sparsegpt(
         updated weights even where ``mask_block`` is not a multiple of ``block_size``; damping is relative to the
         live inputs only.
     """
-    check_weight(weight)
-    check_hessian(hessian, weight.shape[1])
+    weight = check_weight(weight)
+    hessian = check_hessian(hessian, weight.shape[1])
     check_sweep(order, block_size)
     _check_target(weight, sparsity, pattern, mask, order, mask_block)
 
@@ -89,7 +89,7 @@ def sparsegpt(
         w = sweep.now(i, i + 1)[0]
         result[i] = w.masked_fill(removed[i], 0)
         sweep.fix(w, result[i])
-    return result[columns.argsort()].T.to(weight.dtype).contiguous()
+    return narrowed(result[columns.argsort()].T, weight.dtype).contiguous()
 
 
 def _quota(sparsity: float, out: int, dead: Bool[Tensor, " inp"]) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_like, check_positive, check_weight
+from mlcomp.checks import check_like, check_positive, check_weight, narrowed
 from mlcomp.context import isolated
 
 
@@ -43,10 +43,10 @@ def weight_correction(
     Deviations: in the source ε has the units of a weight. A constant row (σ = 0) has no spread to restore: λ is 0 if
         some of its weights are pruned, which gives the kept ones their dense value back.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_like("pruned", pruned, weight.shape, "weight")
     check_positive("epsilon", epsilon)
-    w, sparse = weight.double(), pruned.double()
+    w, sparse = weight.double(), pruned.detach().double()
     kept = sparse != 0
     spread, spread_sparse = (t.std(1, keepdim=True, correction=0) for t in (w, sparse))
     bottom = spread_sparse + epsilon * spread
@@ -55,4 +55,4 @@ def weight_correction(
     shift = w.mean(1, keepdim=True) - scaled.mean(1, keepdim=True)
     if exact_mean:
         shift = shift / kept.double().mean(1, keepdim=True).clamp(min=1 / w.shape[1])
-    return (scaled + shift).masked_fill(~kept, 0).to(weight.dtype)
+    return narrowed((scaled + shift).masked_fill(~kept, 0), weight.dtype)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_finite, check_like, check_size, check_tensor, check_values, check_whole
 from mlcomp.context import isolated
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.attention import join_attention, split_attention
@@ -28,8 +28,18 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @isolated
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
-    """Return ‖z − ẑ‖² / ‖z‖² of a batch."""
-    return (output - target).square().sum() / target.square().sum()
+    """Return ‖z − ẑ‖² / ‖z‖² of a batch.
+
+    Raises:
+        ValueError: NaN or inf, shapes that differ, a target that is zero. TypeError: not floating point.
+    """
+    check_values("target", target)
+    check_like("output", output, target.shape, "the target")
+    check_size("output", output)
+    norm = target.square().sum()
+    if not norm > 0:
+        raise ValueError("the target is zero, and an error relative to it has no meaning: use a batch that is not")
+    return (output - target).square().sum() / norm
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ class AdditiveStudent:
             if targets is None:
                 targets = torch.cat([self.block(x) for x in inputs.split(batch_size)])
             self.targets = targets
+        check_tensor("targets", self.targets)
         if len(self.targets) != len(inputs):
             raise ValueError(f"targets must have one entry for each of {len(inputs)} inputs, got {len(self.targets)}")
         if self.targets.is_floating_point():
@@ -180,16 +191,18 @@ class AdditiveStudent:
 
 
 def _check(block: nn.Module, inputs: Tensor, layers: Mapping[str, AdditiveCodes], batch_size: int) -> None:
+    check_tensor("inputs", inputs)
     if inputs.ndim < 2 or inputs.numel() == 0:
         raise ValueError(f"inputs must be (samples, …) with at least one sample, got {tuple(inputs.shape)}")
     if inputs.is_floating_point():
         check_finite("inputs", inputs)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_whole("batch_size", batch_size, 1)
     if not layers:
         raise ValueError("layers names no layer: give the AdditiveCodes of at least one")
     chosen, _ = choose_layers(block, layers)
     for name, quantized in layers.items():
+        if not isinstance(quantized, AdditiveCodes):
+            raise TypeError(f"layers[{name!r}] must be AdditiveCodes, got {type(quantized).__name__}")
         shape = tuple(weight_rows(chosen[name]).shape)
         if (len(quantized.codes), quantized.inp) != shape:
             raise ValueError(

@@ -9,13 +9,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_hessian, check_weight
+from mlcomp.checks import (
+    check_divides,
+    check_dtype,
+    check_hessian,
+    check_interval,
+    check_size,
+    check_weight,
+    check_whole,
+    narrowed,
+)
 from mlcomp.context import isolated
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.hessian import damped_hessian
 from mlcomp.quant.additive.aqlm_beam_search import beam_search, check_start, row_loss
-from mlcomp.quant.additive.aqlm_codebooks import tune_codebooks
+from mlcomp.quant.additive.aqlm_codebooks import check_update, tune_codebooks
 from mlcomp.quant.vector.kmeans import kmeans
+
+# What codebooks and scales may be stored in.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @isolated
@@ -63,7 +75,15 @@ def aqlm(
     Cost: a round: beam search plus ``steps`` products with H; about ten rounds at tau = 0.01.
     Deviations: codebooks by conjugate gradients unless ``update="adam"``; a damped H.
     """
-    _check(weight, hessian, dim, books, code_bits, tau, max_rounds, damp, dtype)
+    weight = check_weight(weight)
+    hessian = check_hessian(hessian, weight.shape[1])
+    check_size("weight", weight)
+    _check_sizes(weight, dim, books, code_bits)
+    check_whole("max_rounds", max_rounds, 0)
+    check_interval("tau", tau, "[0, 1)")
+    check_whole("beam", beam, 1)
+    check_update(update, steps, learning_rate)
+    check_dtype("dtype", dtype, DTYPES)
     damped = damped_hessian(hessian, damp=damp)
     if start is None:
         live = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(damped.dead, 0)
@@ -101,11 +121,15 @@ def residual_kmeans(
     """Return the initialization: scales are root mean squares of rows, each codebook fits what those before it left.
 
     Args:
-        weight: (out, inp), float32 or float64; not modified.
+        weight: (out, inp), any float dtype, computed in float32 (float64 stays); not modified.
         dim, books, code_bits, generator: see :func:`aqlm`.
     Raises:
-        ValueError: more entries than groups in the weight.
+        ValueError: malformed weight or option; more entries than groups in the weight.
     """
+    weight = check_weight(weight)
+    _check_sizes(weight, dim, books, code_bits)
+    check_size("weight", weight)
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     entries, points = 2**code_bits, weight.numel() // dim
     if entries > points:
         raise ValueError(f"code_bits={code_bits} makes {entries} entries for the {points} groups of the weight")
@@ -126,7 +150,7 @@ def stored(quantized: AdditiveCodes, dtype: torch.dtype) -> AdditiveCodes:
     The codebooks are divided by their root mean square, so that the scales alone carry the unit of the weight.
 
     Raises:
-        ValueError: scales outside the normal range of ``dtype``: overflow, or loss of digits.
+        ValueError: scales outside the normal range of ``dtype``, overflow or loss of digits; weights beyond it.
     """
     unit = quantized.codebooks.square().mean().sqrt()
     unit = torch.where(unit == 0, 1, unit)
@@ -134,29 +158,12 @@ def stored(quantized: AdditiveCodes, dtype: torch.dtype) -> AdditiveCodes:
     largest, limits = float(scale.abs().max()), torch.finfo(dtype)
     if not (largest == 0 or limits.tiny <= largest <= limits.max):
         raise ValueError(f"scales up to {largest:.3g} do not fit into {dtype}: pass dtype=torch.float32")
-    return AdditiveCodes(quantized.codes, (quantized.codebooks / unit).to(dtype), scale.to(dtype))
+    narrow = AdditiveCodes(quantized.codes, narrowed(quantized.codebooks / unit, dtype), narrowed(scale, dtype))
+    narrow.dequantize()  # raises where a weight is beyond the dtype of the codebooks, in which it is decoded
+    return narrow
 
 
-def _check(
-    weight: Tensor,
-    hessian: Tensor,
-    dim: int,
-    books: int,
-    code_bits: int,
-    tau: float,
-    max_rounds: int,
-    damp: float,
-    dtype: torch.dtype,
-) -> None:
-    check_weight(weight)
-    check_hessian(hessian, weight.shape[1])
-    check_bits(code_bits)
-    for name, value, low in (("dim", dim, 1), ("books", books, 1), ("max_rounds", max_rounds, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
-    if weight.shape[1] % dim:
-        raise ValueError(f"dim must divide the {weight.shape[1]} inputs, got {dim}")
-    if not (0 <= tau < 1 and damp >= 0):
-        raise ValueError(f"tau must lie in [0, 1) and damp be at least 0, got {tau!r} and {damp!r}")
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"dtype must be a float dtype of 16 bits or more, got {dtype}")
+def _check_sizes(weight: Tensor, dim: int, books: int, code_bits: int) -> None:
+    check_divides("dim", dim, weight.shape[1])
+    check_whole("books", books, 1)
+    check_whole("code_bits", code_bits, 1, 8)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_weight
+from mlcomp.checks import check_hessian, check_size, check_weight, check_whole
 from mlcomp.context import isolated
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.hessian import output_loss
@@ -42,11 +42,11 @@ def beam_search(
         beam ≥ entries^(groups·books) the result is the best of all codes.
     Cost: about out·inp·books·beam·(2·entries + inp) FLOPs.
     """
-    check_weight(weight)
-    check_hessian(hessian, weight.shape[1])
+    weight = check_weight(weight)
+    hessian = check_hessian(hessian, weight.shape[1])
+    check_size("weight", weight)
     check_start(weight, start)
-    if isinstance(beam, bool) or not isinstance(beam, int) or beam < 1:
-        raise ValueError(f"beam must be a whole number of at least 1, got {beam!r}")
+    check_whole("beam", beam, 1)
     dtype = torch.float64 if torch.float64 in (weight.dtype, hessian.dtype) else torch.float32
     # Only the ratios of H matter here; its mean diagonal as the unit keeps float32 away from overflow.
     h = hessian.to(dtype) / hessian.diagonal().mean().clamp(min=torch.finfo(dtype).tiny).to(dtype)
@@ -69,6 +69,8 @@ def row_loss(weight: Tensor, quantized: AdditiveCodes, hessian: Tensor) -> Float
 
 def check_start(weight: Tensor, start: AdditiveCodes) -> None:
     """Raise unless ``start`` stands for a weight of this shape."""
+    if not isinstance(start, AdditiveCodes):
+        raise TypeError(f"start must be AdditiveCodes, got {type(start).__name__}")
     shape = (len(start.codes), start.inp)
     if shape != tuple(weight.shape):
         raise ValueError(f"start stands for a weight {shape}, got one of {tuple(weight.shape)}")

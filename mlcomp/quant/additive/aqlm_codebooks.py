@@ -8,9 +8,10 @@ gradients: Hestenes and Stiefel 1952.   Syllabus: 1.13
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_weight
+from mlcomp.checks import check_choice, check_hessian, check_positive, check_size, check_weight, check_whole
 from mlcomp.context import isolated
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.hessian import output_loss
@@ -19,8 +20,8 @@ from mlcomp.quant.additive.aqlm_beam_search import check_start
 
 @isolated
 def tune_codebooks(
-    weight: Tensor,
-    hessian: Tensor,
+    weight: Float[Tensor, "out inp"],
+    hessian: Float[Tensor, "inp inp"],
     start: AdditiveCodes,
     *,
     update: str = "least_squares",
@@ -40,17 +41,16 @@ def tune_codebooks(
     Returns:
         float32 codebooks and scales (float64 if weight or H is).
     Raises:
-        ValueError: malformed weight or H, a start of another shape, another update, steps below 1.
+        ValueError: malformed weight or H, a start of another shape, another update, steps below 1, a learning rate
+            that is not positive.
     Guarantee: with "least_squares" the loss does not rise beyond rounding; an entry that no code names stays.
     Cost: 2·out·inp² FLOPs a step.
     """
-    check_weight(weight)
-    check_hessian(hessian, weight.shape[1])
+    weight = check_weight(weight)
+    hessian = check_hessian(hessian, weight.shape[1])
+    check_size("weight", weight)
     check_start(weight, start)
-    if update not in ("least_squares", "adam"):
-        raise ValueError(f'update must be "least_squares" or "adam", got {update!r}')
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    check_update(update, steps, learning_rate)
     dtype = torch.float64 if torch.float64 in (weight.dtype, hessian.dtype) else torch.float32
     w = weight.to(dtype)
     h = hessian.to(dtype) / hessian.diagonal().mean().clamp(min=torch.finfo(dtype).tiny).to(dtype)
@@ -63,6 +63,13 @@ def tune_codebooks(
             books = _conjugate_gradients(w, h, start.codes, books, scale, part)
             scale = _best_scales(w, h, decode_sum(start.codes, books), scale)
     return AdditiveCodes(start.codes, books, scale)
+
+
+def check_update(update: str, steps: int, learning_rate: float) -> None:
+    """Raise unless these options of :func:`tune_codebooks` make sense."""
+    check_choice("update", update, ("least_squares", "adam"))
+    check_whole("steps", steps, 1)
+    check_positive("learning_rate", learning_rate)
 
 
 def decode_sum(codes: Tensor, books: Tensor) -> Tensor:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlcomp.checks import check_dtype
 from mlcomp.context import isolated_run
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.inputs import first_calls
 from mlcomp.layerwise.running import check_batches
 from mlcomp.modes import evaluating
 from mlcomp.quant.additive.additive_student import AdditiveBlock, AdditiveStudent
+from mlcomp.quant.additive.aqlm import DTYPES
 from mlcomp.quant.additive.continuous_tuning import AdamSteps, check_rounds, tune_in_rounds
 
 
@@ -56,6 +58,7 @@ def tune_block(
     Guarantee: the codes are those given; the loss on ``inputs`` does not rise (before the rounding to ``dtype``).
     """
     check_rounds(rounds=max_rounds, steps=steps, learning_rate=learning_rate, tolerance=tau)
+    check_dtype("dtype", dtype, DTYPES)
     student = AdditiveStudent(
         block, inputs, layers, targets=targets, loss=None, batch_size=batch_size, train_rest=train_rest, seed=seed
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from mlcomp.checks import check_interval, check_positive, check_whole
 from mlcomp.quant.additive.additive_student import AdditiveStudent
 from mlcomp.train.loop import random_batches
 
@@ -76,9 +77,8 @@ class AdamSteps:
 
 def check_rounds(*, rounds: int, steps: int, learning_rate: float, tolerance: float | None) -> None:
     """Raise ValueError unless these options of tuning in rounds make sense."""
-    if rounds < 0 or steps < 1:
-        raise ValueError(f"rounds must be at least 0 and steps at least 1, got {rounds} and {steps}")
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate!r}")
-    if tolerance is not None and not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance must lie in [0, 1), got {tolerance!r}")
+    check_whole("rounds", rounds, 0)
+    check_whole("steps", steps, 1)
+    check_positive("learning_rate", learning_rate)
+    if tolerance is not None:
+        check_interval("tolerance", tolerance, "[0, 1)")

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from mlcomp.checks import check_choice, check_dtype, check_interval, check_whole
 from mlcomp.context import isolated_run
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.quant.additive.additive_student import AdditiveBlock, AdditiveStudent, Loss
+from mlcomp.quant.additive.aqlm import DTYPES
 from mlcomp.quant.additive.continuous_tuning import AdamSteps, check_rounds, tune_in_rounds
 from mlcomp.quant.additive.straight_through_tuning import StraightThroughSteps
 from mlcomp.quant.additive.v_step import METRICS, VSteps
@@ -85,7 +87,14 @@ def pv_tuning(
         step is lost in the rounding to codes. At 1/L the step is never longer than the weights in S.
     """
     check_rounds(rounds=rounds, steps=steps, learning_rate=learning_rate, tolerance=tolerance)
-    _check(method, v_steps, v_batch_size, share, metric)
+    check_choice("method", method, METHODS)
+    check_whole("v_steps", v_steps, 1)
+    if v_batch_size is not None:
+        check_whole("v_batch_size", v_batch_size, 1)
+    check_interval("share", share, "(0, 1]")
+    check_choice("metric", metric, METRICS)
+    check_whole("beam", beam, 1)
+    check_dtype("dtype", dtype, DTYPES)
     student = AdditiveStudent(
         block, inputs, layers, targets=targets, loss=loss, batch_size=batch_size, train_rest=train_rest, seed=seed
     )
@@ -98,16 +107,3 @@ def pv_tuning(
         parts += [VSteps(student, steps=v_steps, batch_size=v_batch_size, share=share, metric=metric, beam=beam)]
     history = tune_in_rounds(student, parts, rounds=rounds, tolerance=tolerance)
     return student.result(dtype, history)
-
-
-def _check(method: str, v_steps: int, v_batch_size: int | None, share: float, metric: str) -> None:
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if v_steps < 1:
-        raise ValueError(f"v_steps must be at least 1, got {v_steps}")
-    if v_batch_size is not None and v_batch_size < 1:
-        raise ValueError(f"v_batch_size must be at least 1 or None, got {v_batch_size}")
-    if not 0 < share <= 1:
-        raise ValueError(f"share must lie in (0, 1], got {share!r}")
-    if metric not in METRICS:
-        raise ValueError(f'metric must be "inputs" or "identity", got {metric!r}')

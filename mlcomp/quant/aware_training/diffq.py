@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mlcomp.checks import check_positive
+from mlcomp.checks import check_positive, check_tensor, check_values, narrowed
 from mlcomp.context import isolated
 from mlcomp.layerwise.attention import split_attention
 from mlcomp.layerwise.matrix import Layer, find_layer, find_layers
@@ -36,13 +36,26 @@ def pseudo_noise(
         bits: (groups,) real numbers > 0.
         group_size: weights that share a number of bits; None: all.
         generator: of the noise, on the weight's device; None: torch's global one.
+    Raises:
+        ValueError: no weights, NaN or inf, bits that are not positive, a result beyond the weight's dtype.
+            TypeError: not floating point.
     """
-    low, high = torch.aminmax(weight.detach())
+    check_tensor("weight", weight)
+    if weight.numel() == 0:
+        raise ValueError(f"weight must have at least one entry, got shape {tuple(weight.shape)}")
+    check_values("weight", weight)
+    check_values("bits", bits)
+    if not bool((bits > 0).all()):
+        raise ValueError(f"bits must be positive, got a minimum of {float(bits.min()):.3g}")
+    if bits.ndim != 1 or len(bits) != (1 if group_size is None else -(-weight.numel() // group_size)):
+        raise ValueError(f"bits must be one number for each group of weights, got shape {tuple(bits.shape)}")
+    # At least float32: the range of a float16 weight may be twice what float16 holds.
+    low, high = torch.aminmax(weight.detach().to(torch.promote_types(weight.dtype, torch.float32)))
     delta = (high - low) / (2**bits - 1)
     size = weight.numel() if group_size is None else group_size
     delta = delta.repeat_interleave(size)[: weight.numel()].reshape(weight.shape)
     noise = torch.rand(weight.shape, generator=generator, dtype=weight.dtype, device=weight.device)
-    return weight + delta / 2 * (2 * noise - 1)
+    return narrowed(weight + delta / 2 * (2 * noise - 1), weight.dtype)
 
 
 class DiffQLayer(Replacement):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_tensor, check_values, narrowed
 from mlcomp.context import isolated
 
 
@@ -48,12 +48,16 @@ def lsq_quantize(v: Tensor, step: Tensor, *, low: int, high: int, count: int | N
         count: N of the gradient scale: the weights of a step, or the features of one sample. None: all values of
             ``v`` that share a step.
     Raises:
-        ValueError: no code on the positive side (one signed bit), a step that is not positive and finite.
+        ValueError: no code on the positive side (one signed bit), NaN or inf, a step that is not positive.
+            TypeError: not floating point.
     Guarantee: the values are those of rounding to nearest (ties to even); nothing else depends on ``count``.
     """
     if not (low <= 0 < high):
         raise ValueError(f"codes must run from low ≤ 0 to high ≥ 1, got {low} … {high}")
-    check_finite("step", step.detach())
+    check_values("v", v)
+    check_values("step", step)
+    if v.numel() == 0 or step.numel() == 0:
+        raise ValueError(f"v and step must have entries, got shapes {tuple(v.shape)} and {tuple(step.shape)}")
     if not (step.detach() > 0).all():
         raise ValueError(f"step must be positive, got a minimum of {float(step.detach().min()):.3g}")
     count = v.numel() // step.numel() if count is None else count
@@ -67,7 +71,15 @@ def lsq_initial_step(v: Tensor, *, high: int, dim: int | None = None) -> Tensor:
     r"""Return the paper's start, $2\,\overline{|v|}/\sqrt{Q_P}$, of all values or of each slice along ``dim``.
 
     Zeros give step 1, which represents them exactly.
+
+    Raises:
+        ValueError: no values, NaN or inf, a step beyond the dtype of ``v``. TypeError: not floating point.
     """
-    mean = v.detach().abs().mean() if dim is None else v.detach().abs().mean(dim, keepdim=True)
-    step = 2 * mean / math.sqrt(high)
+    check_tensor("v", v)
+    if v.numel() == 0:
+        raise ValueError(f"v must have at least one entry, got shape {tuple(v.shape)}")
+    check_values("v", v)
+    size = v.detach().abs().to(torch.promote_types(v.dtype, torch.float32))
+    mean = size.mean() if dim is None else size.mean(dim, keepdim=True)
+    step = narrowed(2 * mean / math.sqrt(high), v.dtype)
     return torch.where(step > 0, step, torch.ones_like(step))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlcomp.checks import check_floating, check_values
 from mlcomp.context import isolated
 
 
@@ -32,10 +33,12 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
         x: what is learned, any shape.
         value: Q(x), of the same shape and dtype; gets no gradient.
     Raises:
-        ValueError: shapes or dtypes differ.
+        ValueError: shapes or dtypes differ. TypeError: not floating point.
     Guarantee: the result equals ``value`` bit for bit (x + (value − x).detach() may not); ∂result/∂x is the
         identity, also where Q clips.
     """
+    check_floating("x", x)
+    check_floating("value", value)
     if x.shape != value.shape or x.dtype != value.dtype:
         raise ValueError(f"value must be like x, {x.dtype} {tuple(x.shape)}, got {value.dtype} {tuple(value.shape)}")
     return _StraightThrough.apply(x, value.detach())
@@ -43,5 +46,10 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
 
 @isolated
 def ste_round(x: Tensor) -> Tensor:
-    """Return ``x`` rounded to whole numbers (ties to even), with the gradient of the identity."""
+    """Return ``x`` rounded to whole numbers (ties to even), with the gradient of the identity.
+
+    Raises:
+        ValueError: NaN or inf. TypeError: not floating point.
+    """
+    check_values("x", x)
     return straight_through(x, torch.round(x.detach()))

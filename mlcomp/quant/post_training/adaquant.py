@@ -14,7 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_group_size, check_hessian, check_interval, check_weight, check_whole
+from mlcomp.checks import (
+    check_bits,
+    check_group_size,
+    check_hessian,
+    check_interval,
+    check_weight,
+    check_whole,
+    narrowed,
+)
 from mlcomp.context import isolated
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
@@ -52,10 +60,10 @@ def adaquant(
     Deviations: the gradient is exact (through H) instead of by batches of X; the best iterate is kept instead of the
         last, because the straight-through estimator oscillates; activations are not quantized here.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
     check_group_size(group_size, weight.shape[1])
-    check_hessian(hessian, weight.shape[1])
+    hessian = check_hessian(hessian, weight.shape[1])
     check_whole("steps", steps, 1)
     check_interval("learning_rate", learning_rate, "[0, inf)")
     diagonal = hessian.diagonal()
@@ -67,7 +75,7 @@ def adaquant(
     h = (hessian / diagonal[diagonal > 0].mean()).to(w.dtype) if (diagonal > 0).any() else hessian.to(w.dtype)
     rates = learning_rate, step_learning_rate
     codes, step = _learn(w.double() / scale, step / scale, grid.zero.double(), h, 2**bits - 1, steps, rates)
-    return replace(grid, step=(step * scale).to(w.dtype)).quantized(codes.to(torch.uint8))
+    return replace(grid, step=narrowed(step * scale, w.dtype)).quantized(codes.to(torch.uint8))
 
 
 def _learn(

@@ -81,10 +81,10 @@ def adaround(
         squared step and the mean of diag(H), so λ does not depend on units. Nothing else is added: the learned
         rounding is not compared with rounding to nearest afterwards.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
     check_group_size(group_size, weight.shape[1])
-    check_hessian(hessian, weight.shape[1])
+    hessian = check_hessian(hessian, weight.shape[1])
     check_whole("steps", steps, 1)
     check_interval("learning_rate", learning_rate, "[0, inf)")
     dead = hessian.diagonal() == 0

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_weight, check_whole
+from mlcomp.checks import check_hessian, check_weight, check_whole, narrowed
 from mlcomp.context import isolated
 from mlcomp.quant.grid import fit_grid
 from mlcomp.quant.quantized import Quantized
@@ -44,9 +44,9 @@ def bitsplit(
     Deviations: the planes go from the highest to the lowest bit, and the start is the MSE-optimal grid; weights
         alone are quantized. The objective is taken through H, which is the paper's over all samples.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_whole("bits", bits, 2, 8)  # b − 1 ternary planes: none with one bit
-    check_hessian(hessian, weight.shape[1])
+    hessian = check_hessian(hessian, weight.shape[1])
     check_whole("sweeps", sweeps, 0)
     h = hessian.double()
     dead = h.diagonal() == 0
@@ -64,7 +64,7 @@ def bitsplit(
             break
     dtype = torch.promote_types(weight.dtype, torch.float32)
     codes = (level + grid.zero).to(torch.uint8)
-    return replace(grid, step=step.to(dtype), zero=grid.zero.to(dtype)).quantized(codes)
+    return replace(grid, step=narrowed(step, dtype), zero=grid.zero.to(dtype)).quantized(codes)
 
 
 def split_bits(level: Float[Tensor, "out inp"], bits: int) -> list[Tensor]:

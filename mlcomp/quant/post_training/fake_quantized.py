@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_finite, check_tensor
 from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.layerwise.matrix import KINDS, is_layer, set_weight_matrix, weight_rows
@@ -117,6 +117,7 @@ def integer_linear(module: FakeQuantized, x: Tensor) -> Tensor:
             can exceed 32 bits.
     Guarantee: equal to ``module(x)`` up to the rounding of the latter's sums: all of ours are exact.
     """
+    check_tensor("x", x)
     inp = x.shape[-1]
     if not isinstance(module.layer, nn.Linear) or module.input_bits is None or module.step.shape[1] != 1:
         raise ValueError("integer_linear needs an nn.Linear with a quantized input and one grid a row of the weight")

@@ -82,11 +82,11 @@ def gptq(
     Deviations: the grid of a group that starts inside a lazy batch is fitted to the weights as updated by that
         batch, too; dead inputs are zeroed before grids are fitted; damping is relative to the live inputs only.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
     out, inp = weight.shape
     check_group_size(group_size, inp)
-    check_hessian(hessian, inp)
+    hessian = check_hessian(hessian, inp)
     check_sweep(order, block_size)
     check_choice("clip", clip, CLIPS)
 

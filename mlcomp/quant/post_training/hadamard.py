@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_whole
+from mlcomp.checks import check_tensor, check_values, check_whole, narrowed
 from mlcomp.context import isolated
 
 
@@ -69,10 +69,14 @@ def hadamard_transform(x: Float[Tensor, "... n"], *, transpose: bool = False) ->
     Returns:
         In the shape and dtype of x.
     Raises:
-        ValueError: there is no Hadamard matrix of order n here.
+        ValueError: there is no Hadamard matrix of order n here; no entry, NaN or inf; a result beyond the dtype.
     Guarantee: norms are kept; the transposed transform undoes the transform.
     Cost: n·(log₂(n/m) + m) additions a row instead of n².
     """
+    check_tensor("x", x)
+    if x.numel() == 0 or x.ndim == 0:
+        raise ValueError(f"x must be (…, n) with at least one entry, got shape {tuple(x.shape)}")
+    check_values("x", x)
     n = x.shape[-1]
     m = paley_order(n)
     y = x if x.dtype == torch.float64 else x.float()
@@ -86,7 +90,7 @@ def hadamard_transform(x: Float[Tensor, "... n"], *, transpose: bool = False) ->
     if m > 1:
         matrix = _paley(m).to(y)
         y = (matrix.T if transpose else matrix) @ y
-    return (y.reshape(x.shape) / math.sqrt(n)).to(x.dtype)
+    return narrowed(y.reshape(x.shape) / math.sqrt(n), x.dtype)
 
 
 def _paley(order: int) -> Tensor:

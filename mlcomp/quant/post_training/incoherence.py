@@ -34,7 +34,7 @@ def hessian_incoherence(hessian: Float[Tensor, "inp inp"]) -> float:
         ValueError: H malformed.
     Guarantee: 1 ≤ μ ≤ √n; √n for a diagonal H with distinct entries.
     """
-    check_hessian(hessian)
+    hessian = check_hessian(hessian)
     h = hessian.double()
     vectors = torch.linalg.eigh((h + h.T) / 2).eigenvectors
     return math.sqrt(len(h)) * float(vectors.abs().max())
@@ -48,7 +48,7 @@ def weight_incoherence(weight: Float[Tensor, "out inp"]) -> float:
         ValueError: W malformed or zero.
     Guarantee: 1 ≤ μ ≤ √(mn).
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     w = weight.double()
     norm = float(w.norm())
     if norm == 0:

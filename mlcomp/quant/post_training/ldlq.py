@@ -42,7 +42,7 @@ def ldl(
     Guarantee: the product is H up to float64 rounding; tr(D) ≤ tr(H).
     Cost: 5/3·inp³ FLOPs.
     """
-    check_hessian(hessian)
+    hessian = check_hessian(hessian)
     inp = len(hessian)
     check_divides("width", width, inp)
     h = hessian.double()
@@ -127,9 +127,9 @@ def ldlq_round(
     Guarantee: without ends and with "nearest", η = (Ŵ − W)(U̇ + I) is at most ½ everywhere, so that δHδᵀ = ηDηᵀ is at
         most tr(D)/4 in each row.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_rounding(rounding, generator)
-    check_hessian(hessian, weight.shape[1])
+    hessian = check_hessian(hessian, weight.shape[1])
     check_sweep("natural", block_size)
     feedback, _ = ldl(hessian)
     return _round(weight, feedback, low, high, generator if rounding == "stochastic" else None, block_size)
@@ -172,9 +172,9 @@ def ldlq(
     Cost: out·inp² + 5/3·inp³ FLOPs.
     Deviations: a dead input (zero diagonal) gets the code of 0 and no say in the grid.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
-    check_hessian(hessian, weight.shape[1])
+    hessian = check_hessian(hessian, weight.shape[1])
     check_sweep(order, block_size)
     check_rounding(rounding, generator)
     damped = damped_hessian(hessian, damp=damp)

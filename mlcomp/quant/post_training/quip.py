@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_hessian, check_positive, check_weight
+from mlcomp.checks import check_bits, check_hessian, check_positive, check_weight, narrowed
 from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.layerwise.hessian import damped_hessian
@@ -98,10 +98,10 @@ def quip(
     Cost: out·inp² + 5/3·inp³ FLOPs and the rotations, of which H's is the larger: about 4·inp²·√inp.
     Deviations: damping is relative to live inputs; D̃ is the weight's best scaling for live inputs only.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
     out, inp = weight.shape
-    check_hessian(hessian, inp)
+    hessian = check_hessian(hessian, inp)
     check_transform(transform, out, inp)
     generator = torch.Generator(device=weight.device).manual_seed(seed)
     check_rounding(rounding, generator)
@@ -112,7 +112,7 @@ def quip(
     w = rotate_layer(w, rotations)
     h = rotate_layer(h, (rotations[1], rotations[1]))
     # float32, since that is what is stored; a zero weight gets a grid of zeros.
-    scale = float((rho * w.square().mean().sqrt()).float())
+    scale = float(narrowed(rho * w.square().mean().sqrt(), torch.float32))
     top = 2**bits - 1
     # Incoherence leaves few weights beyond the grid; the paper clamps them before LDLQ.
     target = torch.clamp(top * (w / (scale or 1.0) + 1) / 2, 0, top)

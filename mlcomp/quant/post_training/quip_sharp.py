@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_weight, check_whole
+from mlcomp.checks import check_hessian, check_weight, check_whole, narrowed
 from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.layerwise.column_sweep import check_sweep
@@ -94,12 +94,12 @@ def quip_sharp(
         rotations from a seed, where the paper stores a sign a row and a column; dead inputs decode to the
         noise of the others.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     out, inp = weight.shape
     check_whole("bits", bits, 2, 4)
     if inp % 8:
         raise ValueError(f"the number of inputs must be a multiple of 8, got {inp}")
-    check_hessian(hessian, inp)
+    hessian = check_hessian(hessian, inp)
     check_transform(transform, out, inp)
     check_sweep("natural", block_size)
 
@@ -108,7 +108,7 @@ def quip_sharp(
     w = rotate_layer(w, rotations)
     feedback, _ = ldl(rotate_layer(h, (rotations[1], rotations[1])), width=8, summed_in=hessian.dtype)
     # float32, since that is what is stored; a zero weight gets scale 0.
-    scale = float((w.square().mean().sqrt() / SCALES[bits][0]).float())
+    scale = float(narrowed(w.square().mean().sqrt() / SCALES[bits][0], torch.float32))
     codes, residuals = [], []
 
     def choose(k: int, goal: Tensor) -> Tensor:

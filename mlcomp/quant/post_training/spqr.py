@@ -15,7 +15,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_group_size, check_hessian, check_positive, check_weight, check_whole
+from mlcomp.checks import (
+    check_bits,
+    check_group_size,
+    check_hessian,
+    check_positive,
+    check_weight,
+    check_whole,
+    narrowed,
+)
 from mlcomp.context import isolated
 from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
 from mlcomp.quant.grid import fit_grid
@@ -63,12 +71,14 @@ def spqr(
         A group of which fewer than two weights would stay in the fit is fitted whole. The range of a group need not
         include 0, as in the paper, so zeros and dead inputs decode to values near 0.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_bits(bits)
     out, inp = weight.shape
     check_group_size(group_size, inp)
     _check_options(inp, statistic_bits, statistic_rows, threshold)
-    check_hessian(hessian, inp)
+    if statistic_bits is not None:
+        narrowed(weight, torch.float32)  # in which it is decoded
+    hessian = check_hessian(hessian, inp)
     check_sweep(order, block_size)
     columns = column_order(hessian, order)
     factor, dead = inverse_factor(hessian, columns, damp=damp)

@@ -86,7 +86,7 @@ def blockwise(
     Guarantee: |w − ŵ| ≤ m_b · (largest distance of a number in [−1, 1] to its level), up to the rounding of m_b to
         float16. A block of zeros, or of magnitudes below float16's smallest (6e-8), decodes to exact zeros.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     _check(bits, block_size, data_type)
     w = weight.float()
     if float(w.abs().max()) > torch.finfo(torch.float16).max:

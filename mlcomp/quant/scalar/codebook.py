@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_whole
+from mlcomp.checks import check_finite, check_whole, narrowed
 from mlcomp.context import isolated
 from mlcomp.sources.source import Cells, Source
 
@@ -43,7 +43,7 @@ class Codebook:
     @isolated
     def decode(self, codes: UInt8[Tensor, "*shape"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "*shape"]:
         """Return the levels of the codes."""
-        return self.levels.to(codes.device, dtype)[codes.long()]
+        return narrowed(self.levels, dtype).to(codes.device)[codes.long()]
 
     @isolated
     def round(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

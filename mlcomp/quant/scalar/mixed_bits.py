@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_finite
+from mlcomp.checks import check_tensor, check_values
 from mlcomp.context import isolated
 from mlcomp.formats.packing import pack, packed_nbytes, unpack
 
@@ -122,11 +122,14 @@ def quantize_mixed(
         group_size: weights of a group, in row-major order; None: all in one.
     Raises:
         ValueError: an empty weight, NaN or inf, widths outside 1 … 16 or not one for each group.
+            TypeError: weight is not floating point.
     Guarantee: |w − ŵ| ≤ Δ_b/2 up to rounding. A constant tensor is exact.
     """
+    check_tensor("weight", weight)
     if weight.numel() == 0:
         raise ValueError("weight must have at least one entry")
-    check_finite("weight", weight)
+    check_values("weight", weight)
+    check_tensor("bits", bits)
     size = weight.numel() if group_size is None else group_size
     groups = -(-weight.numel() // size)
     if bits.dtype != torch.uint8 or bits.shape != (groups,) or int(bits.min()) < 1 or int(bits.max()) > 16:

@@ -76,7 +76,7 @@ def table_quantize(
         With "mse" no block has a larger squared error than with "absmax", for a table that reaches 1 or −1.
     Cost: "mse" encodes the weight 96 times.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_group_size(group_size, weight.shape[1])
     check_choice("scale", scale, ("absmax", "rms", "mse", "none"))
     w = weight if weight.dtype == torch.float64 else weight.float()

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mlcomp.checks import check_codes, check_finite
+from mlcomp.checks import check_codes, check_tensor, check_values, narrowed
 from mlcomp.context import isolated
 
 # Vectors at a time in the search: the matrix of scores stays in the cache.
@@ -29,15 +29,17 @@ def e8_nearest(x: Float[Tensor, "*rows 8"]) -> Float[Tensor, "*rows 8"]:
     """Return the nearest point of E8 to each vector of 8.
 
     Args:
-        x: (…, 8), any float dtype; not modified.
+        x: (…, 8), any float dtype, computed in float32 (float64 stays); not modified.
     Raises:
         ValueError: another last dimension, NaN or inf.
-    Guarantee: no point of E8 is nearer, up to rounding. Ties go to the half-less coset, and within it as torch.round.
+    Guarantee: no point of E8 is nearer, up to rounding (to the dtype of x, too). Ties go to the half-less coset, and
+        within it as torch.round.
     """
     _check(x)
-    whole, half = _d8_nearest(x), _d8_nearest(x - 0.5) + 0.5
-    nearer = (x - half).square().sum(-1) < (x - whole).square().sum(-1)
-    return torch.where(nearer[..., None], half, whole)
+    y = x.detach() if x.dtype == torch.float64 else x.detach().float()
+    whole, half = _d8_nearest(y), _d8_nearest(y - 0.5) + 0.5
+    nearer = (y - half).square().sum(-1) < (y - whole).square().sum(-1)
+    return narrowed(torch.where(nearer[..., None], half, whole), x.dtype)
 
 
 def _d8_nearest(x: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ def e8p_encode(x: Float[Tensor, "*rows 8"]) -> Int32[Tensor, "*rows"]:
     Cost: two products with about 1100 candidates a vector, instead of 2¹⁶.
     """
     _check(x)
-    flat = x.reshape(-1, 8)
+    flat = x.detach().reshape(-1, 8)
     flat = flat if flat.dtype == torch.float64 else flat.float()
     codes = [_encode(part) for part in flat.split(CHUNK)]
     return torch.cat(codes).reshape(x.shape[:-1]) if codes else torch.zeros(x.shape[:-1], dtype=torch.int32)
@@ -162,6 +164,7 @@ def e8_ball_encode(x: Float[Tensor, "*rows 8"]) -> Int32[Tensor, "*rows"]:
 
 
 def _check(x: Tensor) -> None:
+    check_tensor("x", x)
     if x.ndim == 0 or x.shape[-1] != 8:
         raise ValueError(f"x must be (…, 8), got shape {tuple(x.shape)}")
-    check_finite("x", x)
+    check_values("x", x)

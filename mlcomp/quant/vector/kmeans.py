@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_whole
+from mlcomp.checks import check_like, check_matrix, check_size, check_whole
 from mlcomp.context import isolated
 
 # Scores held at a time. On a CPU they should stay in its cache (measured: 3 times faster), a GPU wants much at once.
@@ -65,13 +65,14 @@ def kmeans(
     check_whole("max_steps", max_steps, 0)
     if (generator is None) == (start is None):
         raise ValueError(f"give exactly one of generator and start, got {generator=} and {start=}")
-    x = points if points.dtype == torch.float64 else points.float()
+    x = points.detach() if points.dtype == torch.float64 else points.detach().float()
     if start is None:
         assert generator is not None  # one of the two is given
         codebook = _seed(x, entries, generator)
     else:
-        _check_codebook("start", start, (entries, x.shape[1]))
-        codebook = start.to(x)
+        check_like("start", start, (entries, x.shape[1]), "entries and points")
+        check_size("start", start)
+        codebook = start.detach().to(x)
     index, error = _assign(x, codebook)
     for _ in range(max_steps):
         before = float(error.sum())
@@ -94,22 +95,15 @@ def kmeans_assign(
         ValueError: malformed points or codebook, NaN or inf.
     """
     _check(points, 1)
-    _check_codebook("codebook", codebook, (max(1, len(codebook)), points.shape[1]))
+    check_matrix("codebook", codebook)
+    check_like("codebook", codebook, (len(codebook), points.shape[1]), "the points' dimension")
     dtype = torch.float64 if torch.float64 in (points.dtype, codebook.dtype) else torch.float32
     return _nearest(points, codebook.to(dtype))
 
 
 def _check(points: Tensor, entries: int) -> None:
-    if points.ndim != 2 or points.numel() == 0 or not points.is_floating_point():
-        raise ValueError(f"points must be (N, d) of a float dtype, got {points.dtype} {tuple(points.shape)}")
-    check_finite("points", points)
+    check_matrix("points", points)
     check_whole("entries", entries, 1, len(points))
-
-
-def _check_codebook(name: str, codebook: Tensor, shape: tuple[int, int]) -> None:
-    if tuple(codebook.shape) != shape:
-        raise ValueError(f"{name} must be (entries, dim), here {shape}, got {tuple(codebook.shape)}")
-    check_finite(name, codebook)
 
 
 def _nearest(points: Tensor, codebook: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_whole
+from mlcomp.checks import check_finite, check_floating, check_matrix, check_whole
 from mlcomp.context import isolated
 from mlcomp.quant.vector.kmeans import kmeans, kmeans_assign
 from mlcomp.quant.vector.vector_quantized import VectorQuantized, to_vectors
@@ -43,6 +43,7 @@ class TreeCodebook:
         Raises:
             ValueError: points that are not (N, d), NaN or infinity.
         """
+        check_floating("points", points)
         if points.ndim != 2 or points.shape[1] != self.levels[0].shape[2] or len(points) == 0:
             raise ValueError(f"points must be (N, {self.levels[0].shape[2]}), got {tuple(points.shape)}")
         check_finite("points", points)
@@ -81,12 +82,10 @@ def fit_tree(
     Cost: 2·N·F·d FLOPs an iteration and level.
     """
     depth = _depth(entries, branching)
-    if points.ndim != 2 or points.numel() == 0 or not points.is_floating_point():
-        raise ValueError(f"points must be (N, d) of a float dtype, got {points.dtype} {tuple(points.shape)}")
-    check_finite("points", points)
+    check_matrix("points", points)
     if entries > len(points):
         raise ValueError(f"entries must be at most the {len(points)} points, got {entries}")
-    x = points if points.dtype == torch.float64 else points.float()
+    x = points.detach() if points.dtype == torch.float64 else points.detach().float()
     groups, home, levels = [x], [x.mean(0, keepdim=True)], []
     for _ in range(depth):
         below, centres = [], []

@@ -56,6 +56,6 @@ def to_vectors(weight: Float[Tensor, "out inp"], dim: int) -> Float[Tensor, "vec
     Raises:
         ValueError: malformed weight, dim does not divide the inputs.
     """
-    check_weight(weight)
+    weight = check_weight(weight)
     check_divides("dim", dim, weight.shape[1])
     return (weight if weight.dtype == torch.float64 else weight.float()).reshape(-1, dim)

@@ -104,7 +104,7 @@ def test_no_rounds_and_rest_left_alone():
     [
         ({"method": "qat"}, "method must be one of pv"),
         ({"rounds": -1}, "rounds must be"),
-        ({"steps": 0}, "rounds must be"),
+        ({"steps": 0}, "steps must be"),
         ({"v_steps": 0}, "v_steps must be"),
         ({"v_batch_size": 0}, "v_batch_size must be"),
         ({"share": 0.0}, "share must lie"),

@@ -202,7 +202,7 @@ def test_bad_input(as_user):
     with pytest.raises(ValueError, match="max_steps"):
         lloyd_max("gaussian", 2, max_steps=0)
     for source in (3, [1.0, 2.0], torch.arange(5)):
-        with pytest.raises(TypeError, match="samples, got"):
+        with pytest.raises(TypeError, match=r"samples, got|floating point"):
             lloyd_max(source, 2)
     with pytest.raises(ValueError, match="NaN or infinite"):
         lloyd_max("gaussian", 2).encode(torch.tensor([float("nan")]))

@@ -117,7 +117,7 @@ def test_few_distinct_points_leave_no_error():
 def test_bad_input(as_user):
     with pytest.raises(ValueError, match="entries must be a whole number from 1 to 5"):
         fit(points(5, 2), 6)
-    with pytest.raises(ValueError, match=r"\(3, 2\), got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"codebook must be \(3, 2\) like the points' dimension, got \(3, 4\)"):
         kmeans_assign(points(5, 2), points(3, 4))
     for options in ({}, {"generator": torch.Generator(), "start": points(3, 2)}):
         with pytest.raises(ValueError, match="exactly one of generator and start"):
