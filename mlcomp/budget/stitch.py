@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from mlcomp.budget.database import Database
 from mlcomp.context import isolated, isolated_run
+from mlcomp.layerwise.fit import choose_layers, copy_model
 from mlcomp.layerwise.matrix import set_weight_matrix
-from mlcomp.layerwise.weights import choose_layers, copy_model
 
 
 @isolated

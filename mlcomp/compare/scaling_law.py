@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mlcomp.checks import check_values, check_whole
 from mlcomp.context import isolated, isolated_run
-from mlcomp.layerwise.weights import copy_model
+from mlcomp.layerwise.fit import copy_model
 from mlcomp.modes import evaluating
 from mlcomp.quant.scalar.blockwise import blockwise
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlcomp.context import isolated_run
+from mlcomp.layerwise.fit import copy_model
 from mlcomp.layerwise.running import call_model, check_batches
-from mlcomp.layerwise.weights import copy_model
 from mlcomp.modes import evaluating
 
 

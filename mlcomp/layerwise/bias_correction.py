@@ -18,9 +18,9 @@ from torch.nn.modules.conv import _ConvNd
 from mlcomp.checks import check_finite, check_like, check_values, check_weight, narrowed
 from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.attention import attention_split
+from mlcomp.layerwise.fit import copy_model
 from mlcomp.layerwise.matrix import find_layer, find_layers
 from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
-from mlcomp.layerwise.weights import copy_model
 from mlcomp.modes import evaluating
 
 

@@ -5,12 +5,10 @@ Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 3; inputs taken
 part: Hubara et al. 2021, arXiv:2006.10518 (sequential AdaQuant).   Syllabus: 2.01
 """
 
-import inspect
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +18,17 @@ from mlcomp.checks import check_choice, check_finite
 from mlcomp.context import isolated_run
 from mlcomp.formats.storage import stored_nbytes
 from mlcomp.layerwise.attention import attention_split
-from mlcomp.layerwise.dry_run import refusal
-from mlcomp.layerwise.experts import find_experts
-from mlcomp.layerwise.inputs import HessianSum, add_hessians, collect_hessians, find_with_experts, trace_layers
-from mlcomp.layerwise.matrix import Layer, find_layers, is_layer, set_weight_matrix, weight_matrix
+from mlcomp.layerwise.fit import copy_model
+from mlcomp.layerwise.inputs import HessianSum, add_hessians, collect_hessians, trace_layers
+from mlcomp.layerwise.matrix import Layer, set_weight_matrix, weight_matrix
+from mlcomp.layerwise.plan import Chosen, Method, Plan, call_method, check_layers, make_plan
 from mlcomp.layerwise.report import CompressionReport, LayerRow, left_out, output_error, skipped_row
 from mlcomp.layerwise.running import check_batches, check_called, no_sample
 from mlcomp.layerwise.valid import Valid, check_valid
-from mlcomp.layerwise.weights import copy_model, reasons_to_leave
 from mlcomp.modes import evaluating
 from mlcomp.resume import ResumeFolder, hash_batches, hash_model, hash_values
 
 __all__ = ["CompressionReport", "LayerRow", "collect_hessians", "compress"]
-
-Method = Callable[..., Any]  # method(weight, hessian), or less: → a tensor or a Quantized
-Chosen = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 
 @isolated_run
@@ -106,9 +100,9 @@ def compress(
         check_batches(held_out, again="measuring held-out errors")
     result = copy_model(model)
     with attention_split(result) as split:
-        plan = _select(split, method, layers, tied)
+        plan = make_plan(split, method, layers, tied)
         check_valid(valid, plan.methods)
-        _check_layers(plan, on_error)
+        check_layers(plan, on_error)
         store = None
         if resume is not None:
             options = (sequential, valid, tied, on_error, str(dtype))
@@ -131,7 +125,7 @@ def compress(
     return result, CompressionReport(ordered, left, sum(p.numel() for p in model.parameters()))
 
 
-def _sequential(run: "_Run", plan: "_Plan", bar: tqdm) -> dict[str, LayerRow]:
+def _sequential(run: "_Run", plan: "Plan", bar: tqdm) -> dict[str, LayerRow]:
     trace = trace_layers(run.model, run.batches, plan.methods, plan.layers)
     methods = plan.without_idle_experts(trace.calls)
     if run.on_error == "raise" or not any(trace.calls[name] for name in methods):
@@ -149,7 +143,7 @@ def _sequential(run: "_Run", plan: "_Plan", bar: tqdm) -> dict[str, LayerRow]:
     return rows
 
 
-def _parallel(run: "_Run", plan: "_Plan", size: int | None, bar: tqdm) -> dict[str, LayerRow]:
+def _parallel(run: "_Run", plan: "Plan", size: int | None, bar: tqdm) -> dict[str, LayerRow]:
     names = list(plan.methods)
     size = size or len(names)
     rows: dict[str, LayerRow] = {}
@@ -167,35 +161,6 @@ def _parallel(run: "_Run", plan: "_Plan", size: int | None, bar: tqdm) -> dict[s
     for name, weight in weights.items():  # only now, so that every pass saw the dense model
         set_weight_matrix(run.layers[name], weight)
     return rows
-
-
-@dataclass
-class _Plan:
-    """Which layers are compressed by what, and which are left.
-
-    ``layers`` holds all of the model's, experts included; ``guessed`` the experts that nobody asked for by name: what
-    a parameter of three dimensions is for is seen only when the model runs.
-    """
-
-    layers: dict[str, Layer]
-    methods: dict[str, Method]
-    skipped: dict[str, str]
-    guessed: set[str]
-
-    def without_idle_experts(self, calls: Mapping[str, int]) -> dict[str, Method]:
-        """Return the methods, but for guessed experts of a parameter of which no slice was called."""
-        used = {_parameter(name) for name in self.guessed if calls.get(name)}
-        return {n: m for n, m in self.methods.items() if n not in self.guessed or _parameter(n) in used}
-
-    def parameters(self, model: nn.Module, names: Iterable[str]) -> set[int]:
-        """Return the ids of the parameters of these layers."""
-        modules = dict(model.named_modules())
-        mine = [modules[n].parameters() if n in modules else [model.get_parameter(_parameter(n))] for n in names]
-        return {id(parameter) for parameters in mine for parameter in parameters}
-
-
-def _parameter(expert: str) -> str:
-    return expert.rpartition(".")[0]
 
 
 @dataclass
@@ -262,7 +227,7 @@ def _apply(method: Method, weight: Tensor, hessian: Tensor) -> tuple[Tensor, int
     """Run the method on each group; return the matrices and the bytes of quantized results (None for tensors)."""
     matrices, nbytes = [], None
     for w, h in zip(weight, hessian, strict=True):
-        result = _call(method, w.clone(), h.clone())  # a method that writes into its arguments does no harm
+        result = call_method(method, w.clone(), h.clone())  # a method that writes into its arguments does no harm
         if not isinstance(result, Tensor):
             if not (hasattr(result, "dequantize") and hasattr(result, "nbytes")):
                 raise TypeError(f"the method must return a tensor or a Quantized, got {type(result).__name__}")
@@ -273,77 +238,6 @@ def _apply(method: Method, weight: Tensor, hessian: Tensor) -> tuple[Tensor, int
         check_finite("the method's result", result)
         matrices.append(result.to(w.dtype))
     return torch.stack(matrices), nbytes
-
-
-def _call(method: Method, weight: Tensor, hessian: Tensor) -> Any:
-    """Call a method of the weight alone, of the weight and the norms of its inputs, or of the weight and H."""
-    second = _second_argument(method)
-    if second is None:
-        return method(weight)
-    if second == "input_norm":
-        return method(weight, (hessian.diagonal() / 2).sqrt())  # ‖x_j‖ over the samples: H = 2XXᵀ
-    return method(weight, hessian)
-
-
-def _second_argument(method: Method) -> str | None:
-    """Return the name of the second argument by position that a method has, "hessian" where that cannot be told."""
-    try:
-        parameters = list(inspect.signature(method).parameters.values())
-    except (TypeError, ValueError):
-        return "hessian"
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return "hessian"
-    free = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return free[1] if len(free) > 1 else None
-
-
-def _select(model: nn.Module, method: Method | Mapping[str, Method], layers: Chosen, tied: str) -> _Plan:
-    """Return what is to be done with each layer of ``model``, a copy; unties where asked."""
-    experts = find_experts(model)
-    modules = {n: m for n, m in model.named_modules() if is_layer(m)}
-    available: dict[str, Layer] = {**modules, **experts} or dict(find_layers(model))  # which raises: there is none
-    by_name = True
-    if callable(layers):
-        by_name, names = False, [name for name in available if layers(name, available[name])]
-    elif layers is not None:
-        names = list(layers)
-    else:
-        by_name = isinstance(method, Mapping)
-        names = list(method if isinstance(method, Mapping) else available)
-    if isinstance(method, Mapping) and set(names) - set(method):
-        raise ValueError(f"method has no entry for layer(s) {sorted(set(names) - set(method))}")
-    wanted = find_with_experts(model, names)
-    skipped = reasons_to_leave(model, wanted, tied="untie" if tied == "untie" else "refuse")
-    if skipped and by_name:
-        told = "; ".join(f"layer {name!r}: {reason}" for name, reason in skipped.items())
-        raise ValueError(f'{told}. Leave it out, or pass tied="untie" where it is tied')
-    methods = {n: method[n] if isinstance(method, Mapping) else method for n in wanted if n not in skipped}
-    if not methods:
-        raise ValueError(f"no layer is left to compress: {skipped}")
-    skipped |= {name: "not chosen" for name in modules if name not in wanted}
-    return _Plan(available, methods, skipped, set() if by_name else set(experts) & set(methods))
-
-
-def _check_layers(plan: _Plan, on_error: str) -> None:
-    """Raise if a weight is not finite, or a method would refuse a layer's shape: all such layers are named."""
-    problems: dict[str, str] = {}
-    asked: dict[tuple, str | None] = {}
-    for name, method in plan.methods.items():
-        weight = weight_matrix(plan.layers[name])
-        if not torch.isfinite(weight).all():
-            problems[name] = f"its weight holds {int((~torch.isfinite(weight)).sum())} NaN or infinite value(s)"
-            continue
-        out, inp = weight.shape[1:]
-        key = (id(method), out, inp, weight.dtype)
-        if key not in asked:
-            second = _second_argument(method)
-            shapes = [(out, inp), *([] if second is None else [(inp,)] if second == "input_norm" else [(inp, inp)])]
-            asked[key] = refusal(method, shapes, weight.dtype)
-        problem = asked[key]
-        if problem is not None:
-            problems[name] = problem
-    if problems and on_error == "raise":
-        raise ValueError("; ".join(f"layer {name!r}: {problem}" for name, problem in problems.items()))
 
 
 def _why_again(sequential: bool, resume: object, layers_per_pass: int | None) -> str | None:

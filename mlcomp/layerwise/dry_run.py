@@ -8,6 +8,7 @@ found before the first one is compressed.   Syllabus: 2.01
 import builtins
 import copy
 import functools
+import sys
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What a check of arguments asks a tensor; everything else is arithmetic.
-_ASKED = {torch.isfinite, torch.Tensor.isfinite, torch.numel, torch.is_floating_point, torch.is_complex}
-_ASKED |= {Tensor.numel, Tensor.size, Tensor.dim, Tensor.stride, Tensor.element_size, Tensor.__len__}
-_ASKED |= {Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous, Tensor.isnan, torch.isnan, torch.isinf}
+# Questions about a tensor, and changes of dtype; what else is not asked by a check is arithmetic.
+_ASKED = {Tensor.numel, Tensor.size, Tensor.dim, Tensor.stride, Tensor.element_size, Tensor.__len__, torch.numel}
+_ASKED |= {Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous, torch.is_floating_point}
 _KEPT = {Tensor.float, Tensor.double, Tensor.to, Tensor.clone, torch.clone, Tensor.detach, Tensor.contiguous}
+_CHECKS = ("mlcomp.checks", "mlcomp.context")
 
 # What a function of the user's may call and still leave no trace.
 _BUILTINS = {"abs", "bool", "dict", "enumerate", "float", "int", "isinstance", "len", "list", "max", "min", "range"}
@@ -35,11 +36,20 @@ class _StandIn(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, kinds: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        if func not in _ASKED and func not in _KEPT and getattr(func, "__name__", "") != "__get__":
+        asked = func in _ASKED or func in _KEPT or getattr(func, "__name__", "") == "__get__"
+        if not asked and not _from_a_check():
             raise _Arithmetic
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
         return result.as_subclass(cls) if func in _KEPT else result
+
+
+def _from_a_check() -> bool:
+    """Return whether what is being done with a stand-in is done by a check, whatever type checkers stand between."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith((__name__, "jaxtyping", "beartype")):
+        frame = frame.f_back
+    return frame.f_globals["__name__"] in _CHECKS
 
 
 def refusal(method: Callable[..., Any], shapes: Iterable[tuple[int, ...]], dtype: torch.dtype) -> str | None:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.experts import ExpertCalls, expert_by_expert, find_experts
+from mlcomp.layerwise.fit import unfit
 from mlcomp.layerwise.matrix import Layer, find_layers, input_matrices, weight_matrix
 from mlcomp.layerwise.running import StopForward, call_model, check_batches, check_called, hooked
 from mlcomp.layerwise.valid import Valid, ValidPositions, check_valid
-from mlcomp.layerwise.weights import unfit
 from mlcomp.modes import evaluating
 
 

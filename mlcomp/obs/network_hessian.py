@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, jacrev, vjp, vmap
 
 from mlcomp.checks import check_finite
 from mlcomp.context import isolated_run
-from mlcomp.layerwise.weights import copy_model
+from mlcomp.layerwise.fit import copy_model
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 

@@ -20,7 +20,7 @@ from mlcomp.layerwise import (
     replace_module,
     with_weights,
 )
-from mlcomp.layerwise.weights import copy_model
+from mlcomp.layerwise.fit import copy_model
 from mlcomp.prune import calibrate, gradual_pruning, magnitude, snip
 from mlcomp.quant import brecq, prepare_diffq, prepare_qat, ptq, rtn
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from mlcomp.checks import check_finite, check_sparsity
 from mlcomp.context import isolated_run
 from mlcomp.layerwise.attention import split_attention
-from mlcomp.layerwise.weights import choose_layers, copy_model, layer_weights
+from mlcomp.layerwise.fit import choose_layers, copy_model
+from mlcomp.layerwise.weights import layer_weights
 from mlcomp.prune.importance.magnitude import prune_lowest
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mlcomp.checks import check_sparsity, check_whole
 from mlcomp.context import isolated_run
-from mlcomp.layerwise.weights import choose_layers, copy_model, layer_weights
+from mlcomp.layerwise.fit import choose_layers, copy_model
+from mlcomp.layerwise.weights import layer_weights
 from mlcomp.prune.during_training.cubic_schedule import cubic_schedule
 from mlcomp.prune.importance.magnitude import global_magnitude
 from mlcomp.train.loop import History, batch_starts, train

@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mlcomp.context import isolated_run
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.bias_correction import bias_correction
+from mlcomp.layerwise.fit import choose_layers, copy_model
 from mlcomp.layerwise.inputs import first_argument, first_calls, trace_layers
 from mlcomp.layerwise.matrix import Layer, find_layer, input_matrices, is_layer, set_weight_matrix, weight_matrix
 from mlcomp.layerwise.running import call_model, check_batches, check_called, hooked
-from mlcomp.layerwise.weights import choose_layers, copy_model
 from mlcomp.modes import evaluating
 from mlcomp.prune.post_training.masked_finetune import FinetunedLayer, masked_finetune
 from mlcomp.prune.post_training.weight_correction import weight_correction

@@ -18,8 +18,8 @@ from mlcomp.checks import check_finite, check_like, check_size, check_tensor, ch
 from mlcomp.context import isolated
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.layerwise.attention import join_attention, split_attention
+from mlcomp.layerwise.fit import choose_layers, copy_model
 from mlcomp.layerwise.matrix import find_layer, set_weight_matrix, weight_from_rows, weight_rows
-from mlcomp.layerwise.weights import choose_layers, copy_model
 from mlcomp.quant.additive.aqlm import stored
 from mlcomp.quant.additive.aqlm_codebooks import decode_sum
 

@@ -18,8 +18,9 @@ from torch.func import functional_call
 from mlcomp.checks import check_positive, check_tensor, check_values, narrowed
 from mlcomp.context import isolated
 from mlcomp.layerwise.attention import split_attention
+from mlcomp.layerwise.fit import choose_layers, copy_model
 from mlcomp.layerwise.matrix import Layer, find_layer, find_layers
-from mlcomp.layerwise.weights import Replacement, choose_layers, copy_model, replace_module
+from mlcomp.layerwise.weights import Replacement, replace_module
 from mlcomp.quant.scalar.mixed_bits import MixedBits, mixed_bits_nbytes, quantize_mixed
 
 _GRID_BYTES = 8  # least and largest weight of the tensor, float32

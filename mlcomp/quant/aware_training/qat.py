@@ -15,9 +15,10 @@ from torch.func import functional_call
 from mlcomp.checks import check_choice
 from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.attention import split_attention
+from mlcomp.layerwise.fit import copy_model
 from mlcomp.layerwise.matrix import Layer, find_layer, weight_from_rows, weight_rows
 from mlcomp.layerwise.running import check_batches
-from mlcomp.layerwise.weights import Replacement, copy_model, replace_module
+from mlcomp.layerwise.weights import Replacement, replace_module
 from mlcomp.quant.aware_training.lsq import lsq_quantize
 from mlcomp.quant.aware_training.ste import straight_through
 from mlcomp.quant.grid import Grid, fit_grid

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from mlcomp.context import isolated_run
-from mlcomp.layerwise.weights import copy_model
+from mlcomp.layerwise.fit import copy_model
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 

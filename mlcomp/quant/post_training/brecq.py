@@ -19,8 +19,8 @@ from torch.func import functional_call
 from mlcomp.checks import check_bits, check_finite, check_whole
 from mlcomp.context import isolated_run
 from mlcomp.layerwise.attention import split_attention
+from mlcomp.layerwise.fit import choose_layers, copy_model
 from mlcomp.layerwise.matrix import find_layer, find_layers, set_weight_matrix, weight_from_rows, weight_rows
-from mlcomp.layerwise.weights import choose_layers, copy_model
 from mlcomp.quant.post_training.adaround import (
     annealed_beta,
     inverse_rectified_sigmoid,

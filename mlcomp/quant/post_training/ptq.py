@@ -18,10 +18,11 @@ from mlcomp.context import isolated_run
 from mlcomp.layerwise.attention import attention_split, split_attention
 from mlcomp.layerwise.batchnorm import reestimate_batchnorm
 from mlcomp.layerwise.bias_correction import correct_biases
+from mlcomp.layerwise.fit import choose_layers, copy_model
 from mlcomp.layerwise.inputs import watching
 from mlcomp.layerwise.matrix import Layer, find_layer, find_layers, set_weight_matrix, weight_rows
 from mlcomp.layerwise.running import call_model, check_batches
-from mlcomp.layerwise.weights import choose_layers, copy_model, replace_module
+from mlcomp.layerwise.weights import replace_module
 from mlcomp.metrics.model import snr_db
 from mlcomp.modes import evaluating
 from mlcomp.quant.post_training.batchnorm_folding import CannotFold, fold_batchnorm
