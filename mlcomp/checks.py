@@ -158,9 +158,10 @@ def check_vector(name: str, x: Tensor) -> None:
 
 def check_mask(name: str, mask: Tensor, weight: Tensor) -> None:
     """Raise unless ``mask`` is a boolean tensor of the shape of ``weight``."""
-    check_tensor(name, mask)
-    if mask.dtype != torch.bool or mask.shape != weight.shape:
-        given = f"{mask.dtype} {tuple(mask.shape)}"
+    if isinstance(mask, Tensor):
+        check_tensor(name, mask)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
+        given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"{name} must be a boolean tensor of the weight's shape {tuple(weight.shape)}, got {given}")
 
 

@@ -124,6 +124,7 @@ def _check(
         raise ValueError(f"targets must be {(out, inputs.shape[1])}, got {tuple(targets.shape)}")
     for name, t in (("inputs", inputs), ("targets", targets)):
         check_values(name, t)
+        check_size(name, narrowed(t.detach(), torch.promote_types(weight.dtype, torch.float32)))
     if bias is not None:
         check_like("bias", bias, (out,), "the weight's outputs")
     check_whole("steps", steps, 0)

@@ -56,6 +56,7 @@ def lsq_quantize(v: Tensor, step: Tensor, *, low: int, high: int, count: int | N
         raise ValueError(f"codes must run from low ≤ 0 to high ≥ 1, got {low} … {high}")
     check_values("v", v)
     check_values("step", step)
+    narrowed(step.detach(), v.dtype)  # in which a single step is taken
     if v.numel() == 0 or step.numel() == 0:
         raise ValueError(f"v and step must have entries, got shapes {tuple(v.shape)} and {tuple(step.shape)}")
     if not (step.detach() > 0).all():
