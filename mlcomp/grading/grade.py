@@ -7,14 +7,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from mlcomp.grading.alignment import aligned, defines
 from mlcomp.grading.assignment import (
     STUB,
     Assignment,
     AssignmentError,
     Cell,
     Question,
-    aligned,
-    defines,
     is_left_out,
     load_assignments,
     marks,

@@ -20,7 +20,8 @@ import nbformat
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat.notebooknode import NotebookNode
 
-from mlcomp.grading.assignment import STUB, Assignment, AssignmentError, Cell, aligned, marks
+from mlcomp.grading.alignment import aligned
+from mlcomp.grading.assignment import STUB, Assignment, AssignmentError, Cell, marks
 from mlcomp.grading.limits import Limits
 from mlcomp.grading.submission import cells_of, content
 

@@ -25,7 +25,8 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 def check_devices(**tensors: Tensor) -> None:
     """Raise unless all tensors lie on one device that the kernel can run on."""
     for name, tensor in tensors.items():
-        check_tensor(name, tensor)
+        if not isinstance(tensor, Tensor):
+            check_tensor(name, tensor)  # raises
     devices = {name: str(tensor.device) for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1:
         raise ValueError(f"all tensors must be on one device, got {devices}")
@@ -37,3 +38,5 @@ def check_devices(**tensors: Tensor) -> None:
             f"the kernel runs on a GPU, got {devices}; on a machine without one call "
             f"mlcomp.kernels.interpret_without_gpu() before anything imports Triton"
         )
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor)

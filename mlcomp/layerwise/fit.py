@@ -1,7 +1,9 @@
 """Which layers may be exchanged, which must be left and why, and a copy of a model that keeps its ties.
 
 This is the one place that knows what a layer's weight can be. A layer is fit if its weight is a plain parameter that
-nobody else holds, and if it multiplies as its kind does.   Syllabus: 2.01
+nobody else holds and, where the inputs that it multiplies have to be known, if its forward is that of its kind.
+
+Syllabus: 2.01
 """
 
 import copy
@@ -22,8 +24,11 @@ _EMPTY = (UninitializedParameter, UninitializedBuffer)
 _KNOWN = ("torch.nn.modules.linear", "torch.nn.modules.conv", "transformers.pytorch_utils")
 
 
-def unfit(layer: Layer) -> str | None:
-    """Return why the layer's weight cannot be taken for a matrix and exchanged, and the way out; None if it can."""
+def unfit(layer: Layer, *, product: bool) -> str | None:
+    """Return why the layer's weight cannot be exchanged, and the way out; None if it can.
+
+    With ``product`` also why it is not known what the weight multiplies: the layer has a forward of its own.
+    """
     parameters = layer._parameters
     if "weight" not in parameters:
         if "weight_orig" in parameters and "weight_mask" in layer._buffers:
@@ -43,7 +48,7 @@ def unfit(layer: Layer) -> str | None:
         return f"its weight is packed or of another layout ({type(weight.data).__name__}, {weight.dtype})"
     if weight.dtype not in DTYPES:
         return f"its weight is {weight.dtype}, packed or with scales of its own: only 16 to 64 bit floats are taken"
-    return _own_forward(layer)
+    return _own_forward(layer) if product else None
 
 
 def _own_forward(layer: Layer) -> str | None:
@@ -56,7 +61,7 @@ def _own_forward(layer: Layer) -> str | None:
 
 
 def choose_layers(
-    model: nn.Module, names: Iterable[str] | None = None, *, tied: str = "refuse"
+    model: nn.Module, names: Iterable[str] | None = None, *, tied: str = "refuse", product: bool = False
 ) -> tuple[dict[str, Layer], dict[str, str]]:
     """Return name → layer of those whose weight may be exchanged, and name → reason of those that must be left.
 
@@ -65,20 +70,23 @@ def choose_layers(
         names: of layers; None: all. What was named and cannot be exchanged is an error.
         tied: a weight whose memory another module holds, too (also as a transposed view) is left ("refuse"), or
             taken like any other ("allow").
+        product: a layer with a forward of its own is left, too, for those who must know what the weight multiplies.
     Raises:
         ValueError: as :func:`find_layers`; a named layer that must be left, with the reason; no layer that may be
             exchanged.
     """
     names = None if names is None else list(names)
     layers = find_layers(model, names)
-    reasons = reasons_to_leave(model, layers, tied=tied)
+    reasons = reasons_to_leave(model, layers, tied=tied, product=product)
     chosen = {name: layer for name, layer in layers.items() if name not in reasons}
     if reasons and (names is not None or not chosen):
         raise ValueError("; ".join(f"layer {name!r}: {reason}" for name, reason in reasons.items()))
     return chosen, reasons
 
 
-def reasons_to_leave(model: nn.Module, layers: Mapping[str, Layer], *, tied: str = "refuse") -> dict[str, str]:
+def reasons_to_leave(
+    model: nn.Module, layers: Mapping[str, Layer], *, tied: str = "refuse", product: bool = False
+) -> dict[str, str]:
     """Return name → reason of those of ``layers`` whose weight may not be exchanged, as :func:`choose_layers` has it.
 
     With ``tied="untie"`` a tied layer first gets a weight of its own, in place.
@@ -86,7 +94,7 @@ def reasons_to_leave(model: nn.Module, layers: Mapping[str, Layer], *, tied: str
     held = None if tied == "allow" else _Memory(model)
     reasons = {}
     for name, layer in layers.items():
-        reason = unfit(layer)
+        reason = unfit(layer, product=product)
         other = None if reason is not None or held is None else held.elsewhere(name, layer)
         if other is not None and tied == "untie":
             layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)

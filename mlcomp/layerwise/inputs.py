@@ -247,7 +247,7 @@ def check_known(layers: Mapping[str, Layer]) -> None:
 
     A computed weight (parametrized, pruned with a mask) is read like any other.
     """
-    reasons = {name: unfit(layer) for name, layer in layers.items() if "weight" in layer._parameters}
+    reasons = {name: unfit(layer, product=True) for name, layer in layers.items() if "weight" in layer._parameters}
     bad = [f"layer {name!r}: {reason}" for name, reason in reasons.items() if reason is not None]
     if bad:
         raise ValueError("; ".join(bad))

@@ -88,7 +88,7 @@ def make_plan(model: nn.Module, method: Method | Mapping[str, Method], layers: C
     if isinstance(method, Mapping) and set(names) - set(method):
         raise ValueError(f"method has no entry for layer(s) {sorted(set(names) - set(method))}")
     wanted = find_with_experts(model, names)
-    skipped = reasons_to_leave(model, wanted, tied="untie" if tied == "untie" else "refuse")
+    skipped = reasons_to_leave(model, wanted, tied="untie" if tied == "untie" else "refuse", product=True)
     if skipped and by_name:
         told = "; ".join(f"layer {name!r}: {reason}" for name, reason in skipped.items())
         raise ValueError(f'{told}. Leave it out, or pass tied="untie" where it is tied')

@@ -4,7 +4,9 @@ The functions are found by themselves, with the tensors that they take; one with
 test fail. Functions of a network are left out: their tensors are whatever the network takes.
 """
 
+import copy
 import dataclasses
+import functools
 import importlib
 import inspect
 import traceback
@@ -34,6 +36,7 @@ PARTS = ("output_loss", "output_error", "inverse_factor", "straight_through", "l
 UNCHECKED = ("mlcomp.kernels.",)
 
 
+@functools.cache
 def good() -> dict[str, object]:
     """Return a good value of each argument, by name or, where names mean several things, by function and name."""
     weight, vectors, points = layer()["weight"], drawn(6, 8), drawn(12, 4)
@@ -148,7 +151,7 @@ def arguments(name: str) -> dict:
         own = f"{short}.{n}"
         if p.default is p.empty or n in OPTIONS or own in OPTIONS:
             call[n] = known[own] if own in known else known[n]
-    return call
+    return copy.deepcopy(call)
 
 
 def spoiled(x: Tensor, value: float) -> Tensor:

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from mlcomp.grading import cli
-from mlcomp.grading.assignment import STUB, AssignmentError, aligned, marks, parse, source
+from mlcomp.grading.alignment import aligned
+from mlcomp.grading.assignment import STUB, AssignmentError, marks, parse, source
 from mlcomp.grading.grade import grade_file
 from mlcomp.grading.report import page, table
 

@@ -178,7 +178,7 @@ def _layers_with_zeros(dense: nn.Module, pruned: nn.Module) -> list[str]:
             names.append(name)
     if not names:
         raise ValueError("pruned has no zeros in any linear or convolutional weight: there is nothing to calibrate")
-    choose_layers(pruned, names, tied="allow")  # raises for a layer whose weight is no plain parameter
+    choose_layers(pruned, names, tied="allow", product=True)  # raises for a layer whose weight is no plain parameter
     return names
 
 

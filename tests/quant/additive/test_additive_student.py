@@ -83,7 +83,7 @@ def test_without_the_rest_only_codebooks_and_scales_learn(case):
         (lambda b, x, c: (b, x[:0], c), "at least one sample"),
         (lambda b, x, c: (b, x.masked_fill(x == x[0, 0], torch.nan), c), "inputs"),
         (lambda b, x, c: (b, x, {}), "names no layer"),
-        (lambda b, x, c: (b, x, {"1": c["0"]}), "no Linear or Conv2d '1'"),
+        (lambda b, x, c: (b, x, {"1": c["0"]}), "layer '1' is LayerNorm; only nn.Linear"),
         (lambda b, x, c: (b, x, {"3": c["0"]}), "codes of a matrix"),
     ],
 )

@@ -56,8 +56,8 @@ def test_input_rounding_and_sizes():
     # The zero code is whole, so the ends may lie up to half a step off.
     assert ((rounded - x).abs()[inside] <= step * 1.001).all() and rounded.unique().numel() <= 8
     assert module.nbytes == (5 * 12 * 4 // 8 + 5 * 4) + 5 * 4 + (4 + 1)
-    assert torch.equal(module.weight.dequantize(), module.layer.weight)
-    only_weights = FakeQuantized(nn.Linear(12, 5), module.weight, None)
+    assert torch.equal(module.quantized.dequantize(), module.weight)
+    only_weights = FakeQuantized(nn.Linear(12, 5), module.quantized, None)
     assert torch.equal(only_weights.round_input(x), x) and only_weights.nbytes == module.nbytes - 5
     assert "weight_bits=4, input_bits=3" in repr(module)
     assert set(module.state_dict()) >= {"codes", "step", "zero", "input_step", "input_zero", "layer.weight"}
@@ -81,7 +81,7 @@ def test_bad_input():
     grid = activation_grid(0.0, 1.0, bits=8)
     with pytest.raises(ValueError, match="got ReLU"):
         FakeQuantized(nn.ReLU(), q, grid)
-    with pytest.raises(ValueError, match="codes must be the weight"):
+    with pytest.raises(ValueError, match=r"codes must be \(5, 4\) like the layer's weight"):
         FakeQuantized(nn.Linear(4, 5), q, grid)
     with pytest.raises(ValueError, match="no codes"):
         FakeQuantized(nn.Linear(4, 3), q, None).input_codes(torch.ones(1, 4))
