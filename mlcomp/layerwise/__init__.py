@@ -20,7 +20,7 @@ from mlcomp.layerwise.hessian import (
 )
 from mlcomp.layerwise.inputs import LayerTrace, collect_hessians, trace_layers
 from mlcomp.layerwise.matrix import input_matrices, is_layer, set_weight_matrix, weight_matrix
-from mlcomp.layerwise.report import CompressionReport, LayerRow, output_error
+from mlcomp.layerwise.report import CompressionReport, LayerRow, LeftOut, output_error
 from mlcomp.layerwise.running import StopForward, call_model, hooked
 from mlcomp.layerwise.weights import keep_zeros, layer_weights, network_sparsity, replace_module, with_weights
 
@@ -31,6 +31,7 @@ __all__ = [
     "InverseHessian",
     "LayerRow",
     "LayerTrace",
+    "LeftOut",
     "StopForward",
     "analytic_correction",
     "bias_correction",

@@ -90,8 +90,8 @@ def compress(
             layers are named); a layer that is never called; batches that the model does not take, or that can be read
             only once; a resume folder of other settings. Later: a result of wrong shape or with NaN.
     Guarantee: ``model`` is bit for bit as before; a run killed at any time and resumed gives the same result.
-    Cost: sequential: one pass over the calibration set to find the order, then one for each stage (a stage is a
-        layer, or several that read the same tensor), each ended at its layer: about stages/2 forward passes in all.
+    Cost: sequential: one pass over all batches to find the order and check them, then one for each stage (a stage is
+        a layer, or several that read the same tensor), each ended at its layer: about stages/2 forward passes in all.
         Memory: a second model and the H of one stage, whatever the number of batches.
     """
     _check_options(tied, on_error, sequential, layers_per_pass)
@@ -126,7 +126,9 @@ def compress(
 
 
 def _sequential(run: "_Run", plan: "Plan", bar: tqdm) -> dict[str, LayerRow]:
-    trace = trace_layers(run.model, run.batches, plan.methods, plan.layers)
+    trace = trace_layers(run.model, run.batches, plan.methods, plan.layers, valid=run.valid)
+    if run.held_out is not None:  # whatever is wrong with these batches is told before any work, too
+        trace_layers(run.model, run.held_out, plan.methods, plan.layers, valid=run.valid)
     methods = plan.without_idle_experts(trace.calls)
     if run.on_error == "raise" or not any(trace.calls[name] for name in methods):
         check_called({name: trace.calls[name] for name in methods})

@@ -147,7 +147,12 @@ class LayerTrace:
 
 @isolated_run
 def trace_layers(
-    model: nn.Module, batches: Iterable, names: Iterable[str], layers: Mapping[str, Layer] | None = None
+    model: nn.Module,
+    batches: Iterable,
+    names: Iterable[str],
+    layers: Mapping[str, Layer] | None = None,
+    *,
+    valid: Valid = None,
 ) -> LayerTrace:
     """Run ``model`` (in eval mode already) on all ``batches`` and note when each layer is called, and on what.
 
@@ -155,8 +160,9 @@ def trace_layers(
 
     Args:
         layers: name → layer; None: what :func:`find_layers` finds.
+        valid: only checked against the inputs, see :func:`collect_hessians`.
     Raises:
-        ValueError: unknown name; NaN or inf in an input.
+        ValueError: unknown name; NaN or inf in an input; a mask that does not fit one.
     Cost: one forward pass over the calibration set; the inputs of one batch are kept alive for its time.
     """
     names = list(names)
@@ -164,9 +170,11 @@ def trace_layers(
     calls = dict.fromkeys(names, 0)
     leaders: dict[str, list[str | None]] = {name: [] for name in names}
     seen: list[tuple[str, Tensor, int]] = []
+    positions = ValidPositions(None, None)
 
     def see(name: str, x: Tensor) -> None:
         check_input(name, x)
+        positions.fitted(name, found[name], x)
         # Tensors of inference mode do not count their changes: each call of theirs then stands for itself.
         seen.append((name, x, -1 - len(seen) if x.is_inference() else x._version))
 
@@ -175,6 +183,7 @@ def trace_layers(
         with watching(split, {name: found[name] for name in names}, see):
             for batch in batches:
                 seen.clear()
+                positions = ValidPositions(batch, valid)
                 call_model(split, batch)
                 first: dict[tuple[int, int], str] = {}
                 leader: dict[str, str] = {}

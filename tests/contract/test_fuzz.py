@@ -300,8 +300,8 @@ def test_some_odd_tensors(name, as_user):
     # Others for each function, the same ones each time: together they are all kinds.
     first = zlib.crc32(name.encode())
     mine = cells(name)
-    wrong = [trial(name, *mine[(first + i * 7) % len(mine)]) for i in range(3)]
-    assert not any(wrong), "\n".join(filter(None, wrong))
+    wrong = trial(name, *mine[first % len(mine)])
+    assert not wrong, wrong
 
 
 @pytest.mark.slow

@@ -82,3 +82,32 @@ def test_all_misfits_are_named_before_any_work():
     net = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 10), nn.Linear(10, 8))
     _, report = compress(net, [torch.randn(30, 8)], method, progress=False, on_error="skip")
     assert [row.name for row in report.skipped] == ["2"] and len(done) == 2
+
+
+def test_batches_are_checked_for_all_layers_before_any_work():
+    class Late(nn.Module):
+        """What is odd about a batch shows at the last layer only."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x, mask):
+            y = self.first(x)
+            return self.last(y.exp() if (x < 9).all() else y * float("inf"))
+
+    good = {"x": torch.randn(3, 5, 4), "mask": torch.ones(3, 5)}
+    bad, done = {**good, "x": torch.full((3, 5, 4), 10.0)}, []
+
+    def method(w, h):
+        done.append(w)
+        return w
+
+    for batches, held_out in (([good, bad], None), ([good], [good, bad])):
+        with pytest.raises(ValueError, match="layer 'last': its input holds"):
+            compress(Late(), batches, method, held_out=held_out, progress=False)
+    cut = {**good, "mask": torch.ones(3, 6)}
+    for batches, held_out in (([good, cut], None), ([good], [good, cut])):
+        with pytest.raises(ValueError, match="and the mask of valid positions"):
+            compress(Late(), batches, method, held_out=held_out, valid="mask", progress=False)
+    assert not done
