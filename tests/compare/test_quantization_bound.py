@@ -41,7 +41,7 @@ def test_it_is_below_the_best_codes_and_above_one_gap_without_more(seed, inp, le
 
 
 @examples(30)
-@given(seed=st.integers(0, 10**6), scale=st.floats(0, 3))
+@given(seed=st.integers(0, 10**6), scale=st.just(0.0) | st.floats(1e-30, 3))
 def test_any_multipliers_certify_something_true(seed, scale):
     hessian, target = problem(4, seed, 4)
     g = torch.Generator().manual_seed(seed)

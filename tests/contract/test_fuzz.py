@@ -286,6 +286,7 @@ def cells(name: str) -> list[tuple[str, str, Callable]]:
     ]
 
 
+@pytest.mark.slow
 def test_every_function_has_a_good_call(as_user):
     assert len(FUNCTIONS) > 90
     for name in FUNCTIONS:

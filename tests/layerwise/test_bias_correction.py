@@ -104,6 +104,7 @@ def test_analytic_equals_empirical_where_its_assumptions_hold():
     torch.testing.assert_close(kernel, (weight - q).sum(1))
 
 
+@pytest.mark.slow
 def test_analytic_points_the_right_way_in_the_real_network(as_user):
     """Without data, from BatchNorm's β and γ: most of the shift of a convolution behind BatchNorm and relu."""
     from mlcomp.data import mnist_calibration

@@ -88,6 +88,7 @@ def test_a_tensor_of_three_dimensions_that_is_no_mixture_has_a_line(sequential):
     assert torch.equal(result.table, net.table)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_transformers():
     transformers = pytest.importorskip("transformers")
     config = transformers.Qwen2MoeConfig(

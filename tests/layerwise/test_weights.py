@@ -43,6 +43,7 @@ def test_shared_weights_are_listed_once():
     assert list(layer_weights(model)) == ["0"]
 
 
+@pytest.mark.slow
 def test_training_with_zeros_equals_torchs_own_masks():
     """torch.nn.utils.prune multiplies by the mask in the forward pass; both must give the same network."""
     x, y = problem()
