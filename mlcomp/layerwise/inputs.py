@@ -159,7 +159,7 @@ def trace_layers(
     Layers called only for some batches (experts, say) come after those that were seen before them.
 
     Args:
-        layers: name → layer; None: the model's linear and convolutional layers of these names.
+        layers: name → layer; None: what :func:`find_layers` finds.
         valid: only checked against the inputs, see :func:`collect_hessians`.
     Raises:
         ValueError: unknown name; NaN or inf in an input; a mask that does not fit one.

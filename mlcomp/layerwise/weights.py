@@ -92,8 +92,8 @@ def keep_zeros(model: nn.Module, layers: Iterable[str] | None = None) -> Callabl
     Returns:
         a function of the step's number. It writes into the model's weights, in place.
     Raises:
-        ValueError: an unknown name, a module of another kind, no layer at all; a layer whose weight is no plain
-            parameter, so that zeros written into it would be lost.
+        ValueError: as :func:`find_layers`; a layer whose weight is no plain parameter, so that zeros written into it
+            would be lost.
     Guarantee: after each step the watched weights are zero, whatever the optimizer keeps in its moments; all others
         move exactly as if the gradient of the zeros had been masked (for optimizers that act entry by entry).
     """
