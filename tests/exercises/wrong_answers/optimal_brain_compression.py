@@ -622,7 +622,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "sign of the update",
             _obq(("weight -= (", "weight += (")),
-            "this is plain rounding: were all levels chosen at the start",
+            "",  # by chance as good as plain rounding, or not
         ),
         ("dearest first", _obq(("torch.inf).argmin()", "-1.0).argmax()")), ""),
         (

@@ -366,7 +366,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "half of the feedback",
             _ldlq(("+ (weight - result)", "+ 0.5 * (weight - result)")),
-            "): check U, and which errors come in",
+            "",  # by chance as good as plain rounding, or not
         ),
         (
             "plain rounding",
