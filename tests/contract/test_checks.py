@@ -1,6 +1,5 @@
 """Every public function that takes a layer refuses the same bad inputs, with ValueError or TypeError."""
 
-import importlib
 import inspect
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from mlcomp.checks import check_choice, check_codes, check_dtype, check_interval, check_positive, check_whole
 from mlcomp.formats.additive_codebook import AdditiveCodes
 from mlcomp.quant.scalar.codebook import Codebook
-from tools.inventory import api
+from tests.contract.public import public_functions
 
 OUT, INP = 4, 16
 NAN, INF = float("nan"), float("inf")
@@ -119,16 +118,11 @@ TENSORS = (*TENSORS, "inputs", "targets", "between", "box")
 def public() -> dict[str, object]:
     """Every public function whose weight is a matrix (out, inp) or whose Hessian is (inp, inp)."""
     found = {}
-    for homes in api().values():
-        for home, names in homes.items():
-            for name in names:
-                function = getattr(importlib.import_module(home), name)
-                if not inspect.isfunction(function):
-                    continue
-                parameters = inspect.signature(function).parameters
-                kinds = {n: getattr(p.annotation, "dim_str", None) for n, p in parameters.items()}
-                if kinds.get("weight") == "out inp" or kinds.get("hessian") == "inp inp":
-                    found[f"{home}.{name}"] = function
+    for home, name, function in public_functions():
+        parameters = inspect.signature(function).parameters
+        kinds = {n: getattr(p.annotation, "dim_str", None) for n, p in parameters.items()}
+        if kinds.get("weight") == "out inp" or kinds.get("hessian") == "inp inp":
+            found[f"{home}.{name}"] = function
     return found
 
 

@@ -1,7 +1,5 @@
 """Every public function gives the same result whatever context its caller stands in, bit for bit."""
 
-import importlib
-import inspect
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -18,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from mlcomp import budget, compare, data, formats, layerwise, metrics, models, obs, prune, quant, sources
 from mlcomp.cost import model_cost
 from mlcomp.train import train
+from tests.contract.public import public_functions
 from tests.contract.test_checks import FUNCTIONS, drawn, good_arguments, layer
-from tools.inventory import api
 
 
 @contextmanager
@@ -361,11 +359,8 @@ BARE = " ".join(LEFT_OUT.values()).split()
 def everything() -> dict[str, Callable]:
     """Every public function by its name, a kernel by "kernels." and its name."""
     found = {}
-    for package, homes in api().items():
-        for home, names in homes.items():
-            things = {name: getattr(importlib.import_module(home), name) for name in names}
-            kernel = "kernels." if package == "mlcomp.kernels" else ""
-            found |= {kernel + name: thing for name, thing in things.items() if inspect.isfunction(thing)}
+    for home, name, function in public_functions():
+        found["kernels." * home.startswith("mlcomp.kernels.") + name] = function
     return found
 
 

@@ -7,7 +7,6 @@ test fail. Functions of a network are left out: their tensors are whatever the n
 import copy
 import dataclasses
 import functools
-import importlib
 import inspect
 import traceback
 import zlib
@@ -22,8 +21,8 @@ import mlcomp
 from mlcomp.formats import AdditiveCodes, absmax_int8
 from mlcomp.obs import exact_obs_trace
 from mlcomp.quant import pack_w4, rtn
+from tests.contract.public import public_functions
 from tests.contract.test_checks import INP, OUT, changed, drawn, layer
-from tools.inventory import api
 
 ROOT = str(Path(mlcomp.__file__).parent)
 # What they return is learned with, so it keeps its gradient.
@@ -123,20 +122,13 @@ def is_tensor(parameter: inspect.Parameter) -> bool:
 def found() -> dict[str, Callable]:
     """Return every public function with a tensor among its arguments and no network."""
     functions = {}
-    for homes in api().values():
-        for home, names in homes.items():
-            for name in names:
-                function = getattr(importlib.import_module(home), name)
-                if not inspect.isfunction(function):
-                    continue
-                parameters = inspect.signature(function).parameters.values()
-                network = any(
-                    s in str(p.annotation)
-                    for p in parameters
-                    for s in ("Module", "FlatNetwork", "nn.modules", "FakeQ")
-                )
-                if any(map(is_tensor, parameters)) and not network and name not in PARTS:
-                    functions[f"{home}.{name}"] = function
+    for home, name, function in public_functions():
+        parameters = inspect.signature(function).parameters.values()
+        network = any(
+            s in str(p.annotation) for p in parameters for s in ("Module", "FlatNetwork", "nn.modules", "FakeQ")
+        )
+        if any(map(is_tensor, parameters)) and not network and name not in PARTS:
+            functions[f"{home}.{name}"] = function
     return functions
 
 
