@@ -40,6 +40,7 @@ def answer(book, grade_id, text):
 # --- the self-learner ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_own_work_in_any_folder(reference, tmp_path):
     book = answer(reference, "obq-answer", "def obq_row(weight, hessian, levels):\n    return weight\n")
     path = write(book, tmp_path / "Copy of optimal (1).ipynb")
@@ -230,6 +231,7 @@ def test_a_notebook_of_another_assignment_does_not_decide_for_the_class(empty, t
     assert [found.folder for found in graded] == ["lecture2"]
 
 
+@pytest.mark.slow
 def test_the_page_goes_into_a_folder_that_is_not_there_yet(empty, tmp_path):
     done = grade(write(empty, tmp_path / "mine.ipynb"), "--feedback", "not/yet/page.html", cwd=tmp_path)
     assert done.returncode == 0 and "Question" in done.stdout, done.stderr

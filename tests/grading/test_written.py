@@ -99,6 +99,7 @@ class Tags(HTMLParser):
 
 
 @pytest.mark.parametrize("text", ATTEMPTS)
+@pytest.mark.slow
 def test_an_attempt_becomes_no_tag_that_acts(text):
     page = exported([shown(text)])
     ours = exported(["MARK"]).count("<script")
@@ -140,7 +141,9 @@ def test_text_that_is_no_markdown_is_shown_as_it_is():
     assert text in page.text and "em" not in {tag for tag, _ in page.tags}
 
 
+@pytest.mark.slow
 def test_a_text_cannot_take_long_nor_much_memory():
+    harmless([{"cell_type": "markdown", "source": "*a*"}], seconds=60)  # the first call imports what renders
     start = time.monotonic()
     slow = {"cell_type": "markdown", "source": "<div>" * 20_000}
     texts = harmless([slow, {"cell_type": "markdown", "source": "*late*"}], seconds=1.0)

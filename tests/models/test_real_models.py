@@ -70,6 +70,7 @@ def test_changing_a_model_in_place_leaves_the_cache_alone(no_network):
         assert any(bool(p.any()) for p in load()[0].parameters())
 
 
+@pytest.mark.slow
 def test_minilm_knows_what_sentences_mean(no_network, capfd):
     model, tokenizer = minilm()
     assert capfd.readouterr() == ("", "")
