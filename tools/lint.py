@@ -17,7 +17,7 @@ UNNAMED = re.compile(rf"^(?:> )?\*\*({STATEMENTS})(?: \d+)?\.\*\*", re.MULTILINE
 MENTION = re.compile(rf"(?<![\w*\[])({STATEMENTS}) (\d+)\b(?! \()")
 EXERCISE = re.compile(r"^> \*\*Exercise (\d+) \(.+\)\.\*\*", re.MULTILINE)
 RAW = {
-    "a role": re.compile(r"\{[a-z]+(?::[a-z]+)*\}`"),
+    "a role": re.compile(r"(?<!`)\{[a-z]+(?::[a-z]+)*\}`"),
     "a directive": re.compile(r"^\s*(?:>\s*)?(?:`{3,}|~{3,}|:{3,})\s*\{", re.MULTILINE),
     "an option of a directive": re.compile(r"^:[a-z-]+:(?:\s|$)", re.MULTILINE),
     "a label": re.compile(r"^\([\w-]+\)=\s*$|^\$\$ \([\w-]+\)\s*$", re.MULTILINE),
@@ -46,10 +46,11 @@ def shown_markdown(nb: nbformat.NotebookNode) -> list[str]:
 def raw_markup(nb: nbformat.NotebookNode) -> Iterator[str]:
     """Find what only the built book would render."""
     for text in shown_markdown(nb):
-        prose = FORMULA.sub("", text)
+        without_code = PROSE_CODE.sub("", text)
+        # Roles and directives are themselves made of backticks, and labels stand after formulas.
+        parts = {"a role": FORMULA.sub("", text), "a directive": text, "a label": without_code}
         for what, pattern in RAW.items():
-            # Roles and directives are themselves made of backticks; the rest may stand in code.
-            looked = prose if what in ("a role", "a directive") else PROSE_CODE.sub("", prose)
+            looked = parts.get(what, FORMULA.sub("", without_code))
             if hit := pattern.search(looked):
                 yield f"shows {what} that only the book renders: {hit.group().strip()!r}"
 
