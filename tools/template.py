@@ -32,9 +32,10 @@
 #     python tools/notebooks.py verify  lectures/<lecture>/NN_topic.ipynb
 #
 # and add the notebook to _toc.yml. The metadata above are required, but for `slides`: header and footer are made from
-# them (`goals` complete "You will be able to", `needs` are Markdown with links). `lecture` is a key of mlcomp_lectures
-# in _config.yml, `syllabus` holds the ids that the notebook walks through. Delete no section without a reason; the
-# order is the same in every notebook. At most 90 seconds on two cores, 4 GB. What `verify` checks is in tools/lint.py.
+# them (`goals` complete "You will be able to", `needs` are Markdown with links). `lecture` is a key of
+# mlcomp_lectures in _config.yml, `syllabus` holds the ids that the notebook walks through. Delete no section without
+# a reason; the order is the same in every notebook. At most 90 seconds on two cores, 4 GB. What `verify` checks is in
+# tools/lint.py.
 
 # %% [markdown]
 # A layer's weights are stored in 16 or 32 bits. Most of those bits carry nothing that the network needs. How many can
@@ -66,8 +67,8 @@ show_drawing(
 # ## Derivation
 #
 # *(Statements are quotations with a bold title, numbered in one count for each notebook; the book makes boxes of
-# them, and links of the words "Theorem 1". Long proofs go into a fold. Every step that a reader could doubt is checked
-# in a cell.)*
+# them, and links of the words "Theorem 1". Long proofs go into a fold. Every step that a reader could doubt is
+# checked in a cell.)*
 #
 # > **Theorem 1 (Error of rounding).** Let $Q(w) = s\,\mathrm{round}(w/s)$. Then $|w - Q(w)| \le s/2$.
 #
