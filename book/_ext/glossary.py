@@ -1,7 +1,7 @@
 """`{glossary-table}`: the page of the glossary; and notebook pages link the first use of each term to it.
 
-A term is linked in plain text only: not in headings, links, code, formulas and titles, nor in bold, where it is being
-defined. A term that the notebook links itself is not linked again. All forms of a term are entries of the search, too.
+A term is linked in plain text only: not in headings, links, code, formulas, titles, nor in bold, where it is defined.
+A term that the notebook links itself is not linked again. All forms of a term are entries of the search, too.
 """
 
 import functools
