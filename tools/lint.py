@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import nbformat
 
+from tools.inventory import glossary
 from tools.papers import papers, problem
 from tools.stamp import FOOTER, ROOT, contents, is_folded
 
@@ -150,6 +151,8 @@ def anchors(path: Path) -> set[str]:
         text = "\n\n".join(markdown(nbformat.read(path, as_version=4)))
     else:
         text = path.read_text(encoding="utf-8")
+        if path.name == "glossary.md":
+            return {f"term-{term.slug}" for term in glossary()}
     found = {slug(h) for h in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
     found |= {f"{kind.lower()}-{n}" for kind, n in STATEMENT.findall(text)}
     return found | {f"exercise-{n}" for n in EXERCISE.findall(text)}
@@ -175,7 +178,7 @@ def links(nb: nbformat.NotebookNode, path: Path) -> Iterator[str]:
                 goal = (path.parent / unquote(file)).resolve() if file else here
                 if not goal.exists():
                     yield f"links to {target}, which doesn't exist"
-                elif anchor and not anchor.startswith("term-") and anchor not in anchors(goal):
+                elif anchor and anchor not in anchors(goal):
                     yield f"links to {target}: there is no such place"
                 elif not section.startswith(AHEAD) and later(goal, here, names):
                     yield f"links ahead to {file} under {section!r}; only the last sections may"
