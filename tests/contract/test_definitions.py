@@ -17,9 +17,9 @@ def test_every_term_is_defined_or_linked_where_the_book_first_uses_it():
 
 
 def notebook(path, *texts):
-    frame = [nbformat.v4.new_markdown_cell("a header that names the Hessian")]
-    cells = [nbformat.v4.new_markdown_cell(text) for text in texts]
-    nbformat.write(nbformat.v4.new_notebook(cells=[*frame, *cells, *frame]), path)
+    frame = "a header or footer that names the Hessian"
+    cells = [nbformat.v4.new_markdown_cell(text) for text in (frame, *texts, frame)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     return path
 
 
