@@ -7,8 +7,8 @@ from types import ModuleType
 def how_to_get(extra: str) -> str:
     """Return how to add an optional extra; this package is on no index, so pip needs the wheel or a clone."""
     return (
-        f'in a clone: pip install -e ".[{extra}]"; elsewhere: pip install "mlcomp_book-….whl[{extra}]", with the wheel '
-        f'from the book\'s page "How to work with this book"'
+        f'in a clone: pip install -e ".[{extra}]"; elsewhere: pip install "mlcomp_book-….whl[{extra}]", with the '
+        "wheel from the book's page 'How to work with this book'"
     )
 
 

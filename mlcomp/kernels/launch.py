@@ -14,8 +14,8 @@ try:
     import triton.language as tl
 except ImportError as error:
     raise ImportError(
-        f"the kernels need Triton. {unavailable()} The references in mlcomp.formats, mlcomp.quant and mlcomp.obs need "
-        "nothing."
+        f"the kernels need Triton. {unavailable()} The references in mlcomp.formats, mlcomp.quant and mlcomp.obs "
+        "do without."
     ) from error
 
 __all__ = ["INTERPRETED", "check_devices", "tl", "triton"]
