@@ -15,7 +15,8 @@ MOST_LINES, MOST_NUMBERS, LEAST_ALT = 20, 20, 25
 STATEMENTS = "Theorem|Lemma|Proposition|Corollary|Definition|Algorithm"
 STATEMENT = re.compile(rf"^> \*\*({STATEMENTS}) (\d+) \(.+\)\.\*\*", re.MULTILINE)
 UNNAMED = re.compile(rf"^(?:> )?\*\*({STATEMENTS})(?: \d+)?\.\*\*", re.MULTILINE)
-MENTION = re.compile(rf"(?<![\w*\[])({STATEMENTS}) (\d+)\b(?! \()")
+# "Theorem 2", but not "the paper's Theorem 2" nor "Theorem 2 of the paper".
+MENTION = re.compile(rf"(?<!paper's )(?<!lecture's )(?<!slide's )(?<![\w*\[])({STATEMENTS}) (\d+)\b(?! (?:\(|of ))")
 EXERCISE = re.compile(r"^> \*\*Exercise (\d+) \(.+\)\.\*\*", re.MULTILINE)
 RAW = {
     "a role": re.compile(r"(?<!`)\{[a-z]+(?::[a-z]+)*\}`"),

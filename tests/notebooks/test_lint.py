@@ -87,6 +87,7 @@ def test_a_fault_in_the_text_is_seen(notebook, text, what):
         "```python\nx = {a: 1}\n```",
         "$$\n\\begin{cases} a \\\\ b \\end{cases} \\tag{1}\n$$",
         "by Theorem 1 it follows; [Theorem 9 of the paper](https://example.org)",
+        "the paper's Algorithm 1, and Theorem 9 of Markstein",
         "[the idea](#the-idea)",
         "![an axis with three points and their distances](x.png)",
     ],
