@@ -196,6 +196,7 @@ def from_py(path: Path) -> Path:
     if target.exists():
         old = read(target)
         nb = combine_inputs_with_outputs(nb, old)
+        nb.cells = [*(c for c in old.cells[:2] if c.cell_type == "code"), *nb.cells]  # the set-up cell, as it ran
         info["ran"] = old.metadata.get("mlcomp", {}).get("ran", {})
     nb.metadata["mlcomp"] = nbformat.from_dict(info)
     stamp(nb, target)

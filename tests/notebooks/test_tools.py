@@ -45,7 +45,8 @@ def test_round_trip_keeps_the_cells_and_the_outputs(notebook, tmp_path):
     tool.from_py(copy.with_suffix(".py"))
     again = tool.read(copy)
     assert [c.source for c in again.cells] == [c.source for c in nb.cells]
-    assert [c.get("outputs") for c in again.cells[2:]] == [c.get("outputs") for c in nb.cells[2:]]
+    assert [c.get("outputs") for c in again.cells] == [c.get("outputs") for c in nb.cells]
+    assert tool.problems(again, copy) == []
 
 
 def test_an_edited_cell_is_stale(notebook):
