@@ -1,4 +1,4 @@
-"""`{every-method}`: size against quality of all registered methods on one model, as a picture and as tables."""
+"""`{every-method}`: size against quality of all registered methods on one model, as tables; and as a drawing."""
 
 import csv
 import html
@@ -151,14 +151,13 @@ class EveryMethod(SphinxDirective):
     """The page's content, made at build time."""
 
     def run(self) -> list[nodes.Node]:
-        """Put the picture, then parse the tables as if they stood on the page."""
+        """Parse the tables as if they stood on the page."""
         if not CSV.exists():
             raise self.error(f"no results at {CSV.relative_to(ROOT)}")
         self.env.note_dependency(str(CSV))
         rows = results()
         node = nodes.container()
         node.document = self.state.document
-        node += nodes.raw("", f'<figure class="every-method">{picture(rows)}{caption(rows)}</figure>', format="html")
         lines = StringList(page(rows, missing(rows)), source=self.get_location())
         self.state.nested_parse(lines, self.content_offset, node)
         return node.children
