@@ -16,6 +16,10 @@ import every_method_chart as chart
 import which_method as subject
 from every_method_page import KINDS, results
 
+from mlcomp.compare import every_method
+from mlcomp.compare.subject import Subject
+from mlcomp.data import make_layer
+
 ROOT = Path(__file__).parents[2]
 CASES = yaml.safe_load(subject.CASES.read_text(encoding="utf-8"))
 PAGE = (ROOT / "book" / "which_method.md").read_text(encoding="utf-8")
@@ -86,6 +90,19 @@ def test_the_code_for_ones_own_model_runs(tmp_path, monkeypatch):
     assert packed.nbytes == 64 * 128 // 2 and step.shape == zero.shape == (64, 2)
     weight = torch.load(tmp_path / "model.pt")["0.weight"]
     assert torch.equal(weight, space["results"]["0"].dequantize()) and not torch.equal(weight, model[0].weight)
+
+
+def test_the_code_of_ones_own_method_runs(monkeypatch):
+    """As it stands on the page, but on one small layer instead of MiniLM."""
+    code = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "measure_method(" in block)
+    weight, x = make_layer(32, 128, 300, seed=0)[:2]
+    model = torch.nn.Sequential(torch.nn.Linear(128, 32))
+    model[0].weight.data.copy_(weight)
+    small = Subject(model, {"0": 2 * x @ x.T}, 0.5, x.T, lambda f, batch: f(batch), ("0",), lambda f: (0.9, 0.8))
+    monkeypatch.setattr(every_method, "_minilm", lambda: small)
+    space = {"__name__": "__main__"}
+    exec(code, space)
+    assert space["row"]["method"] == "mine" and 3 < float(space["row"]["bits_per_weight"]) < 5
 
 
 def test_the_picture_shows_every_row_and_its_front():
