@@ -103,6 +103,7 @@ def _stop():
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_two_runs_that_append_to_one_table_lose_no_row(tmp_path):
     code = "import sys; from pathlib import Path; from benchmarks.record import append\n"
     code += "for i in range(40): append([{'who': sys.argv[1], 'n': i}], Path(sys.argv[2]))"

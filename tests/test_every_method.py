@@ -111,6 +111,7 @@ QUICK = [(e, s) for e in ENTRIES.values() for s in e.settings[:1] if e.name not 
 
 
 @pytest.mark.parametrize(("entry", "setting"), QUICK, ids=lambda v: getattr(v, "name", ""))
+@pytest.mark.slow
 def test_every_registered_method_gives_an_honest_row(entry, setting, subject):
     before = {k: v.clone() for k, v in subject.model.state_dict().items()}
     row = run(entry, setting, subject)

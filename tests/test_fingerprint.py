@@ -411,6 +411,7 @@ print(json.dumps([*map(t.hash_values, things), *map(t.hash_model, models)]))
 """
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_finds_the_same():
     command = [sys.executable, "-c", ANOTHER]
     runs = [subprocess.Popen(command, env=os.environ | {"PYTHONHASHSEED": s}, stdout=subprocess.PIPE) for s in "15"]

@@ -149,6 +149,7 @@ for k in range(30):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_in_one_folder(tmp_path):
     runs = [subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path / "r")], stderr=subprocess.PIPE) for _ in "12"]
     assert [run.communicate(timeout=120)[1] for run in runs] == [b"", b""]
@@ -237,6 +238,7 @@ t.run(Path(sys.argv[1]), layers={"parts.Mix", "parts.mix", "parts." + "层" * 90
 """
 
 
+@pytest.mark.slow
 def test_compress_goes_on_with_a_set_of_names_in_a_process_of_another_hash_seed(tmp_path):
     for seed in ("1", "2"):
         command = [sys.executable, "-c", ONE_RUN, str(tmp_path)]

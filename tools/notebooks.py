@@ -5,6 +5,7 @@
     python tools/notebooks.py run     [--force | --changed-code-only] [NOTEBOOK …]
     python tools/notebooks.py verify  [NOTEBOOK …]
     python tools/notebooks.py stamp   [NOTEBOOK …]
+    python tools/notebooks.py define                 # link first uses of terms that nothing explains to the glossary
 
 Without names every lecture notebook is meant. `run` executes what is stale (its own code, or a module that it
 imports, directly or through others, changed since its outputs were stored) in a fresh kernel, in an empty temporary
@@ -12,6 +13,7 @@ folder.
 """
 
 import argparse
+import math
 import re
 import subprocess
 import sys
@@ -21,18 +23,19 @@ from pathlib import Path
 
 import jupytext
 import nbformat
-import yaml
 from jupytext.combine import combine_inputs_with_outputs
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.staleness import digest, library_hash  # noqa: E402  (the folder is put on the path above)
+from tools import lint  # noqa: E402  (the folder is put on the path above)
+from tools.definitions import first_uses, linked  # noqa: E402
+from tools.staleness import digest, library_hash  # noqa: E402
+from tools.stamp import FOLDED, HEADER_KEYS, is_stamped, stamp, unstamped  # noqa: E402
 
 LECTURES = ROOT / "lectures"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-HEADER_KEYS = {"title", "lecture", "slides", "syllabus"}
 
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -44,10 +47,6 @@ NOISE = {
     "an object's address": re.compile(r"\b0x[0-9a-f]{8,}"),
     "a progress bar": re.compile(r"\d+%\|"),
 }
-
-
-def config() -> dict:
-    return yaml.safe_load((ROOT / "_config.yml").read_text())
 
 
 def lecture_notebooks() -> list[Path]:
@@ -64,7 +63,7 @@ def write(nb: nbformat.NotebookNode, path: Path) -> None:
     nb.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}, "mlcomp": keep})
     seen = set()
     for cell in nb.cells:
-        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in ("tags", "mystnb")})
+        tidy(cell)
         salt = 0
         while (name := digest(f"{cell.cell_type}{cell.source}{salt}")[:8]) in seen:
             salt += 1
@@ -75,60 +74,30 @@ def write(nb: nbformat.NotebookNode, path: Path) -> None:
     path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
 
 
+def tidy(cell: nbformat.NotebookNode) -> None:
+    """Keep a cell's tags, and derive from them and its outputs what Jupyter, Colab and the book read."""
+    tags = list(cell.metadata.get("tags", []))
+    cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+    if cell.cell_type != "code":
+        return
+    if FOLDED & set(tags):
+        cell.metadata["jupyter"] = {"source_hidden": True}
+        cell.metadata["cellView"] = "form"
+    words = [
+        m["alt"] for o in cell.outputs for m in o.get("metadata", {}).values() if isinstance(m, dict) and "alt" in m
+    ]
+    if words:
+        cell.metadata["mystnb"] = {"image": {"alt": words[0]}}
+    elif "hide-input" in tags and lint.ASSERTS.search(cell.source) and not cell.outputs:
+        cell.metadata["mystnb"] = {"code_prompt_show": "Show the checks", "code_prompt_hide": "Hide the checks"}
+
+
 def code_of(nb: nbformat.NotebookNode) -> str:
     return "\n".join(c.source for c in nb.cells if c.cell_type == "code")
 
 
 def code_hash(nb: nbformat.NotebookNode) -> str:
     return digest(code_of(nb))
-
-
-# --- stamp ------------------------------------------------------------------------------------------------------
-
-
-def first_cells(nb: nbformat.NotebookNode, path: Path) -> list[nbformat.NotebookNode]:
-    """Return the two cells that every lecture notebook begins with."""
-    info = nb.metadata.get("mlcomp", {})
-    if missing := sorted({"title", "lecture", "syllabus"} - set(info)):
-        raise ValueError(f"{path}: the header lacks mlcomp.{', mlcomp.'.join(missing)} (see tools/template.py)")
-    settings = config()
-    url, branch = settings["repository"]["url"], settings["repository"]["branch"]
-    where = path.resolve().relative_to(ROOT) if path.resolve().is_relative_to(ROOT) else path.name
-    colab = (
-        f"https://colab.research.google.com/github/{url.removeprefix('https://github.com/')}/blob/{branch}/{where}"
-    )
-    names = settings["mlcomp_lectures"]
-    follows = names[info["lecture"]] + (f", slides {info['slides']}" if "slides" in info else "")
-    title = nbformat.v4.new_markdown_cell(f"# {info['title']}\n\n{follows} · [Open in Colab ↗]({colab})")
-    setup = nbformat.v4.new_code_cell(
-        "# Set-up: installs mlcomp where it is missing (on Colab, for example) and asks for sharp figures.\n"
-        "import importlib.util\n\n"
-        'if importlib.util.find_spec("mlcomp") is None:\n'
-        f'    %pip install --quiet "mlcomp-book[notebooks] @ git+{url}"\n'
-        "import matplotlib_inline.backend_inline\n\n"
-        'matplotlib_inline.backend_inline.set_matplotlib_formats("retina")',
-        metadata={"tags": ["remove-cell"]},
-    )
-    return [title, setup]
-
-
-def is_stamped(nb: nbformat.NotebookNode, path: Path) -> bool:
-    want = first_cells(nb, path)
-    have = nb.cells[:2]
-    return [(c.cell_type, c.source) for c in have] == [(c.cell_type, c.source) for c in want]
-
-
-def stamp(nb: nbformat.NotebookNode, path: Path) -> None:
-    """Put the two first cells in place; a title or set-up cell of an earlier stamp is replaced, in part or whole."""
-    title, setup = first_cells(nb, path)
-    body = list(nb.cells)
-    if body and body[0].cell_type == "markdown" and body[0].source.startswith("# "):
-        body.pop(0)
-    if body and body[0].cell_type == "code" and body[0].source.startswith("# Set-up:"):
-        old = body.pop(0)
-        if old.source == setup.source:
-            setup = old
-    nb.cells = [title, setup, *body]
 
 
 # --- run --------------------------------------------------------------------------------------------------------
@@ -149,6 +118,7 @@ def run(path: Path, timeout: int = 300) -> str | None:
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             nb,
@@ -163,7 +133,9 @@ def run(path: Path, timeout: int = 300) -> str | None:
         except Exception as error:
             message = ANSI_COLOUR.sub("", str(error))
             return f"{type(error).__name__}: {message[-1500:]}"
-    nb.metadata.setdefault("mlcomp", {})["ran"] = {"code": code_hash(nb), "library": library}
+    seconds = math.ceil((time.perf_counter() - start) / 15) * 15  # coarse: a run on another day changes no file
+    nb.metadata.setdefault("mlcomp", {})["ran"] = {"code": code_hash(nb), "library": library, "seconds": seconds}
+    stamp(nb, path)
     write(nb, path)
     return None
 
@@ -178,7 +150,7 @@ def output_text(output: nbformat.NotebookNode) -> str:
 
 
 def is_checked(cell: nbformat.NotebookNode) -> bool:
-    return "NBVAL_CHECK_OUTPUT" in cell.source or "nbval-check-output" in cell.metadata.get("tags", [])
+    return "nbval-check-output" in cell.metadata.get("tags", [])
 
 
 def problems(nb: nbformat.NotebookNode, path: Path) -> list[str]:
@@ -186,20 +158,20 @@ def problems(nb: nbformat.NotebookNode, path: Path) -> list[str]:
     found = []
     code = [c for c in nb.cells if c.cell_type == "code" and c.source.strip()]
     if not is_stamped(nb, path):
-        found.append("its first two cells are not the stamped ones (run `stamp`)")
+        found.append("its header, set-up or footer is not the stamped one (run `stamp`)")
     if [c.execution_count for c in code] != list(range(1, len(code) + 1)):
         found.append("its cells were not all run, in order, in a fresh kernel (run `run`)")
     if is_stale(nb, code_only=True):
         found.append("its code changed after its outputs were stored (run `run`)")
     elif is_stale(nb):
         found.append("a module that it imports changed after its outputs were stored (run `run`)")
-    if not any(re.search(r"\bassert|\bassert_", c.source) for c in code):
+    if not any(lint.ASSERTS.search(c.source) for c in code):
         found.append("no cell asserts a claim of the text")
     if not any(is_checked(c) for c in code):
-        found.append("no cell is marked NBVAL_CHECK_OUTPUT")
+        found.append("no cell has the tag nbval-check-output")
     for n, cell in enumerate(code, 1):
         if is_checked(cell) and not cell.outputs:
-            found.append(f"code cell {n} is marked NBVAL_CHECK_OUTPUT and has no output")
+            found.append(f"code cell {n} has the tag nbval-check-output and no output")
         for output in cell.outputs:
             if output.output_type == "error":
                 found.append(f"code cell {n} ended in an error")
@@ -208,7 +180,7 @@ def problems(nb: nbformat.NotebookNode, path: Path) -> list[str]:
             for what, pattern in NOISE.items():
                 if hit := pattern.search(output_text(output)):
                     found.append(f"code cell {n} shows {what}: {hit.group()!r}")
-    return found
+    return found + lint.pattern(nb, path)
 
 
 # --- convert ----------------------------------------------------------------------------------------------------
@@ -224,6 +196,7 @@ def from_py(path: Path) -> Path:
     if target.exists():
         old = read(target)
         nb = combine_inputs_with_outputs(nb, old)
+        nb.cells = [*(c for c in old.cells[:2] if c.cell_type == "code"), *nb.cells]  # the set-up cell, as it ran
         info["ran"] = old.metadata.get("mlcomp", {}).get("ran", {})
     nb.metadata["mlcomp"] = nbformat.from_dict(info)
     stamp(nb, target)
@@ -236,14 +209,26 @@ def from_py(path: Path) -> Path:
 def to_py(path: Path) -> Path:
     """Write a notebook as py:percent beside it, without the stamped cells."""
     nb = read(path)
-    if is_stamped(nb, path):
-        nb.cells = nb.cells[2:]
+    nb.cells = unstamped(nb)
     nb.metadata["mlcomp"] = {k: v for k, v in nb.metadata["mlcomp"].items() if k in HEADER_KEYS}
     keep = {"notebook_metadata_filter": "kernelspec,mlcomp,-jupytext", "cell_metadata_filter": "tags"}
     nb.metadata["jupytext"] = keep
     target = path.with_suffix(".py")
     target.write_text(jupytext.writes(nb, fmt="py:percent"))
     return target
+
+
+def define() -> int:
+    """Link what the contract test of definitions would find."""
+    todo = [use for use in first_uses() if not use.explained]
+    for path in dict.fromkeys(use.notebook for use in todo):
+        nb = read(path)
+        here = [use for use in todo if use.notebook == path]
+        linked(nb, here)
+        stamp(nb, path)
+        write(nb, path)
+        print(f"{path.name}: {', '.join(use.slug for use in here)}")
+    return 0
 
 
 def ruff(command: str, path: Path) -> None:
@@ -253,7 +238,7 @@ def ruff(command: str, path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("stamp", "run", "verify", "from-py", "to-py"):
+    for name in ("stamp", "run", "verify", "define", "from-py", "to-py"):
         sub = commands.add_parser(name)
         sub.add_argument("paths", nargs="+" if "py" in name else "*", type=Path)
         if name == "run":
@@ -261,6 +246,8 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument("--changed-code-only", action="store_true", help="ignore changes in mlcomp")
             sub.add_argument("--timeout", type=int, default=300, help="seconds that one cell may take")
     args = parser.parse_args(argv)
+    if args.command == "define":
+        return define()
     failed = 0
     for path in args.paths or lecture_notebooks():
         if args.command == "stamp":

@@ -1,7 +1,7 @@
 """What a notebook's outputs depend on: the modules that it imports, and what these import in turn.
 
-Comments and docstrings do not count, but for modules whose source the notebook shows. Committed tables that the code
-names count, too, and so do the trained weights in the package where the small networks are used.
+Comments and docstrings do not count, but for modules whose source the notebook shows. Committed tables and drawings
+that the code names count, too, and so do the trained weights in the package where the small networks are used.
 """
 
 import ast
@@ -98,6 +98,7 @@ def library_hash(code: str) -> str:
         path = file_of(name)
         parts.append(f"{name} {path.read_text(encoding='utf-8') if name in shown else bare(path)}")
     tables = [p for p in sorted((ROOT / "mlcomp" / "data" / "tables").iterdir()) if p.stem in code]
+    tables += [p for p in sorted((ROOT / "mlcomp" / "data" / "drawings").glob("*.svg")) if f'"{p.stem}"' in code]
     if "mlcomp.models.pretrained" in closure(direct):
         tables += sorted((ROOT / "mlcomp" / "models" / "weights").glob("*.safetensors"))
     parts += [f"{p.name} {hashlib.sha256(p.read_bytes()).hexdigest()}" for p in tables]

@@ -191,7 +191,8 @@ def _alarm(seconds: float) -> Iterator[None]:
         raise _OutOfTime
 
     before: Callable[..., Any] | int | None = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again and again: Python drops an exception that is raised while it collects garbage or deletes an object.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.2)
     try:
         yield
     finally:

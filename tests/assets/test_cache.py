@@ -310,6 +310,7 @@ def test_what_another_user_put_there_is_made_again(index, monkeypatch):
     assert (derived("recipe-1", lambda draft: plant(draft, "made")) / "a.txt").read_text() == "made"
 
 
+@pytest.mark.slow
 def test_long_work_shows_how_much_there_is_by_now(index, capsys):
     def build(folder):
         (folder / "a.bin").write_bytes(bytes(3_000_000))

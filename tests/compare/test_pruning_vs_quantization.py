@@ -25,6 +25,7 @@ def test_heavy_tails_help_the_pruner():
 
 @pytest.mark.parametrize("bits", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("storage", ["values", "bitmask"])
+@pytest.mark.slow
 def test_the_lead_changes_its_sign_at_the_crossover(bits, storage):
     kurtosis = crossover(bits, storage=storage)
     below = compare(student_t(kurtosis * 0.99), bits=bits, storage=storage).advantage_db

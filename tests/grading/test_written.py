@@ -1,5 +1,6 @@
 """Written answers in nbgrader's own pages: what a student wrote is shown, and does nothing."""
 
+import contextlib
 import shutil
 import threading
 import time
@@ -11,6 +12,7 @@ import nbgrader
 import pytest
 from nbconvert import HTMLExporter
 
+from mlcomp.grading import written
 from mlcomp.grading.gradebook import with_policy
 from mlcomp.grading.written import harmless
 
@@ -99,6 +101,7 @@ class Tags(HTMLParser):
 
 
 @pytest.mark.parametrize("text", ATTEMPTS)
+@pytest.mark.slow
 def test_an_attempt_becomes_no_tag_that_acts(text):
     page = exported([shown(text)])
     ours = exported(["MARK"]).count("<script")
@@ -140,7 +143,9 @@ def test_text_that_is_no_markdown_is_shown_as_it_is():
     assert text in page.text and "em" not in {tag for tag, _ in page.tags}
 
 
+@pytest.mark.slow
 def test_a_text_cannot_take_long_nor_much_memory():
+    harmless([{"cell_type": "markdown", "source": "*a*"}], seconds=60.0)  # the first call imports what renders
     start = time.monotonic()
     slow = {"cell_type": "markdown", "source": "<div>" * 20_000}
     texts = harmless([slow, {"cell_type": "markdown", "source": "*late*"}], seconds=1.0)
@@ -148,6 +153,13 @@ def test_a_text_cannot_take_long_nor_much_memory():
     assert texts[1] == "<pre>&#42;late&#42;</pre>"  # nothing is lost, only its form
     many = "[x][y] " * 5000 + "\n\n[y]: https://example.org/" + "a" * 20_000
     assert len(shown(many)) < 12 * 2**20
+
+
+def test_a_limit_that_something_swallowed_comes_again():
+    with pytest.raises(written._OutOfTime), written._alarm(0.1):
+        with contextlib.suppress(written._OutOfTime):  # lost, as in a callback of the garbage collector
+            time.sleep(30)
+        time.sleep(30)
 
 
 def test_outside_of_the_main_thread_no_text_is_rendered_without_a_limit():

@@ -158,6 +158,7 @@ def test_weight_is_not_modified():
 
 
 @given(BITS, st.booleans(), SEED, st.sampled_from([1, 2, 3, 6]), st.sampled_from(["minmax", "mse"]))
+@pytest.mark.slow
 def test_each_group_is_a_matrix_of_its_own(bits, symmetric, seed, group_size, clip):
     weight = weight_of(seed, rows=3, n=6)
     grid = fit_grid(weight, bits=bits, group_size=group_size, symmetric=symmetric, clip=clip)

@@ -28,6 +28,7 @@ def best_rounding(weight: torch.Tensor, h: torch.Tensor, **options) -> float:
     return float(((delta @ h) * delta).sum(1).min() / ((weight @ h) * weight).sum())
 
 
+@pytest.mark.slow
 def test_close_to_the_best_of_all_roundings():
     learned, best, nearest = [], [], []
     for seed in range(8):

@@ -24,6 +24,7 @@ def test_planes_are_ternary_and_stitch_back(bits, seed):
 
 @examples(40)
 @given(st.integers(2, 5), st.integers(0, 2**31), st.integers(2, 8), st.integers(1, 12))
+@pytest.mark.slow
 def test_no_row_gets_worse_with_more_sweeps(bits, seed, inp, samples):
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(3, inp, generator=g, dtype=torch.float64)

@@ -49,6 +49,7 @@ def test_is_the_literal_algorithm(seed):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.slow
 def test_beats_quip_which_beats_gptq(bits):
     weight, x, _ = make_layer(256, 256, 2048, seed=0)
     h = layer_hessian(x)
