@@ -141,7 +141,7 @@ class SmallPicture(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Put the drawing."""
         self.env.note_dependency(str(CSV))
-        told = "Bits per weight against the error of a sentence encoder. A mark is a method, the dashed line the front."
+        told = "Bits per weight against the error of a sentence encoder. A mark is a method, the line the front."
         link = f'{told} <a href="which_method.html">Which is which, and which to take</a>'
         inside = f"{picture(results())}<figcaption>{link}</figcaption>"
         return [nodes.raw("", f'<figure class="every-method small">{inside}</figure>', format="html")]
