@@ -141,3 +141,54 @@ def test_search_finds_the_inverse_hessian(tab, site):
     tab.wait_for_selector("#search-results ul.search li a")
     assert tab.locator("#search-results ul.search li").count() >= 1
     assert tab.faults == []
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("2:4", "book/glossary.html#term-n-m-sparsity"),
+        ("W4A16", "book/glossary.html#term-w4a16"),
+        ("E8", "book/glossary.html#term-e8-lattice"),
+        ("cite", "book/cite.html"),
+        ("гессиан", "book/glossary.html#term-hessian"),
+        ("剪枝", "book/glossary.html#term-pruning"),
+        ("GPTQ", "book/method_index.html#method-gptq"),
+    ],
+)
+def test_search_finds_short_names_and_other_languages(tab, site, words, page):
+    tab.goto(site + "search.html?q=" + words)
+    tab.wait_for_function("document.querySelector('p.search-summary')?.textContent.includes('found')")
+    links = tab.eval_on_selector_all("#search-results ul.search li a", "all => all.map(a => a.getAttribute('href'))")
+    assert any(link.startswith(page) for link in links[:5]), links
+
+
+def test_rows_are_filtered_while_one_types(tab, site):
+    tab.goto(site + "book/method_index.html")
+    box = tab.get_by_label("Show rows with").first
+    rows = tab.locator("table.filterable").first.locator("tbody tr:visible")
+    before = rows.count()
+    box.press_sequentially("brain surgeon")
+    assert 1 <= rows.count() < before and "Optimal Brain Surgeon" in rows.first.inner_text()
+    box.fill("")
+    assert rows.count() == before
+
+
+def test_the_picture_names_a_method_and_can_be_filtered(tab, site):
+    tab.faults.clear()
+    tab.set_viewport_size(DESK)
+    tab.goto(site + "book/which_method.html")
+    tab.wait_for_selector(".interactive svg")
+    marks = tab.locator(".interactive .mark-symbol path[aria-label]")
+    before = marks.count()
+    assert before > 90 and not tab.locator("figure.every-method .static").is_visible()
+    tab.locator(".interactive").focus()
+    tab.keyboard.press("ArrowRight")
+    assert "bits a weight" in tab.locator(".told").inner_text()
+    tab.get_by_label("kind of method").select_option("Several weights to a code")
+    tab.wait_for_function(
+        f"document.querySelectorAll('.interactive .mark-symbol path[aria-label]').length < {before}"
+    )
+    assert 5 < marks.count() < 20
+    marks.first.dispatch_event("mouseover")  # marks overlap: a pointer might meet another one
+    assert tab.locator(".told").inner_text() == marks.first.get_attribute("aria-label")
+    assert tab.faults == []
