@@ -42,7 +42,13 @@ def say_the_address(app, config) -> None:
     """
     where = address(Path(app.srcdir))
     options, wheel = config.html_theme_options, wheel_name(library_version())
-    words = {"wheel": f'<a href="../wheel/{wheel}" download>{wheel}</a>', "wheel_file": f"`{wheel}`"}
+    install = f'pip install jupyterlab "{wheel}[notebooks,kernels]"'
+    grading = f'pip install "{wheel}[grading]"'
+    words = {
+        "wheel": f'<a href="../wheel/{wheel}" download>{wheel}</a>',
+        "install": f"```\n{install}\n```",
+        "install_grading": f"```\n{grading}\n```",
+    }
     if where.repository:
         app.tags.add("repository")
         options |= {"repository_url": where.repository, "repository_branch": where.branch}
