@@ -37,7 +37,8 @@ class Assignment(SphinxDirective):
         source = ROOT / "solutions" / f"{name}.ipynb"
         self.env.note_dependency(str(source))
         questions = load_assignment(source).questions
-        titles = {n.path.relative_to(ROOT).with_suffix("").as_posix(): n.title for n in inventory.notebooks("lectures")}
+        taught = inventory.notebooks("lectures")
+        titles = {n.path.relative_to(ROOT).with_suffix("").as_posix(): n.title for n in taught}
         ways = [f'<a href="../exercises/{name}.ipynb" download>Download the notebook</a>']
         if colab := address(Path(self.env.srcdir)).colab(f"exercises/{name}.ipynb"):
             ways.insert(0, f"[Open in Colab]({colab})")
