@@ -32,6 +32,7 @@ def serve_locally(app, config) -> None:
     config.mathjax_path = "mathjax/tex-chtml.js"
     config.html_static_path.append(str(STATIC))
     config.html_css_files.append("mlcomp.css")
+    config.html_js_files.append("scrolling.js")
     config.html_search_scorer = str(Path(__file__).with_name("search_order.js"))
 
 
