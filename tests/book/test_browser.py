@@ -24,9 +24,9 @@ RAW_TEX = r"""() => {
 WIDE = """() => [...document.querySelectorAll('article *')]
   .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
   .slice(0, 3).map(e => e.tagName + '.' + e.className)"""
-# axe-core's rules for WCAG 2.1, levels A and AA. Left out are formulas, since MathJax draws each from hundreds of elements
-# that are hidden from screen readers, beside a copy that is read; and the entries of the API page, which autodoc makes as
-# lists that axe objects to, and on which it takes minutes.
+# axe-core's rules for WCAG 2.1, levels A and AA. Left out are formulas, since MathJax draws each from hundreds of
+# elements that are hidden from screen readers, beside a copy that is read; and the entries of the API page, which
+# autodoc makes as lists that axe objects to, and on which it takes minutes.
 WCAG = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
 CONTRAST = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}  # all that a dark page has of its own
 LEFT_OUT = ["mjx-container", "article dl.py"]
@@ -141,8 +141,9 @@ def test_page_is_for_everyone(tab, site, name):
 def test_what_is_wide_can_be_scrolled_with_the_keyboard(tab, site):
     tab.set_viewport_size(PHONE)
     tab.goto(site + "book/results.html", wait_until="load")
+    tab.wait_for_selector(".pst-scrollable-table-container[tabindex='0']")
     wide = tab.locator(".pst-scrollable-table-container").first
-    assert wide.evaluate("e => e.scrollWidth > e.clientWidth") and wide.get_attribute("tabindex") == "0"
+    assert wide.evaluate("e => e.scrollWidth > e.clientWidth")
     wide.focus()
     tab.keyboard.press("ArrowRight")
     tab.wait_for_function("document.querySelector('.pst-scrollable-table-container').scrollLeft > 0")
