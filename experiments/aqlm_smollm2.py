@@ -1,4 +1,4 @@
-"""AQLM and PV-tuning on the first blocks of SmolLM2, against GPTQ and rounding on the same blocks: perplexity.
+"""AQLM and PV-tuning on the first blocks of SmolLM2, against GPTQ, QuIP and QuIP# on the same blocks: perplexity.
 
     python experiments/aqlm_smollm2.py                 # two blocks of thirty; about ten minutes on two quiet cores
     python experiments/aqlm_smollm2.py --tiny          # seconds; one block, few tokens, nothing written
@@ -31,7 +31,7 @@ from mlcomp.data.committed_table import TABLES, committed_table
 from mlcomp.layerwise import collect_hessians, compress
 from mlcomp.metrics import perplexity
 from mlcomp.models import smollm2
-from mlcomp.obs import gptq
+from mlcomp.obs import gptq, quip, quip_sharp
 from mlcomp.quant import CapturedBlock, aqlm, capture_block, pv_tuning
 from mlcomp.resume import ResumeFolder, hash_batches, hash_model, hash_values
 
@@ -124,6 +124,8 @@ def methods(s: dict, *, keep: bool) -> dict[str, Callable]:
         "rtn": partial(nearest, bits=2, clip="mse"),
         "gptq": partial(gptq, bits=2),
         "gptq, order and clip": partial(gptq, bits=2, order="activation", clip="mse"),
+        "quip": partial(quip, bits=2, transform="hadamard", seed=s["seed"]),
+        "quip#": partial(quip_sharp, bits=2, seed=s["seed"]),
     }
     made = {name: partial(scalar, method=method, s=s) for name, method in layerwise.items()}
     for name in ("aqlm", "aqlm+block tuning", "aqlm+ste", "aqlm+pv"):

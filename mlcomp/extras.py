@@ -4,6 +4,14 @@ import importlib
 from types import ModuleType
 
 
+def how_to_get(extra: str) -> str:
+    """Return how to add an optional extra; this package is on no index, so pip needs the wheel or a clone."""
+    return (
+        f'in a clone: pip install -e ".[{extra}]"; elsewhere: pip install "mlcomp_book-….whl[{extra}]", with the '
+        "wheel from the book's page 'How to work with this book'"
+    )
+
+
 def need(module: str, extra: str) -> ModuleType:
     """Return the imported ``module``, which comes with the optional extra ``extra`` of the package.
 
@@ -16,5 +24,5 @@ def need(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise  # the module is there, but something it needs is not: its own message is the better one
         raise ImportError(
-            f'this needs {module.partition(".")[0]}, which is not installed: pip install "mlcomp-book[{extra}]"'
+            f"this needs {module.partition('.')[0]}, which is not installed ({how_to_get(extra)})"
         ) from error

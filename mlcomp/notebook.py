@@ -114,7 +114,7 @@ def your_turn(*answers: Any) -> Callable[[Callable[..., None]], None]:
         except _NotAnsweredError:
             say("**Not answered yet.** Put your code where the dots are, and run that cell and this one.")
         except AssertionError as error:
-            say(f"**Not yet.** {error or 'The result is not the one that was asked for.'}")
+            say(f"**Not yet.** {str(error) or 'The result is not the one that was asked for.'}")
         except Exception as error:  # a slip in the reader's code is named, and the notebook goes on
             say(f"**Not yet.** Your code stops with {type(error).__name__}: {error}")
         else:

@@ -2,6 +2,7 @@
 
 The `Syllabus:` line of a module's docstring and the `mlcomp.syllabus` list of a notebook's metadata are the only
 places where a method's ids are stated. The method index of the book and the contract tests both read them here.
+So are the terms of `book/glossary.yml`, by the glossary's page and whoever else asks what a word means.
 """
 
 import ast
@@ -10,6 +11,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 # Lectures whose every row has code, test, notebook and index entry; the contract test holds them to it.
@@ -119,6 +122,46 @@ class Notebook:
     path: Path
     title: str
     syllabus: list[str]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One entry of the glossary.
+
+    Attributes:
+        name: as the page shows it.
+        forms: the name and all other words for the same; a plural in -s is understood.
+        common: a word that often means something else, so that no link should be made without being asked for.
+        names: "ru", "zh" → the name there.
+        meanings: "en", "ru", "zh" → one line of plain text.
+    """
+
+    name: str
+    forms: tuple[str, ...]
+    common: bool
+    names: dict[str, str]
+    meanings: dict[str, str]
+
+    @property
+    def slug(self) -> str:
+        """What stands behind ``#term-`` in the address of the entry."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower().replace("#", " sharp")).strip("-")
+
+
+@cache
+def glossary() -> list[Term]:
+    """The entries of ``book/glossary.yml``, in the file's order."""
+    entries = yaml.safe_load((ROOT / "book" / "glossary.yml").read_text(encoding="utf-8"))
+    return [
+        Term(
+            entry["term"],
+            (entry["term"], *entry.get("forms", ())),
+            entry.get("common", False),
+            {language: entry[language] for language in ("ru", "zh")},
+            entry["meaning"],
+        )
+        for entry in entries
+    ]
 
 
 def modules() -> list[Module]:

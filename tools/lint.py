@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import nbformat
 
+from tools.inventory import glossary
 from tools.papers import papers, problem
 from tools.stamp import FOOTER, ROOT, contents, is_folded
 
@@ -14,10 +15,11 @@ MOST_LINES, MOST_NUMBERS, LEAST_ALT = 20, 20, 25
 STATEMENTS = "Theorem|Lemma|Proposition|Corollary|Definition|Algorithm"
 STATEMENT = re.compile(rf"^> \*\*({STATEMENTS}) (\d+) \(.+\)\.\*\*", re.MULTILINE)
 UNNAMED = re.compile(rf"^(?:> )?\*\*({STATEMENTS})(?: \d+)?\.\*\*", re.MULTILINE)
-MENTION = re.compile(rf"(?<![\w*\[])({STATEMENTS}) (\d+)\b(?! \()")
+# "Theorem 2", but not "the paper's Theorem 2" nor "Theorem 2 of the paper".
+MENTION = re.compile(rf"(?<!paper's )(?<!lecture's )(?<!slide's )(?<![\w*\[])({STATEMENTS}) (\d+)\b(?! (?:\(|of ))")
 EXERCISE = re.compile(r"^> \*\*Exercise (\d+) \(.+\)\.\*\*", re.MULTILINE)
 RAW = {
-    "a role": re.compile(r"\{[a-z]+(?::[a-z]+)*\}`"),
+    "a role": re.compile(r"(?<!`)\{[a-z]+(?::[a-z]+)*\}`"),
     "a directive": re.compile(r"^\s*(?:>\s*)?(?:`{3,}|~{3,}|:{3,})\s*\{", re.MULTILINE),
     "an option of a directive": re.compile(r"^:[a-z-]+:(?:\s|$)", re.MULTILINE),
     "a label": re.compile(r"^\([\w-]+\)=\s*$|^\$\$ \([\w-]+\)\s*$", re.MULTILINE),
@@ -46,10 +48,11 @@ def shown_markdown(nb: nbformat.NotebookNode) -> list[str]:
 def raw_markup(nb: nbformat.NotebookNode) -> Iterator[str]:
     """Find what only the built book would render."""
     for text in shown_markdown(nb):
-        prose = FORMULA.sub("", text)
+        without_code = PROSE_CODE.sub("", text)
+        # Roles and directives are themselves made of backticks, and labels stand after formulas.
+        parts = {"a role": FORMULA.sub("", text), "a directive": text, "a label": without_code}
         for what, pattern in RAW.items():
-            # Roles and directives are themselves made of backticks; the rest may stand in code.
-            looked = prose if what in ("a role", "a directive") else PROSE_CODE.sub("", prose)
+            looked = parts.get(what, FORMULA.sub("", without_code))
             if hit := pattern.search(looked):
                 yield f"shows {what} that only the book renders: {hit.group().strip()!r}"
 
@@ -149,6 +152,8 @@ def anchors(path: Path) -> set[str]:
         text = "\n\n".join(markdown(nbformat.read(path, as_version=4)))
     else:
         text = path.read_text(encoding="utf-8")
+        if path.name == "glossary.md":
+            return {f"term-{term.slug}" for term in glossary()}
     found = {slug(h) for h in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
     found |= {f"{kind.lower()}-{n}" for kind, n in STATEMENT.findall(text)}
     return found | {f"exercise-{n}" for n in EXERCISE.findall(text)}
@@ -174,7 +179,7 @@ def links(nb: nbformat.NotebookNode, path: Path) -> Iterator[str]:
                 goal = (path.parent / unquote(file)).resolve() if file else here
                 if not goal.exists():
                     yield f"links to {target}, which doesn't exist"
-                elif anchor and not anchor.startswith("term-") and anchor not in anchors(goal):
+                elif anchor and anchor not in anchors(goal):
                     yield f"links to {target}: there is no such place"
                 elif not section.startswith(AHEAD) and later(goal, here, names):
                     yield f"links ahead to {file} under {section!r}; only the last sections may"

@@ -5,6 +5,7 @@
     python tools/notebooks.py run     [--force | --changed-code-only] [NOTEBOOK …]
     python tools/notebooks.py verify  [NOTEBOOK …]
     python tools/notebooks.py stamp   [NOTEBOOK …]
+    python tools/notebooks.py define                 # link first uses of terms that nothing explains to the glossary
 
 Without names every lecture notebook is meant. `run` executes what is stale (its own code, or a module that it
 imports, directly or through others, changed since its outputs were stored) in a fresh kernel, in an empty temporary
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tools import lint  # noqa: E402  (the folder is put on the path above)
+from tools.definitions import first_uses, linked  # noqa: E402
 from tools.staleness import digest, library_hash  # noqa: E402
 from tools.stamp import FOLDED, HEADER_KEYS, is_stamped, stamp, unstamped  # noqa: E402
 
@@ -194,6 +196,7 @@ def from_py(path: Path) -> Path:
     if target.exists():
         old = read(target)
         nb = combine_inputs_with_outputs(nb, old)
+        nb.cells = [*(c for c in old.cells[:2] if c.cell_type == "code"), *nb.cells]  # the set-up cell, as it ran
         info["ran"] = old.metadata.get("mlcomp", {}).get("ran", {})
     nb.metadata["mlcomp"] = nbformat.from_dict(info)
     stamp(nb, target)
@@ -215,6 +218,19 @@ def to_py(path: Path) -> Path:
     return target
 
 
+def define() -> int:
+    """Link what the contract test of definitions would find."""
+    todo = [use for use in first_uses() if not use.explained]
+    for path in dict.fromkeys(use.notebook for use in todo):
+        nb = read(path)
+        here = [use for use in todo if use.notebook == path]
+        linked(nb, here)
+        stamp(nb, path)
+        write(nb, path)
+        print(f"{path.name}: {', '.join(use.slug for use in here)}")
+    return 0
+
+
 def ruff(command: str, path: Path) -> None:
     subprocess.run([sys.executable, "-m", "ruff", command, "--quiet", str(path)], check=True)
 
@@ -222,7 +238,7 @@ def ruff(command: str, path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("stamp", "run", "verify", "from-py", "to-py"):
+    for name in ("stamp", "run", "verify", "define", "from-py", "to-py"):
         sub = commands.add_parser(name)
         sub.add_argument("paths", nargs="+" if "py" in name else "*", type=Path)
         if name == "run":
@@ -230,6 +246,8 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument("--changed-code-only", action="store_true", help="ignore changes in mlcomp")
             sub.add_argument("--timeout", type=int, default=300, help="seconds that one cell may take")
     args = parser.parse_args(argv)
+    if args.command == "define":
+        return define()
     failed = 0
     for path in args.paths or lecture_notebooks():
         if args.command == "stamp":

@@ -57,7 +57,8 @@ def lint() -> list[Step]:
 
 def fast_steps() -> list[Step]:
     skip = ["-m", "not slow and not browser and not sandbox"]
-    return [*lint(), Step("fast tests", [*PYTEST, *LEAN, *SPREAD, *skip, "tests"], "quick")]
+    fast = Step("fast tests", [*PYTEST, *LEAN, *SPREAD, *skip, "tests"], "quick")
+    return [*lint(), Step("notebooks as stored", [PYTHON, "tools/notebooks.py", "verify"]), fast]
 
 
 def all_steps() -> list[Step]:

@@ -17,6 +17,9 @@ from pathlib import Path
 import nbformat
 import yaml
 
+from tools.address import address
+from tools.setup_cell import setup_cell
+
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED = ("title", "lecture", "syllabus", "path", "goals", "needs", "summary", "use_when", "dont_when", "cost")
 HEADER_KEYS = {*REQUIRED, "slides"}
@@ -112,7 +115,9 @@ def header(nb: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
         f", slides {info['slides']}" if "slides" in info else ""
     )
     facts = [follows, f"{info['path']} path", f"{reading_minutes(nb)} min to read", running_minutes(info)]
-    facts += [f"[Open in Colab ↗]({address})"] if (address := colab(settings, path)) else []
+    inside = path.resolve().is_relative_to(ROOT)
+    colab = address().colab(path.resolve().relative_to(ROOT).as_posix()) if inside else None
+    facts += [f"[Open in Colab ↗]({colab})"] if colab else []
     goals = "\n".join(f"- {goal}" for goal in info["goals"])
     needs = "\n".join(f"- {need}" for need in info["needs"])
     return nbformat.v4.new_markdown_cell(
@@ -121,25 +126,9 @@ def header(nb: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
     )
 
 
-def colab(settings: dict, path: Path) -> str:
-    """Return the address of the notebook on Colab."""
-    url, branch = settings["repository"]["url"], settings["repository"]["branch"]
-    where = path.resolve().relative_to(ROOT) if path.resolve().is_relative_to(ROOT) else path.name
-    repository = url.removeprefix("https://github.com/")
-    return f"https://colab.research.google.com/github/{repository}/blob/{branch}/{where}"
-
-
-def set_up(settings: dict) -> nbformat.NotebookNode:
-    """Return the cell that installs what is missing."""
-    source = (
-        "# Set-up: installs mlcomp where it is missing (on Colab, for example) and asks for sharp figures.\n"
-        "import importlib.util\n\n"
-        'if importlib.util.find_spec("mlcomp") is None:\n'
-        f'    %pip install --quiet "mlcomp-book[notebooks] @ git+{settings["repository"]["url"]}"\n'
-        "import matplotlib_inline.backend_inline\n\n"
-        'matplotlib_inline.backend_inline.set_matplotlib_formats("retina")'
-    )
-    return nbformat.v4.new_code_cell(source, metadata={"tags": ["remove-cell"]})
+def set_up() -> nbformat.NotebookNode:
+    """Return the cell that finds or installs the package."""
+    return nbformat.v4.new_code_cell(setup_cell(address()), metadata={"tags": ["remove-cell"]})
 
 
 def footer(nb: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
@@ -159,7 +148,7 @@ def stamp(nb: nbformat.NotebookNode, path: Path) -> None:
     """Put header, set-up and footer in place of those of an earlier stamp; a set-up that ran is kept."""
     if missing := missing_keys(nb.metadata.get("mlcomp", {})):
         raise ValueError(f"{path}: the header lacks mlcomp.{', mlcomp.'.join(missing)} (see tools/template.py)")
-    body, setup = unstamped(nb), set_up(config())
+    body, setup = unstamped(nb), set_up()
     setup = next((c for c in nb.cells[:2] if c.source == setup.source), setup)
     nb.cells = body
     nb.cells = [header(nb, path), setup, *body, footer(nb, path)]
@@ -169,7 +158,7 @@ def is_stamped(nb: nbformat.NotebookNode, path: Path) -> bool:
     if missing_keys(nb.metadata.get("mlcomp", {})) or len(nb.cells) < 3:
         return False
     inner = nbformat.from_dict({"cells": nb.cells[2:-1], "metadata": nb.metadata})
-    want = [header(inner, path), set_up(config()), footer(inner, path)]
+    want = [header(inner, path), set_up(), footer(inner, path)]
     have = [*nb.cells[:2], nb.cells[-1]]
     return [(c.cell_type, c.source) for c in have] == [(c.cell_type, c.source) for c in want]
 

@@ -32,9 +32,10 @@
 #     python tools/notebooks.py verify  lectures/<lecture>/NN_topic.ipynb
 #
 # and add the notebook to _toc.yml. The metadata above are required, but for `slides`: header and footer are made from
-# them (`goals` complete "You will be able to", `needs` are Markdown with links). `lecture` is a key of mlcomp_lectures in
-# _config.yml, `syllabus` holds the ids that the notebook walks through. Delete no section without a reason; the order
-# is the same in every notebook. At most 90 seconds on two cores, 4 GB. What `verify` checks is in tools/lint.py.
+# them (`goals` complete "You will be able to", `needs` are Markdown with links). `lecture` is a key of
+# mlcomp_lectures in _config.yml, `syllabus` holds the ids that the notebook walks through. Delete no section without
+# a reason; the order is the same in every notebook. At most 90 seconds on two cores, 4 GB. What `verify` checks is in
+# tools/lint.py.
 
 # %% [markdown]
 # A layer's weights are stored in 16 or 32 bits. Most of those bits carry nothing that the network needs. How many can
@@ -65,9 +66,9 @@ show_drawing(
 # %% [markdown]
 # ## Derivation
 #
-# *(Statements are quotations with a bold title, numbered in one count for each notebook; the book makes boxes of them,
-# and links of the words "Theorem 1". Long proofs go into a fold. Every step that a reader could doubt is checked in a
-# cell.)*
+# *(Statements are quotations with a bold title, numbered in one count for each notebook; the book makes boxes of
+# them, and links of the words "Theorem 1". Long proofs go into a fold. Every step that a reader could doubt is
+# checked in a cell.)*
 #
 # > **Theorem 1 (Error of rounding).** Let $Q(w) = s\,\mathrm{round}(w/s)$. Then $|w - Q(w)| \le s/2$.
 #
@@ -158,8 +159,8 @@ show(
 )
 
 # %% [markdown]
-# *(Numbers in the text come from the run: a cell says them in Markdown. The next sentence reads the result: what do we
-# see, why, how sure.)*
+# *(Numbers in the text come from the run: a cell says them in Markdown. The next sentence reads the result: what do
+# we see, why, how sure.)*
 
 # %% tags=["remove-input"]
 say(f"Four bits cost {100 * error[4]:.1f} % of the layer's output.")
@@ -196,7 +197,8 @@ assert broken[:, 1:].norm() > 5 * whole[:, 1:].norm()
 # %% [markdown]
 # ## Your turn
 #
-# > **Your turn.** A symmetric grid has no zero point: its codes run from $-(2^{b-1}-1)$ to $2^{b-1}-1$. Write its scale.
+# > **Your turn.** A symmetric grid has no zero point: its codes run from $-(2^{b-1}-1)$ to $2^{b-1}-1$. Write its
+# > scale.
 
 
 # %%
@@ -246,8 +248,8 @@ def check(symmetric_scale):
 #
 # *(Two or three for the head and the hand; graded ones live in `solutions/` and are linked here.)*
 #
-# > **Exercise 1 (bits for one percent).** How many bits keep the error below 1 %? Predict it from Theorem 1 before you
-# > try.
+# > **Exercise 1 (bits for one percent).** How many bits keep the error below 1 %? Predict it from Theorem 1 before
+# > you try.
 #
 # <details><summary>Solution</summary>
 #

@@ -1,8 +1,15 @@
-"""Sphinx extension of this book: everything a page needs is served with the page."""
+"""Sphinx extension of this book: everything a page needs is served with the page, and the address is its own."""
 
 import shutil
+import sys
 from importlib.metadata import distribution
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tools.address import address  # noqa: E402  (the folder is put on the path above)
+from tools.setup_cell import library_version, wheel_name  # noqa: E402
 
 STATIC = Path(__file__).parents[1] / "_static"
 # MathJax comes from a pip package, so that pages work offline and no copy of it is committed. The parts left out are
@@ -27,6 +34,30 @@ def serve_locally(app, config) -> None:
     config.html_css_files.append("mlcomp.css")
 
 
+def say_the_address(app, config) -> None:
+    """Link to repository and site where they are set; elsewhere the theme shows no such link.
+
+    Pages choose with `{only} repository` or `{only} not repository` (and `site`), and name `{{ repository }}`,
+    `{{ issues }}` and `{{ wheel }}`.
+    """
+    where = address(Path(app.srcdir))
+    options, wheel = config.html_theme_options, wheel_name(library_version())
+    words = {"wheel": f'<a href="../wheel/{wheel}" download>{wheel}</a>', "wheel_file": f"`{wheel}`"}
+    if where.repository:
+        app.tags.add("repository")
+        options |= {"repository_url": where.repository, "repository_branch": where.branch}
+        buttons = ("repository", "edit_page", "issues", "source")
+        options |= {f"use_{name}_button": True for name in buttons}
+        words |= {"repository": f"<{where.repository}>", "issues": f"[open an issue]({where.repository}/issues/new)"}
+    if where.colab(""):
+        options["launch_buttons"] = {"colab_url": "https://colab.research.google.com"}
+    if where.site:
+        app.tags.add("site")
+        config.html_baseurl = f"{where.site}/"
+        words["site"] = f"<{where.site}>"
+    config.myst_substitutions |= words
+
+
 def copy_mathjax(app, exception) -> None:
     """Copy MathJax beside the built pages."""
     if exception is None and app.builder.format == "html":
@@ -46,6 +77,7 @@ def drop_thebe(app, page, template, context, doctree) -> None:
 def setup(app) -> dict:
     """Register the extension with Sphinx."""
     app.connect("config-inited", serve_locally)
+    app.connect("config-inited", say_the_address)
     app.connect("html-page-context", drop_thebe, priority=999)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -25,7 +25,7 @@ NOT_GRADED = "not-graded"
 SOLUTION = re.compile(r"### BEGIN SOLUTION.*?### END SOLUTION", re.S)
 NOT_ANSWERED = "raise NotImplementedError"
 
-# The repository's address, as the set-up cell says it.
+# The repository's address, as the set-up cell says it where there is one.
 _REPOSITORY = re.compile(r"git\+(https://[^\s\"'@]+)")
 
 _NOTHING: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # no functions, no values
@@ -82,7 +82,7 @@ class Assignment:
         return {marks(cell)["grade_id"]: cell for cell in self.cells if marks(cell).get("grade_id")}
 
     def _address(self, section: str) -> str:
-        """Return the address of a lecture notebook in the repository that the set-up cell installs from."""
+        """Return the address of a lecture notebook in the repository that the set-up cell names, or else its path."""
         found = next((m for cell in self.cells if (m := _REPOSITORY.search(source(cell)))), None)
         return f"{found[1]}/blob/HEAD/{section}.ipynb" if found and section else section
 

@@ -7,6 +7,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from mlcomp.extras import how_to_get
+
 _USAGE = """usage: mlcomp-grade NOTEBOOK.ipynb            grade your own work: a table, and a feedback page
        mlcomp-grade class FOLDER             grade a class: FOLDER/STUDENT.ipynb or FOLDER/STUDENT/….ipynb
        mlcomp-grade csv ASSIGNMENT           the gradebook as a table
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         if sys.platform == "win32":
             raise RuntimeError("grading needs Linux or macOS; on Windows, use WSL")
         if importlib.util.find_spec("IPython") is None:
-            raise ImportError('grading needs IPython; it comes with: pip install "mlcomp-book[grading]"')
+            raise ImportError(f"grading needs IPython, which is not installed ({how_to_get('grading')})")
         return command(argv[1:]) if command else _own(argv)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)

@@ -14,7 +14,7 @@ from mlcomp.grading.assignment import marks
 from mlcomp.grading.extra import require_nbgrader
 
 # A link from a source notebook, which is a page of the book, to another page.
-_PAGE = re.compile(rb"\.\./\.\./lectures/([\w/]+)\.html")
+_PAGE = re.compile(r'<a href="\.\./\.\./lectures/(?P<page>[\w/]+)\.html">(?P<text>.*?)</a>')
 
 
 def generate(solutions: Path, exercises: Path) -> list[Path]:
@@ -69,31 +69,37 @@ def _released(solutions: Path, scratch: Path) -> dict[Path, bytes]:
     release = scratch / "release"
     link = _notebook_link(solutions.parent / "_config.yml")
     return {
-        path.relative_to(release): _folded(_PAGE.sub(link, path.read_bytes()))
+        path.relative_to(release): _finished(path.read_text(encoding="utf-8"), link)
         for path in sorted(release.glob("*/*.ipynb"))
     }
 
 
-def _folded(data: bytes) -> bytes:
-    """Return a notebook whose code that is not the student's is folded, in Jupyter and in Colab.
+def _finished(text: str, link: str) -> bytes:
+    """Return a notebook whose links lead out of the book, and whose code that is not the student's is folded.
 
-    That is what the book folds (the tag hide-input), less the answers.
+    Folded in Jupyter and in Colab is what the book folds (the tag hide-input), less the answers.
     """
-    book = json.loads(data)
+    book = json.loads(text)
     for cell in book["cells"]:
+        cell["source"] = [_PAGE.sub(link, line) for line in cell["source"]]
         if "hide-input" in cell["metadata"].get("tags", []) and not marks(cell).get("solution"):
             cell["metadata"]["jupyter"] = {"source_hidden": True}
             cell["metadata"]["cellView"] = "form"  # Colab's word for it
     return (json.dumps(book, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _notebook_link(config: Path) -> bytes:
-    """Return what replaces a link to a page of the book: the notebook in the repository, good in Colab as well."""
+def _notebook_link(config: Path) -> str:
+    """Return what replaces a link to a page of the book.
+
+    The notebook in the repository, good in Colab as well; without an address, what to look for in the book.
+    """
     text, parts = config.read_text(encoding="utf-8"), []
     for key in ("url", "branch"):
-        found = re.search(rf"^repository:.*?^  {key}: (\S+)", text, re.S | re.M)
+        found = re.search(rf'^repository:.*?^  {key}: "?([^"\s]*)"?$', text, re.S | re.M)
         if found is None:
             raise ValueError(f"{config} does not say the {key} of the repository")
         parts.append(found[1])
     url, branch = parts
-    return rf"{url}/blob/{branch}/lectures/\1.ipynb".encode()
+    if not url:
+        return r"\g<text> (in the book: <code>\g<page></code>)"
+    return rf'<a href="{url}/blob/{branch}/lectures/\g<page>.ipynb">\g<text></a>'

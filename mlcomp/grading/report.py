@@ -124,8 +124,9 @@ def page(report: Report) -> str:
         points = f"graded by hand, of {r.maximum}" if r.points is None else f"{r.points} of {r.maximum}"
         again = html.escape(r.message).replace("\n", "<br>")
         if r.points == 0 and r.section:
-            address = html.escape(r.section)
-            again += f'<br><a href="{address}">Read again</a>'
+            place = html.escape(r.section)
+            linked = place.startswith("https://")  # else the book has no address yet, and this is a path
+            again += f'<br><a href="{place}">Read again</a>' if linked else f"<br>Read again: {place}"
         rows.append(f'<tr><td class="{kind}">{html.escape(r.title)}</td><td>{points}</td><td>{again}</td></tr>')
     problem = f"<p><b>The notebook's process ended early:</b> {html.escape(report.problem)}</p>"
     cells = [

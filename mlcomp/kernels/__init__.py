@@ -2,11 +2,15 @@
 
 Importing this package imports nothing. Importing a kernel imports Triton, which reads ``TRITON_INTERPRET`` at that
 moment: a machine without a GPU runs kernels only in Triton's interpreter, so there call :func:`interpret_without_gpu`
-first.
+first. Where Triton is missing, :func:`unavailable` says why.
 """
 
 import os
 import sys
+
+from mlcomp.kernels.without_triton import unavailable
+
+__all__ = ["interpret_without_gpu", "unavailable"]
 
 
 def interpret_without_gpu() -> bool:

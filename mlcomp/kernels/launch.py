@@ -7,14 +7,15 @@ which wraps every function of the package, from wrapping code that Triton compil
 from torch import Tensor
 
 from mlcomp.checks import check_tensor
+from mlcomp.kernels.without_triton import unavailable
 
 try:
     import triton
     import triton.language as tl
 except ImportError as error:
     raise ImportError(
-        "the kernels need Triton, which runs on Linux: pip install 'mlcomp-book[kernels]' (the references in "
-        "mlcomp.formats, mlcomp.quant and mlcomp.obs need nothing)"
+        f"the kernels need Triton. {unavailable()} The references in mlcomp.formats, mlcomp.quant and mlcomp.obs "
+        "do without."
     ) from error
 
 __all__ = ["INTERPRETED", "check_devices", "tl", "triton"]

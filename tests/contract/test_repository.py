@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import yaml
 
+from tools.address import address
 from tools.inventory import ROOT
 
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".cff", ".txt", ".cfg", ".ipynb", ".css", ".bib", ".csv", ".json", ""}
@@ -88,11 +89,13 @@ def test_every_page_of_the_contents_exists_and_every_notebook_is_in_it():
     assert [n for n in notebooks if n.startswith("lectures/") and n not in files] == []
 
 
-def test_repository_address_stands_in_one_place():
-    """Notebooks carry it too, stamped from _config.yml; a change there is carried over by `stamp`."""
-    address = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"].removeprefix("https://")
-    others = [p for p in text_files() if p.suffix != ".ipynb" and p.name != "_config.yml"]
-    assert [str(p.relative_to(ROOT)) for p in others if address in p.read_text(encoding="utf-8")] == []
+def test_the_addresses_stand_in_one_place():
+    """Notebooks carry them too, stamped from _config.yml; a change there is carried over by `stamp`."""
+    where = address()
+    for known in filter(None, (where.repository, where.site)):
+        others = [p for p in text_files() if p.suffix != ".ipynb" and p.name != "_config.yml"]
+        short = known.removeprefix("https://")
+        assert [str(p.relative_to(ROOT)) for p in others if short in p.read_text(encoding="utf-8")] == []
 
 
 def test_constraints_are_exact_and_cover_the_requirements():

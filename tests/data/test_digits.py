@@ -26,5 +26,5 @@ def test_bad_split(as_user):
 def test_missing_extra_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "sklearn.datasets", raising=False)
-    with pytest.raises(ImportError, match=r'needs sklearn.*pip install "mlcomp-book\[notebooks\]"'):
+    with pytest.raises(ImportError, match=r'needs sklearn, which is not installed .*\.whl\[notebooks\]"'):
         digits()

@@ -88,7 +88,7 @@ def test_a_grader_that_does_not_start_is_no_grade(empty, tmp_path, capsys, monke
 def test_without_nbgrader_the_class_is_a_clear_error(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nbgrader" else object())
     assert cli.main(["class", str(tmp_path)]) == 1
-    assert 'pip install "mlcomp-book[grading]"' in capsys.readouterr().err
+    assert 'nbgrader, which is not installed (in a clone: pip install -e ".[grading]"' in capsys.readouterr().err
 
 
 def test_the_package_does_not_import_the_grader():
@@ -112,12 +112,21 @@ def test_exercises_are_what_the_solutions_give(tmp_path):
     assert released.read_bytes() == good and not stray.exists()
 
 
-def test_addresses_are_those_of_the_repository(empty):
-    text, config = json.dumps(empty), (ROOT / "_config.yml").read_text()
-    url = config.split("url: ")[1].split()[0]
-    assert f"mlcomp-book @ git+{url}" in text
-    assert text.count(f"{url}/blob/main/lectures/2_optimal_brain_compression/") == 8  # one in each question's hints
+def test_links_of_a_students_notebook_lead_to_the_repository_or_nowhere_at_all(empty, tmp_path):
+    text = json.dumps(empty)
     assert "../../lectures" not in text
+    page = "2_optimal_brain_compression/02_obd_and_obs"
+    if "git+https://" not in text:  # no address is set
+        assert text.count("(in the book: <code>2_optimal_brain_compression/") == 8  # one in each question's hints
+    source = {"source": [f'<a href="../../lectures/{page}.html">OBS</a>\n'], "metadata": {}}
+    config = tmp_path / "_config.yml"
+    for url, expected in {
+        "": f"OBS (in the book: <code>{page}</code>)\n",
+        "https://github.com/a/b": f'<a href="https://github.com/a/b/blob/main/lectures/{page}.ipynb">OBS</a>\n',
+    }.items():
+        config.write_text(f'repository:\n  url: "{url}"\n  branch: main\n')
+        made = generate._finished(json.dumps({"cells": [source]}), generate._notebook_link(config))
+        assert json.loads(made)["cells"][0]["source"] == [expected]
 
 
 def test_a_students_notebook_holds_no_answers(empty, reference):
@@ -132,7 +141,8 @@ def test_a_students_notebook_holds_no_answers(empty, reference):
         for line in "".join(c["source"]).splitlines()
         if line.startswith(("import ", "from "))
     }
-    assert imports <= {"mlcomp", "numpy", "torch", "matplotlib"} | set(sys.stdlib_module_names)
+    with_jupyter = {"packaging", "matplotlib_inline"}  # for the set-up cell
+    assert imports <= {"mlcomp", "numpy", "torch", "matplotlib", *with_jupyter} | set(sys.stdlib_module_names)
     assert len(empty["cells"]) == len(reference["cells"])
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from mlcomp.grading import cli
 from mlcomp.grading.alignment import aligned
-from mlcomp.grading.assignment import STUB, AssignmentError, marks, parse, source
+from mlcomp.grading.assignment import STUB, Assignment, AssignmentError, marks, parse, source
 from mlcomp.grading.grade import grade_file
-from mlcomp.grading.report import page, table
+from mlcomp.grading.report import Report, Result, page, table
 
 GOOD = "def obd_saliency(weight, hessian):\n    return 0.5 * hessian.diagonal() * weight.square()\n"
 
@@ -123,9 +123,23 @@ def test_what_only_runs_in_jupyter_costs_nothing_and_what_stops_a_cell_is_named(
         "exact_obs_row is not defined: its cell stops with SyntaxError: invalid syntax (line 2)"
     )
     assert found["pattern"].message == "not answered yet"
-    address = found["pattern"].section
-    assert address.startswith("https://") and address.endswith("2_optimal_brain_compression/04_patterns.ipynb")
-    assert f"read again: {address}" in table(report) and f'<a href="{address}">' in page(report)
+    again = found["pattern"].section  # a path, or the address of the notebook where the book has one
+    assert "lectures/2_optimal_brain_compression/04_patterns" in again and f"read again: {again}" in table(report)
+
+
+def test_where_to_read_again_is_an_address_where_the_set_up_cell_names_one():
+    check = {"grade_id": "q", "grade": True, "solution": False, "points": 2}
+    graded = {"cell_type": "code", "metadata": {"nbgrader": check, "mlcomp": {"section": "lectures/x"}}, "source": "1"}
+    for published, again in {
+        "[]": "lectures/x",
+        '["git+https://github.com/a/b@v1.0"]': "https://github.com/a/b/blob/HEAD/lectures/x.ipynb",
+    }.items():
+        cells = ({"cell_type": "code", "metadata": {}, "source": f"PUBLISHED = {published}"}, graded)
+        (question,) = Assignment("f", "n", cells, "").questions
+        assert question.section == again
+        result = Result("q", "T", False, 0, 2, "", question.section)
+        linked = f'<a href="{again}">Read again</a>' in page(Report("n", "", "", 1, False, 0.0, "", (result,), ()))
+        assert linked == again.startswith("https://")
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_mobilenet_v2_logits(no_network):
 def test_missing_extra_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     for load in (smollm2, minilm):
-        with pytest.raises(ImportError, match=r'needs transformers.*pip install "mlcomp-book\[notebooks\]"'):
+        with pytest.raises(ImportError, match=r'needs transformers, which is not installed .*\.whl\[notebooks\]"'):
             load()
 
 

@@ -44,8 +44,9 @@ def test_round_trip_keeps_the_cells_and_the_outputs(notebook, tmp_path):
     tool.to_py(copy)
     tool.from_py(copy.with_suffix(".py"))
     again = tool.read(copy)
-    assert [c.source for c in again.cells[1:]] == [c.source for c in nb.cells[1:]]
-    assert [c.get("outputs") for c in again.cells[2:]] == [c.get("outputs") for c in nb.cells[2:]]
+    assert [c.source for c in again.cells] == [c.source for c in nb.cells]
+    assert [c.get("outputs") for c in again.cells] == [c.get("outputs") for c in nb.cells]
+    assert tool.problems(again, copy) == []
 
 
 def test_an_edited_cell_is_stale(notebook):
@@ -83,6 +84,10 @@ def spoil_stamp(nb):
     nb.cells[1].source += "\n"
 
 
+def spoil_footer(nb):
+    nb.cells[-1].source += "\n"
+
+
 def spoil_order(nb):
     code_cells(nb)[2].execution_count = 7
 
@@ -103,8 +108,9 @@ def spoil_stderr(nb):
     ("spoil", "what"),
     [
         (spoil_stamp, "stamped"),
+        (spoil_footer, "stamped"),
         (spoil_order, "in order"),
-        (spoil_output, "has no output"),
+        (spoil_output, "and no output"),
         (spoil_error, "error"),
         (spoil_stderr, "stderr"),
     ],
@@ -128,5 +134,5 @@ def test_a_failing_cell_is_reported_and_the_stored_notebook_stays(template, tmp_
 def test_header_without_syllabus_is_refused(tmp_path):
     path = tmp_path / "x.py"
     path.write_text("# ---\n# jupyter:\n#   mlcomp:\n#     title: T\n#     lecture: 2\n# ---\n\n# %%\n1\n")
-    with pytest.raises(ValueError, match=r"lacks mlcomp\.syllabus"):
+    with pytest.raises(ValueError, match=r"lacks mlcomp\.syllabus, mlcomp\.path"):
         tool.from_py(path)
