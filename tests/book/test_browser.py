@@ -124,7 +124,8 @@ def test_index_leads_to_the_introduction(tab, site):
 def test_the_picture_of_every_method_stands_above_its_tables(tab, site):
     tab.set_viewport_size(DESK)
     tab.goto(site + "book/every_method.html")
-    picture = tab.locator("figure.every-method svg").bounding_box()
+    tab.wait_for_selector("figure.every-method .vega-embed svg")
+    picture = tab.locator("figure.every-method .vega-embed svg").first.bounding_box()
     table = tab.locator("article table").first.bounding_box()
     assert picture["height"] > 200 and picture["y"] + picture["height"] <= table["y"]
 
