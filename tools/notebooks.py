@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from tools import lint  # noqa: E402  (the folder is put on the path above)
 from tools.definitions import first_uses, linked  # noqa: E402
 from tools.staleness import digest, library_hash  # noqa: E402
-from tools.stamp import FOLDED, HEADER_KEYS, is_stamped, stamp, unstamped  # noqa: E402
+from tools.stamp import FOLDED, HEADER_KEYS, is_set_up, is_stamped, stamp, unstamped  # noqa: E402
 
 LECTURES = ROOT / "lectures"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -93,7 +93,8 @@ def tidy(cell: nbformat.NotebookNode) -> None:
 
 
 def code_of(nb: nbformat.NotebookNode) -> str:
-    return "\n".join(c.source for c in nb.cells if c.cell_type == "code")
+    """Return the notebook's code, without the set-up cell: another address or version changes no result."""
+    return "\n".join(c.source for c in nb.cells if c.cell_type == "code" and not is_set_up(c))
 
 
 def code_hash(nb: nbformat.NotebookNode) -> str:

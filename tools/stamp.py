@@ -126,6 +126,10 @@ def header(nb: nbformat.NotebookNode, path: Path) -> nbformat.NotebookNode:
     )
 
 
+def is_set_up(cell: nbformat.NotebookNode) -> bool:
+    return cell.cell_type == "code" and cell.source.startswith("# Set-up:")
+
+
 def set_up() -> nbformat.NotebookNode:
     """Return the cell that finds or installs the package."""
     return nbformat.v4.new_code_cell(setup_cell(address()), metadata={"tags": ["remove-cell"]})
@@ -149,7 +153,8 @@ def stamp(nb: nbformat.NotebookNode, path: Path) -> None:
     if missing := missing_keys(nb.metadata.get("mlcomp", {})):
         raise ValueError(f"{path}: the header lacks mlcomp.{', mlcomp.'.join(missing)} (see tools/template.py)")
     body, setup = unstamped(nb), set_up()
-    setup = next((c for c in nb.cells[:2] if c.source == setup.source), setup)
+    for old in filter(is_set_up, nb.cells[:2]):  # a set-up that ran has run, with another address or version, too
+        setup.execution_count, setup.outputs = old.execution_count, old.outputs
     nb.cells = body
     nb.cells = [header(nb, path), setup, *body, footer(nb, path)]
 
@@ -168,7 +173,7 @@ def unstamped(nb: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     cells = list(nb.cells)
     if cells and cells[0].cell_type == "markdown" and cells[0].source.startswith("# "):
         cells.pop(0)
-    if cells and cells[0].cell_type == "code" and cells[0].source.startswith("# Set-up:"):
+    if cells and is_set_up(cells[0]):
         cells.pop(0)
     if cells and cells[-1].source.startswith(FOOTER):
         cells.pop()

@@ -4,7 +4,6 @@ A term is linked in plain text only: not in headings, links, code, formulas, tit
 A term that the notebook links itself is not linked again. All forms of a term are entries of the search, too.
 """
 
-import functools
 import html
 import re
 import sys
@@ -20,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tools import inventory  # noqa: E402  (the folder is put on the path above)
+from tools.terms import finder  # noqa: E402
 
 PAGE = "book/glossary"
 SOURCES = (ROOT / "book" / "glossary.yml", ROOT / "tools" / "inventory.py")
@@ -28,23 +28,6 @@ NO_LINK = (
     nodes.title, nodes.rubric, nodes.caption, nodes.reference, nodes.literal, nodes.literal_block, nodes.math,
     nodes.math_block, nodes.raw, nodes.strong, nodes.emphasis, nodes.comment, addnodes.pending_xref,
 )  # fmt: skip
-
-
-def form_pattern(form: str) -> str:
-    """Return the regular expression of a word: names keep their capitals, other words don't, and take a plural."""
-    escaped = re.escape(form).replace(r"\ ", r"\s+")
-    if re.search(r"[A-Z0-9:].*[A-Z0-9:#]", form):
-        return escaped + ("s?" if form[-1].isalpha() else "")
-    return f"(?i:{escaped}{'' if form.endswith('s') else 's?'})"
-
-
-@functools.cache
-def finder() -> tuple[re.Pattern[str], list[str]]:
-    """Return the expression that finds any term, and the slug of each of its groups."""
-    forms = [(form, term.slug) for term in inventory.glossary() if not term.common for form in term.forms]
-    forms.sort(key=lambda item: -len(item[0]))  # "inverse Hessian" before "Hessian"
-    groups = "|".join(f"({form_pattern(form)})" for form, _ in forms)
-    return re.compile(rf"(?<![\w:.#/-])(?:{groups})(?![\w:#/-])"), [slug for _, slug in forms]
 
 
 def entry(value: str, target: str, *, main: bool) -> addnodes.index:
