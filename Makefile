@@ -1,6 +1,6 @@
 # One virtual environment for everything. Your own pip settings (mirror, proxy, cache) hold: nothing here names an index.
 #   make book   make test   make check   make notebooks   make exercises   make lab   make links
-#   make serve   make clean
+#   make pdf   make serve   make clean
 
 PYTHON ?= python3
 PORT ?= 8000
@@ -16,7 +16,7 @@ KEY := $(shell { cat pyproject.toml $(CONSTRAINTS) Makefile; pwd; } | cksum | cu
 BOOK := $(VENV)/.book-$(KEY)
 ALL := $(VENV)/.installed-$(KEY)
 
-.PHONY: help book test check notebooks exercises lab links serve clean
+.PHONY: help book test check notebooks exercises lab links pdf serve clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make exercises  generate exercises/ from solutions/"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make links      ask every address outside of the book for an answer (needs the network)"
+	@echo "make pdf        print one PDF for each lecture from the built book (needs Chromium)"
 	@echo "make serve      serve the built book on localhost:$(PORT)"
 	@echo "make clean      remove what was built (not .venv)"
 
@@ -66,6 +67,10 @@ lab: $(ALL)
 
 links: $(BOOK)
 	$(BIN)/jupyter-book build . --builder linkcheck --path-output _build/links
+
+pdf: $(ALL)
+	@test -f $(HTML)/index.html || $(MAKE) book
+	$(BIN)/python tools/print_book.py $(HTML)
 
 serve: $(BOOK)
 	@test -f $(HTML)/index.html || $(MAKE) book
