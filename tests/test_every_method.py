@@ -13,8 +13,8 @@ from torch import nn
 from experiments.every_method import methods, networks, registry
 from experiments.every_method.registry import ENTRIES, describe, register
 from experiments.every_method.run import FIELDS, run, run_all
-from experiments.every_method.storage import store
-from experiments.every_method.subject import Subject, recall_of_neighbours
+from mlcomp.compare.stored_layer import store
+from mlcomp.compare.subject import Subject, recall_of_neighbours
 from mlcomp.data import committed_table, make_layer
 from mlcomp.formats import absmax_int8, sparse_nbytes, unpack
 from mlcomp.obs import exact_obs, gptq, obq

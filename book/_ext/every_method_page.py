@@ -1,4 +1,4 @@
-"""`{every-method}`: size against quality of all registered methods on one model, as a picture and as tables."""
+"""`{every-method}`: size against quality of all registered methods on one model, as tables; and as a drawing."""
 
 import csv
 import html
@@ -13,19 +13,20 @@ from sphinx.util.docutils import SphinxDirective
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mlcomp.compare import pareto_front  # noqa: E402  (the folder is put on the path above)
+from mlcomp.compare import every_method  # noqa: E402  (the folder is put on the path above)
 
 CSV = ROOT / "mlcomp" / "data" / "tables" / "every_method.csv"
-# Kind → title of its table, colour that is readable on white and on black, mark.
-KINDS = {
-    "reference": ("Reference", "#808080", "M-5,0H5M0,-5V5"),
-    "scalar": ("Each weight on its own", "#3b82c4", "M-4,-4H4V4H-4Z"),
-    "compensated": ("Codes chosen with the Hessian", "#d97706", "M0,-5.5L5,4H-5Z"),
-    "vector": ("Several weights to a code", "#2f9e5b", "M0,-5.5L5.5,0L0,5.5L-5.5,0Z"),
-    "pruning": ("Zeros", "#a259c4", "M-4,-4L4,4M-4,4L4,-4"),
-    "both": ("Zeros and codes", "#d6455d", "M0,-5.5L5,-1.5L3,4.5H-3L-5,-1.5Z"),
-    "tuned": ("Tuned to outputs of blocks or network", "#0f8f9c", "M0,5.5L5,-4H-5Z"),
+# Kind → its mark as a path; titles and colours are those of the library's picture.
+MARKS = {
+    "reference": "M-5,0H5M0,-5V5",
+    "scalar": "M-4,-4H4V4H-4Z",
+    "compensated": "M0,-5.5L5,4H-5Z",
+    "vector": "M0,-5.5L5.5,0L0,5.5L-5.5,0Z",
+    "pruning": "M-4,-4L4,4M-4,4L4,-4",
+    "both": "M0,-5.5L5,-1.5L3,4.5H-3L-5,-1.5Z",
+    "tuned": "M0,5.5L5,-4H-5Z",
 }
+KINDS = {kind: (title, colour, MARKS[kind]) for kind, (title, colour, _) in every_method.KINDS.items()}
 LEFT, TOP, WIDTH, HEIGHT = 78, 14, 640, 380
 X_RANGE, X_TICKS = (1.7, 18), (2, 3, 4, 6, 8, 12, 16)
 
@@ -39,9 +40,7 @@ def results(path: Path = CSV) -> list[dict[str, str]]:
 
 def front(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
     """Return (method, setting) of the rows that no other row beats in size without losing, the smallest first."""
-    sizes, qualities = ([float(r[name]) for r in rows] for name in ("bits_per_weight", "similarity"))
-    best = sorted(pareto_front(sizes, qualities), key=sizes.__getitem__)
-    return [(rows[i]["method"], rows[i]["setting"]) for i in best]
+    return [(rows[i]["method"], rows[i]["setting"]) for i in every_method.front_of_methods(rows)]
 
 
 def missing(rows: list[dict[str, str]]) -> list[str]:
@@ -151,14 +150,13 @@ class EveryMethod(SphinxDirective):
     """The page's content, made at build time."""
 
     def run(self) -> list[nodes.Node]:
-        """Put the picture, then parse the tables as if they stood on the page."""
+        """Parse the tables as if they stood on the page."""
         if not CSV.exists():
             raise self.error(f"no results at {CSV.relative_to(ROOT)}")
         self.env.note_dependency(str(CSV))
         rows = results()
         node = nodes.container()
         node.document = self.state.document
-        node += nodes.raw("", f'<figure class="every-method">{picture(rows)}{caption(rows)}</figure>', format="html")
         lines = StringList(page(rows, missing(rows)), source=self.get_location())
         self.state.nested_parse(lines, self.content_offset, node)
         return node.children

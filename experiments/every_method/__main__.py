@@ -8,7 +8,7 @@ import torch
 from experiments.every_method import methods  # noqa: F401  (registers)
 from experiments.every_method.registry import ENTRIES, describe
 from experiments.every_method.run import RESULTS, run_all
-from experiments.every_method.subject import minilm_subject
+from mlcomp.compare.subject import minilm_subject
 
 
 def main() -> None:

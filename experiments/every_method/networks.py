@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.aqlm_smollm2 import SETTINGS, block_and_targets, compress_block
-from experiments.every_method.subject import Subject
+from mlcomp.compare.subject import Subject
 from mlcomp.layerwise import replace_module
 from mlcomp.prune import calibrate, gradual_pruning, layer_normalized, with_weights
 from mlcomp.quant import (
-    FakeQuantized,
     SizeTarget,
     brecq,
     diffq_codes,
@@ -166,8 +165,3 @@ def gradual(subject: Subject, *, sparsity: float) -> Compressed:
     )  # fmt: skip
     model = made.model.model.eval()
     return Compressed(model, {name: model.get_submodule(name).weight.detach() for name in subject.hessians})
-
-
-def matrix_layer(module: nn.Module) -> nn.Module:
-    """Return the layer whose weight is computed with."""
-    return module.layer if isinstance(module, FakeQuantized) else module

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KINDS = ("reference", "scalar", "compensated", "vector", "pruning", "both", "tuned")
+from mlcomp.compare.every_method import KINDS
 
 
 @dataclass(frozen=True)

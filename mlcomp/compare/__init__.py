@@ -1,6 +1,7 @@
 """Which method at the same size: fronts, bounds, and the true optimum of small problems."""
 
 from mlcomp.compare.best_subset import BestSubset, best_pruned, best_subset
+from mlcomp.compare.every_method import measure_method, picture_of_methods
 from mlcomp.compare.integer_least_squares import BestCodes, best_quantized, integer_least_squares
 from mlcomp.compare.pareto import pareto_front
 from mlcomp.compare.pruning_snr import kept_share, pruning_snr
@@ -35,7 +36,9 @@ __all__ = [
     "fit_power_law",
     "integer_least_squares",
     "kept_share",
+    "measure_method",
     "pareto_front",
+    "picture_of_methods",
     "pruning_snr",
     "quantization_bound",
     "quantization_snr",

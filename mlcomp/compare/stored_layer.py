@@ -44,6 +44,7 @@ def _(result: Tensor, pattern: tuple[int, int] | None = None) -> Stored:
     """A pruned weight: float16 values, and a bitmask or the places of an n:m pattern; dense where that is less."""
     values = result.half()
     kept = values != 0
+    arrays: tuple[Tensor, ...]
     if pattern is not None:
         arrays = _slots(values, kept, pattern, 16)
     else:

@@ -70,7 +70,7 @@ def minilm_subject() -> Subject:
     def output(network: nn.Module, ids: Tensor) -> Tensor:
         return network(ids).last_hidden_state
 
-    blocks = tuple(f"encoder.layer.{i}" for i in range(model.config.num_hidden_layers))
+    blocks = tuple(dict.fromkeys(".".join(name.split(".")[:3]) for name in names))  # encoder.layer.0, …
     return Subject(model, hessians, seconds, torch.cat(stretches), output, blocks, quality)
 
 

@@ -1,0 +1,235 @@
+"""The tables of the page *Which method?*: `{cases}`, `{at-bits}`, `{side-by-side}` and `{how-made}`.
+
+Each figure comes from a committed table of measurements, and so does what is said about how it was made.
+"""
+
+import csv
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import ClassVar
+
+import yaml
+from docutils import nodes
+from docutils.parsers.rst import directives
+from method_index import Generated
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+CASES = ROOT / "book" / "cases.yml"
+TABLES = ROOT / "mlcomp" / "data" / "tables"
+# What whole_model.csv calls its methods → as people say it.
+NAMES = {
+    "rtn": "round to nearest", "gptq": "GPTQ", "gptq_mse": "GPTQ, best clip, activation order",
+    "gptq_g64": "GPTQ, groups of 64", "quip": "QuIP", "quip_sharp": "QuIP#", "spqr": "SpQR", "aqlm": "AQLM",
+}  # fmt: skip
+# Table → the model, what was measured, what it was calibrated on; what the rows themselves do not say.
+MADE = {
+    "every_method": (
+        "MiniLM, a sentence encoder: 36 linear layers, 10.6 million weights",
+        "mean cosine with the dense model's vectors on 128 other sentences",
+        "128 sentences of Python's reference; 512 stretches of 64 tokens where blocks or the network are trained",
+    ),
+    "whole_model": (
+        "SmolLM2-135M, a language model: 210 linear layers",
+        "perplexity on 3 000 tokens of other text",
+        "16 stretches of 128 tokens of Python's reference",
+    ),
+    "pruning_taxonomy": (
+        "a perceptron on 5 000 MNIST digits, 235 thousand weights",
+        "accuracy on 1 000 other digits, mean of three seeds",
+        "the training images",
+    ),
+    "aqlm_smollm2": (
+        "the first two blocks of SmolLM2-135M",
+        "perplexity on other text",
+        "48 stretches of 128 tokens of Python's reference",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row of a table: what it gives, what it took, and on what machine."""
+
+    size: str
+    quality: str
+    seconds: float
+    machine: str
+
+
+def table(name: str) -> list[dict[str, str]]:
+    """Return the rows of a committed CSV."""
+    with (TABLES / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def find(name: str, **key: str) -> dict[str, str]:
+    """Return the last row of a table with these entries.
+
+    Raises:
+        KeyError: there is none.
+    """
+    found = [row for row in table(name) if all(row[column] == value for column, value in key.items())]
+    if not found:
+        raise KeyError(f"{name}.csv has no row with {key}")
+    return found[-1]
+
+
+def every_method(**key: str) -> Measured:
+    """Return a row of MiniLM's table."""
+    row = find("every_method", **key)
+    quality = f"cosine {float(row['similarity']):.3f}, {float(row['recall_at_10']):.0%} of the neighbours kept"
+    seconds = float(row["seconds"]) + float(row["hessian_seconds"])
+    return Measured(f"{float(row['bits_per_weight']):.2f}", quality, seconds, row["device"])
+
+
+def whole_model(**key: str) -> Measured:
+    """Return a row of SmolLM2's table."""
+    row, dense = find("whole_model", **key), find("whole_model", method="dense")
+    quality = f"perplexity {float(row['perplexity']):.1f} (dense {float(dense['perplexity']):.1f})"
+    return Measured(f"{float(row['bits_per_weight']):.2f}", quality, float(row["total_seconds"]), machine(row))
+
+
+def pruning_taxonomy(row: str, sparsity: str) -> Measured:
+    """Return a row of the comparison of when to prune; its size is a share of zeros."""
+    rows = json.loads((TABLES / "pruning_taxonomy.json").read_text(encoding="utf-8"))
+    dense, found = rows["rows"]["dense"]["accuracy"]["0"], rows["rows"][row]
+    quality = f"accuracy {mean(found['accuracy'][sparsity]):.1%} (dense {mean(dense):.1%})"
+    origin = next(iter(rows["origins"].values()))
+    return Measured(f"{float(sparsity):.0%} zeros", quality, mean(found["seconds"][sparsity]), machine(origin))
+
+
+READ = {"every_method": every_method, "whole_model": whole_model, "pruning_taxonomy": pruning_taxonomy}
+
+
+def machine(row: dict[str, str]) -> str:
+    """Return what a row says of where it was run."""
+    threads = f", {row['threads']} of them used" if row.get("threads") else ""
+    return f"{row['machine']}{threads}" if "cores" in row["machine"] else row["machine"]
+
+
+def took(seconds: float) -> str:
+    """Return a time as one says it."""
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+class Cases(Generated):
+    """A row for each case of ``book/cases.yml``."""
+
+    def run(self) -> list[nodes.Node]:
+        """Let the rows be filtered."""
+        children = super().run()
+        for found in (table for child in children for table in child.findall(nodes.table)):
+            found["classes"] += ["filterable", "cases"]
+        return children
+
+    def lines(self) -> list[str]:
+        """Return the table."""
+        self.watch(CASES, *(TABLES / f"{name}.csv" for name in ("every_method", "whole_model")))
+        lines = ["| You want | You have | Take | Stored | What it gave | What it took |", "|---|---|---|---|---|---|"]
+        for case in yaml.safe_load(CASES.read_text(encoding="utf-8")):
+            ((name, key),) = case["measured"].items()
+            told = READ[name](**key)
+            model = MADE[name][0].partition(",")[0]
+            lines.append(
+                f"| **{case['want']}**<br>faster on: {case['hardware']} | {case['have']} "
+                f"| [{case['take']}](/lectures/{case['notebook']}.ipynb) "
+                f"| {told.size}{'' if 'zeros' in told.size else ' bits a weight'} | {told.quality}<br>{model} "
+                f"| {took(told.seconds)} |"
+            )
+        return lines
+
+
+class AtBits(Generated):
+    """All methods on the whole language model whose codes have as many bits as the argument says, the best first."""
+
+    required_arguments = 1
+
+    def lines(self) -> list[str]:
+        """Return a sentence and the table."""
+        self.watch(TABLES / "whole_model.csv")
+        dense = float(find("whole_model", method="dense")["perplexity"])
+        rows = {row["method"]: row for row in table("whole_model") if row["bits"] == self.arguments[0]}
+        best = sorted(rows.values(), key=lambda row: float(row["perplexity"]))
+        close = [row for row in best if float(row["bits_per_weight"]) < float(self.arguments[0]) + 0.1]
+        first, second = close[:2]
+        lines = [
+            f"Of those that store hardly more than {self.arguments[0]} bits a weight, **{name_of(first)}** is best: "
+            f"perplexity {number(first['perplexity'])} where the dense model has {dense:.1f}, for "
+            f"{took(float(first['total_seconds']))} of one core. Next comes {name_of(second)} with "
+            f"{number(second['perplexity'])}, for {took(float(second['total_seconds']))}.",
+            "",
+            "| Method | Bits a weight, all told | Perplexity | × dense | Time, one core |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        for row in best:
+            ratio = float(row["perplexity"]) / dense
+            lines.append(
+                f"| {name_of(row)} | {float(row['bits_per_weight']):.2f} | {number(row['perplexity'])} "
+                f"| {number(ratio, 2)} | {took(float(row['total_seconds']))} |"
+            )
+        return lines
+
+
+def name_of(row: dict[str, str]) -> str:
+    """Return the name of a row of the whole model's table."""
+    return NAMES.get(row["method"], row["method"])
+
+
+def number(value: str | float, digits: int = 1) -> str:
+    """Return a number, as a power of ten where it is far too large to matter."""
+    if float(value) < 1000:
+        return f"{float(value):.{digits}f}"
+    first, power = f"{float(value):.1e}".split("e")
+    return f"{first}·10{str(int(power)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+class SideBySide(Generated):
+    """Chosen rows of MiniLM's table: ``:rows:`` is ``method | setting``, several separated by semicolons."""
+
+    option_spec: ClassVar = {"rows": directives.unchanged_required}
+
+    def lines(self) -> list[str]:
+        """Return the table."""
+        self.watch(TABLES / "every_method.csv")
+        lines = ["| Method | Options | Bits a weight | What it gave | What it took |", "|---|---|---:|---|---:|"]
+        for part in self.options["rows"].split(";"):
+            method, setting = (text.strip() for text in part.split("|"))
+            told = every_method(method=method, setting=setting)
+            lines.append(f"| {method} | {setting} | {told.size} | {told.quality} | {took(told.seconds)} |")
+        return lines
+
+
+class HowMade(Generated):
+    """For each table that this page quotes: model, measure, calibration, machine, and the runs."""
+
+    def lines(self) -> list[str]:
+        """Return the table."""
+        self.watch(*(TABLES / f"{name}.csv" for name in ("every_method", "whole_model", "aqlm_smollm2")))
+        lines = ["| Table | Model | What is measured | Calibration | Machine | Run |", "|---|---|---|---|---|---|"]
+        for name, (model, measure, calibration) in MADE.items():
+            if name == "pruning_taxonomy":
+                rows = json.loads((TABLES / f"{name}.json").read_text(encoding="utf-8"))["origins"].values()
+            else:
+                rows = table(name)
+            machines = sorted({row["device"] if "device" in row else machine(row) for row in rows})
+            runs = sorted({f"{row['date']}, commit {row['commit']}, torch {row['torch']}" for row in rows})
+            cells = (f"`{name}`", model, measure, calibration, "<br>".join(machines), "<br>".join(runs))
+            lines.append(f"| {' | '.join(cells)} |")
+        return lines
+
+
+def setup(app) -> dict:
+    """Register the directives with Sphinx."""
+    for name, directive in (
+        ("cases", Cases),
+        ("at-bits", AtBits),
+        ("side-by-side", SideBySide),
+        ("how-made", HowMade),
+    ):
+        app.add_directive(name, directive)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
