@@ -10,25 +10,27 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from glossary import entry  # noqa: E402  (the folder is put on the path above)
+from glossary import entry  # noqa: E402  (the folders are put on the path above)
+
+from tools.address import address  # noqa: E402
 
 FILE, CONFIG, VERSION = ROOT / "CITATION.cff", ROOT / "_config.yml", ROOT / "mlcomp" / "__init__.py"
 
 
 def facts() -> dict[str, str]:
-    """Return title, author, year, version and, where they are set, the addresses of the pages and the repository."""
+    """Return title, author, year, version and, where one is set, the address of the pages or of the repository."""
     about = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     version = re.search(r"^__version__ = (.*)$", VERSION.read_text(encoding="utf-8"), re.MULTILINE)[1]
-    addresses = (config["repository"].get(name) for name in ("site", "url"))
+    where = address(CONFIG.parent)
     return {
         "title": about["title"],
         "author": " and ".join(author["name"] for author in about["authors"]),
         "year": str(config["copyright"]),
         "version": ast.literal_eval(version),
-        "url": next(filter(None, addresses), ""),
+        "url": where.site or where.repository or "",
     }
 
 

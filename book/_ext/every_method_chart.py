@@ -135,6 +135,18 @@ class Picture(SphinxDirective):
         return [nodes.raw("", figure(results(), up), format="html", classes=["every-method"])]
 
 
+class SmallPicture(SphinxDirective):
+    """The static drawing alone, small, with a link to the page on which it can be pointed at."""
+
+    def run(self) -> list[nodes.Node]:
+        """Put the drawing."""
+        self.env.note_dependency(str(CSV))
+        told = "Bits per weight against the error of a sentence encoder. A mark is a method, the line the front."
+        link = f'{told} <a href="which_method.html">Which is which, and which to take</a>'
+        inside = f"{picture(results())}<figcaption>{link}</figcaption>"
+        return [nodes.raw("", f'<figure class="every-method small">{inside}</figure>', format="html")]
+
+
 def add_scripts(app, page, template, context, doctree) -> None:
     """Load the library on pages that have the picture."""
     if doctree is None:
@@ -156,6 +168,7 @@ def write_scripts(app, exception) -> None:
 def setup(app) -> dict:
     """Register with Sphinx."""
     app.add_directive("every-method-picture", Picture)
+    app.add_directive("every-method-small", SmallPicture)
     app.connect("html-page-context", add_scripts)
     app.connect("build-finished", write_scripts)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

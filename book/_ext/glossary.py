@@ -52,6 +52,12 @@ def entry(value: str, target: str, *, main: bool) -> addnodes.index:
     return addnodes.index(entries=[("single", value.replace(";", ","), target, "main" if main else "", None)])
 
 
+def words_of(term: inventory.Term) -> list[str]:
+    """Return the names in the other languages, each by itself: the search finds no part of a longer entry."""
+    parts = (word.strip() for name in term.names.values() for word in re.split(r"[,、(()]|[))]", name))
+    return [word for word in parts if word]
+
+
 def row(term: inventory.Term) -> str:
     """Return the row of a term: a cell for each language, with the name and the meaning."""
     others = [form for form in term.forms[1:] if form.lower() != term.name.lower()]
@@ -74,9 +80,7 @@ class Glossary(SphinxDirective):
             self.env.note_dependency(str(path))
         terms = sorted(inventory.glossary(), key=lambda term: term.name.lower())
         entries = [
-            entry(word, f"term-{term.slug}", main=True)
-            for term in terms
-            for word in (*term.forms, *term.names.values())
+            entry(word, f"term-{term.slug}", main=True) for term in terms for word in (*term.forms, *words_of(term))
         ]
         head = '<th scope="col">English</th><th scope="col">Русский</th><th scope="col">中文</th>'
         body = "\n".join(row(term) for term in terms)

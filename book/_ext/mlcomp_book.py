@@ -32,17 +32,25 @@ def serve_locally(app, config) -> None:
     config.mathjax_path = "mathjax/tex-chtml.js"
     config.html_static_path.append(str(STATIC))
     config.html_css_files.append("mlcomp.css")
+    config.html_js_files.append("scrolling.js")
+    config.html_search_scorer = str(Path(__file__).with_name("search_order.js"))
 
 
 def say_the_address(app, config) -> None:
     """Link to repository and site where they are set; elsewhere the theme shows no such link.
 
-    Pages choose with `{only} repository` or `{only} not repository` (and `site`), and name `{{ repository }}`,
-    `{{ issues }}` and `{{ wheel }}`.
+    Pages choose with `{only} repository` or `{only} not repository`, and name what `words` holds as `{{ wheel }}`.
     """
     where = address(Path(app.srcdir))
     options, wheel = config.html_theme_options, wheel_name(library_version())
-    words = {"wheel": f'<a href="../wheel/{wheel}" download>{wheel}</a>', "wheel_file": f"`{wheel}`"}
+    install = f'pip install jupyterlab "{wheel}[notebooks,kernels]"'
+    grading = f'pip install "{wheel}[grading]"'
+    words = {
+        **dict.fromkeys(("repository", "issues"), ""),  # parsed before `only` drops them
+        "wheel": f'<a href="../wheel/{wheel}" download>{wheel}</a>',
+        "install": f"```\n{install}\n```",
+        "install_grading": f"```\n{grading}\n```",
+    }
     if where.repository:
         app.tags.add("repository")
         options |= {"repository_url": where.repository, "repository_branch": where.branch}
@@ -52,9 +60,7 @@ def say_the_address(app, config) -> None:
     if where.colab(""):
         options["launch_buttons"] = {"colab_url": "https://colab.research.google.com"}
     if where.site:
-        app.tags.add("site")
         config.html_baseurl = f"{where.site}/"
-        words["site"] = f"<{where.site}>"
     config.myst_substitutions |= words
 
 

@@ -1,4 +1,4 @@
-"""The built book in a browser: quiet console, nothing from outside, formulas, phone width, search."""
+"""The built book in a browser: quiet console, nothing from outside, formulas, phone width, search, WCAG 2.1."""
 
 import functools
 import http.server
@@ -24,6 +24,12 @@ RAW_TEX = r"""() => {
 WIDE = """() => [...document.querySelectorAll('article *')]
   .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
   .slice(0, 3).map(e => e.tagName + '.' + e.className)"""
+# axe-core's rules for WCAG 2.1, levels A and AA. Left out are formulas, since MathJax draws each from hundreds of
+# elements that are hidden from screen readers, beside a copy that is read; and the entries of the API page, which
+# autodoc makes as lists that axe objects to, and on which it takes minutes.
+WCAG = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
+CONTRAST = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}  # all that a dark page has of its own
+LEFT_OUT = ["mjx-container", "article dl.py"]
 
 
 def missing(what: str):
@@ -114,6 +120,46 @@ def test_page(tab, site, name):
     assert tab.faults == []
 
 
+@pytest.mark.parametrize("name", pages())
+def test_page_is_for_everyone(tab, site, name):
+    """No violation of WCAG, and a description of at most 160 characters."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    tab.set_viewport_size(DESK)
+    tab.goto(site + name, wait_until="load")
+    description = tab.locator("head meta[name=description]")
+    assert description.count() == 1 and 20 <= len(description.get_attribute("content")) <= 160
+    if tab.locator("article .math").count():
+        tab.wait_for_function("window.MathJax?.startup?.promise !== undefined")
+        tab.evaluate("() => MathJax.startup.promise")
+    rules = WCAG if tab.scheme == "light" else CONTRAST
+    found = Axe().run(tab, {"exclude": [[place] for place in LEFT_OUT]}, {**rules, "resultTypes": ["violations"]})
+    faults = [(v["id"], n["target"], n["html"][:120]) for v in found.response["violations"] for n in v["nodes"]]
+    assert faults == []
+
+
+def test_what_is_wide_can_be_scrolled_with_the_keyboard(tab, site):
+    tab.set_viewport_size(PHONE)
+    tab.goto(site + "book/results.html", wait_until="load")
+    tab.wait_for_selector(".pst-scrollable-table-container[tabindex='0']")
+    wide = tab.locator(".pst-scrollable-table-container").first
+    assert wide.evaluate("e => e.scrollWidth > e.clientWidth")
+    wide.focus()
+    tab.keyboard.press("ArrowRight")
+    tab.wait_for_function("document.querySelector('.pst-scrollable-table-container').scrollLeft > 0")
+
+
+def test_focus_is_visible(tab, site):
+    """Of a link in the text, by a ring that differs from the page enough to be seen (3 to 1)."""
+    tab.set_viewport_size(DESK)
+    tab.goto(site + "book/exercises.html", wait_until="load")
+    link = tab.locator("article a[download]").first
+    tab.keyboard.press("Tab")  # from here on, focus counts as the keyboard's
+    link.focus()
+    width, style = link.evaluate("e => [getComputedStyle(e).outlineWidth, getComputedStyle(e).outlineStyle]")
+    assert (width, style) == ("3px", "solid")
+
+
 def test_index_leads_to_the_introduction(tab, site):
     tab.faults.clear()
     tab.goto(site + "index.html")
@@ -141,3 +187,63 @@ def test_search_finds_the_inverse_hessian(tab, site):
     tab.wait_for_selector("#search-results ul.search li a")
     assert tab.locator("#search-results ul.search li").count() >= 1
     assert tab.faults == []
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("2:4", "book/glossary.html#term-n-m-sparsity"),
+        ("W4A16", "book/glossary.html#term-w4a16"),
+        ("E8", "book/glossary.html#term-e8-lattice"),
+        ("cite", "book/cite.html"),
+        ("гессиан", "book/glossary.html#term-hessian"),
+        ("剪枝", "book/glossary.html#term-pruning"),
+        ("GPTQ", "book/method_index.html#method-gptq"),
+    ],
+)
+def test_search_finds_short_names_and_other_languages(tab, site, words, page):
+    tab.goto(site + "search.html?q=" + words)
+    tab.wait_for_function("document.querySelector('p.search-summary')?.textContent.includes('found')")
+    links = tab.eval_on_selector_all("#search-results ul.search li a", "all => all.map(a => a.getAttribute('href'))")
+    assert any(link.startswith(page) for link in links[:5]), links
+
+
+def test_rows_are_filtered_while_one_types(tab, site):
+    tab.goto(site + "book/method_index.html")
+    box = tab.get_by_label("Show rows with").first
+    rows = tab.locator("table.filterable").first.locator("tbody tr:visible")
+    before = rows.count()
+    box.press_sequentially("brain surgeon")
+    assert 1 <= rows.count() < before and "Optimal Brain Surgeon" in rows.first.inner_text()
+    box.fill("")
+    assert rows.count() == before
+
+
+def test_the_picture_names_a_method_and_can_be_filtered(tab, site):
+    tab.faults.clear()
+    tab.set_viewport_size(DESK)
+    tab.goto(site + "book/which_method.html")
+    tab.wait_for_selector(".interactive svg")
+    marks = tab.locator(".interactive .mark-symbol path[aria-label]")
+    before = marks.count()
+    assert before > 90 and not tab.locator("figure.every-method .static").is_visible()
+    tab.locator(".interactive").focus()
+    tab.keyboard.press("ArrowRight")
+    assert "bits a weight" in tab.locator(".told").inner_text()
+    tab.get_by_label("kind of method").select_option("Several weights to a code")
+    tab.wait_for_function(
+        f"document.querySelectorAll('.interactive .mark-symbol path[aria-label]').length < {before}"
+    )
+    assert 5 < marks.count() < 20
+    marks.first.dispatch_event("mouseover")  # marks overlap: a pointer might meet another one
+    assert tab.locator(".told").inner_text() == marks.first.get_attribute("aria-label")
+    assert tab.faults == []
+
+
+def test_answers_come_last_in_the_search(tab, site):
+    tab.goto(site + "search.html?q=quantization+exercises")
+    tab.wait_for_selector("#search-results ul.search li a")
+    tab.wait_for_function("document.querySelector('#search-results .search-summary').textContent.includes('found')")
+    hits = tab.locator("#search-results ul.search li > a").evaluate_all("all => all.map(a => a.pathname)")
+    answers = [place for place, hit in enumerate(hits) if "/solutions/" in hit]
+    assert answers and answers[0] >= len(hits) - len(answers) > 0

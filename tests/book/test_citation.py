@@ -31,6 +31,8 @@ def test_facts_are_those_of_the_repository(tmp_path, monkeypatch):
     assert found["version"] == mlcomp.__version__ and found["year"].isdigit() and "Compression" in found["title"]
     config = tmp_path / "_config.yml"
     for site, url, shown in (("", "", ""), ("", "https://r", "https://r"), ("https://s", "https://r", "https://s")):
-        config.write_text(yaml.safe_dump({"copyright": "2030", "repository": {"url": url, "site": site}}))
+        config.write_text(
+            yaml.safe_dump({"copyright": "2030", "repository": {"url": url, "site": site, "branch": "main"}})
+        )
         monkeypatch.setattr(subject, "CONFIG", config)
         assert subject.facts()["url"] == shown

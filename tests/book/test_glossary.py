@@ -100,3 +100,8 @@ def test_a_row_holds_all_languages_and_no_markup_of_its_own():
     row = subject.row(term)
     assert row.startswith('<tr id="term-a-b">') and "a &lt; b" in row and "c&amp;d" in row and "&lt;x&gt;" in row
     assert '<td lang="ru"><b>имя</b><p>и</p></td><td lang="zh"><b>名</b><p>中</p></td>' in row
+
+
+def test_other_languages_are_found_name_by_name():
+    words = {word for term in glossary() for word in subject.words_of(term)}
+    assert {"гессиан", "матрица Гессе", "海森矩阵", "最优脑外科医生"} <= words
