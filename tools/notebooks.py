@@ -14,6 +14,7 @@ folder.
 
 import argparse
 import math
+import os
 import re
 import subprocess
 import sys
@@ -130,7 +131,8 @@ def run(path: Path, timeout: int = 300) -> str | None:
             extra_arguments=["--log-level=40"],
         )
         try:
-            client.execute()
+            # This tree's library, from wherever the command was called.
+            client.execute(env={**os.environ, "PYTHONPATH": str(ROOT)})
         except Exception as error:
             message = ANSI_COLOUR.sub("", str(error))
             return f"{type(error).__name__}: {message[-1500:]}"

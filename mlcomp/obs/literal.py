@@ -56,7 +56,9 @@ def literal_obq(
     inverse: Float[Tensor, "inp inp"],
     quant: Callable[[Float[Tensor, " inp"]], Float[Tensor, " inp"]],
 ) -> tuple[Float[Tensor, " inp"], list[int]]:
-    r"""Round all weights of a row, one by one (algorithm 2; the rule for outliers is not printed in it).
+    r"""Round all weights of a row, one by one (the lecture's algorithm 2, the paper's 3).
+
+    The rule for outliers is not printed in it, and not part of it here.
 
     Args:
         row: w, (inp,), float32 or float64; not modified.
