@@ -80,10 +80,20 @@ def drop_thebe(app, page, template, context, doctree) -> None:
         ]
 
 
+def name_folds(app, page, template, context, doctree) -> None:
+    """Give the buttons that fold parts of the contents a name, which the theme leaves out."""
+    if contents := context.get("generate_toctree_html"):
+        named = '<summary aria-label="Show or hide the notebooks">'
+        context["generate_toctree_html"] = lambda *args, **options: str(contents(*args, **options)).replace(
+            "<summary>", named
+        )
+
+
 def setup(app) -> dict:
     """Register the extension with Sphinx."""
     app.connect("config-inited", serve_locally)
     app.connect("config-inited", say_the_address)
     app.connect("html-page-context", drop_thebe, priority=999)
+    app.connect("html-page-context", name_folds, priority=999)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
