@@ -73,7 +73,7 @@ def browser():
 def pages() -> list[str]:
     found = sorted(p.relative_to(BOOK).as_posix() for p in BOOK.rglob("*.html")) if BOOK.exists() else []
     # index.html only sends the reader on: it has a test of its own.
-    return [p for p in found if p != "index.html" and not p.startswith(("_static/", "_modules/"))]
+    return [p for p in found if p != "index.html" and not p.startswith(("_static/", "_modules/", "wheel/"))]
 
 
 @pytest.fixture(scope="module", params=["light", "dark"])

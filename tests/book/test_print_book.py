@@ -32,7 +32,7 @@ def test_paper_shows_what_folds_hide(tmp_path):
     name = "lectures/2_optimal_brain_compression/02_obd_and_obs"
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        print_book.print_page(browser.new_page(), (BOOK / f"{name}.html").as_uri(), tmp_path / "page.pdf")
+        print_book.print_page(browser.new_page(), (BOOK / f"{name}.html").resolve().as_uri(), tmp_path / "page.pdf")
         browser.close()
     pages = pypdf.PdfReader(tmp_path / "page.pdf").pages
     text = "\n".join(page.extract_text() for page in pages)
