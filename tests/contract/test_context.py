@@ -351,6 +351,7 @@ LEFT_OUT = {
         layer_time layer_energy balance_tokens peak_rate batch_starts committed_table committed_results
         python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches""",
     "it calls the model as its caller would": "call_model",
+    "they run a model that is fetched, through functions that are called here": "measure_method picture_of_methods",
 }
 FETCHED = "minilm embed mobilenet_v2_weights mobilenet_v2 smollm2 mnist5k mnist_calibration".split()
 BARE = " ".join(LEFT_OUT.values()).split()

@@ -92,6 +92,7 @@ def test_import_is_light():
     assert loaded == "[]"
 
 
+@pytest.mark.slow
 def test_library_imports_without_the_extras():
     """The core packages work where only the core requirements are installed, and without Triton (macOS)."""
     code = f"""

@@ -102,6 +102,7 @@ def test_a_deleted_answer_cell_leaves_no_hole(book, assignment):
     assert sorted(filter(None, order(book, assignment))) == sorted(assignment.by_id)
 
 
+@pytest.mark.slow
 def test_what_only_runs_in_jupyter_costs_nothing_and_what_stops_a_cell_is_named(book, tmp_path):
     fill = {
         "obd-saliency-answer": "%matplotlib inline\n!pip install pandas\nfiles = !ls\n%load_ext autoreload\n" + GOOD,

@@ -16,6 +16,7 @@ def fresh(code, **env):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_package_imports_without_triton_and_a_kernel_says_what_is_missing():
     code = """
 import sys

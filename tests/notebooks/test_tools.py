@@ -8,6 +8,8 @@ import pytest
 from tools import notebooks as tool
 from tools.inventory import ROOT
 
+pytestmark = pytest.mark.slow  # a kernel runs the template; the rules have tests without one
+
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):

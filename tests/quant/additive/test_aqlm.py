@@ -29,6 +29,7 @@ AUTHORS = [
 
 
 @pytest.mark.parametrize(("sizes", "bits", "error"), AUTHORS)
+@pytest.mark.slow
 def test_beats_the_authors_code_at_the_same_size(layer, sizes, bits, error):
     weight, calibration, held_out, hessian = layer
     dim, books, code_bits = sizes
@@ -39,6 +40,7 @@ def test_beats_the_authors_code_at_the_same_size(layer, sizes, bits, error):
     assert relative_error(weight, q.dequantize(), held_out) < 1.2 * ours
 
 
+@pytest.mark.slow
 def test_beats_gptq_at_two_bits(layer):
     weight, calibration, held_out, hessian = layer
     ours = aqlm(weight, hessian, dim=4, books=1, code_bits=7)  # 2 bits, all counted

@@ -118,6 +118,7 @@ def test_bits_go_where_they_matter(seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.slow
 def test_a_size_target_is_met_with_different_bits_for_each_layer(seed):
     teacher, x, y = regression(seed)
     student = prepare_diffq(teacher, group_size=None, init_bits=8.0, speed=20.0)
@@ -137,6 +138,7 @@ def test_a_size_target_is_met_with_different_bits_for_each_layer(seed):
 
 @pytest.mark.parametrize("group_size", [None, 8, 24])
 @pytest.mark.parametrize("share", [0.2, 0.9, 0.99])
+@pytest.mark.slow
 def test_meet_size_gives_up_the_nearest_bits_and_no_more(group_size, share):
     model = nn.Sequential(nn.Linear(20, 24), nn.Linear(24, 5))
     student = prepare_diffq(model, group_size=group_size, speed=3.0).eval()

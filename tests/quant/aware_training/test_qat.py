@@ -35,6 +35,7 @@ def trained() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", ["lsq", "ste"])
+@pytest.mark.slow
 def test_training_repairs_what_rounding_broke(method):
     model, x, y = trained()
     test_x, test_y = patterns(200, seed=9)
@@ -56,6 +57,7 @@ def test_training_repairs_what_rounding_broke(method):
     assert (len(moved) == 6 and all((s != 1).any() for s in moved)) if method == "lsq" else not moved
 
 
+@pytest.mark.slow
 def test_starts_from_the_grids_of_rounding():
     model, x, _ = trained()
     student = prepare_qat(model, [x], weight_bits=3, input_bits=4)
@@ -82,6 +84,7 @@ def test_signed_inputs_get_signed_codes():
     assert floating.input_quantizer is None and finish_qat(floating).rows[0].input_range is None
 
 
+@pytest.mark.slow
 def test_gradients_reach_weights_and_steps_of_the_course_network():
     student = prepare_qat(
         convnet(), [torch.rand(4, 1, 28, 28)], weight_bits=2, input_bits=4, overrides={"stem.conv": (8, 8)}

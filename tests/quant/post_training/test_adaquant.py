@@ -12,6 +12,7 @@ from mlcomp.quant import adaquant, rtn
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [None, 8])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.slow
 def test_no_row_is_worse_than_rounding_to_nearest(bits, group_size, symmetric):
     weight, x, _ = make_layer(6, 24, 100, seed=1)
     h = layer_hessian(x.double())
@@ -35,6 +36,7 @@ def test_one_step_is_nearest_rounding():
     assert torch.equal(learned.codes, nearest.codes) and torch.allclose(learned.step, nearest.step, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_close_to_the_best_of_all_codes():
     """One row of 6 inputs in 2 bits on a fixed grid: all 4^6 codes."""
     ours, best, nearest = [], [], []
