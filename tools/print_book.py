@@ -6,12 +6,9 @@ Needs Chromium (or Chrome) on the path. Folds are opened, so that paper shows th
 """
 
 import argparse
-import functools
-import http.server
 import shutil
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
@@ -62,9 +59,6 @@ def print_page(page: Page, address: str, target: Path) -> None:
 
 def print_book(site: Path, program: str) -> list[Path]:
     """Write the PDFs into ``site``/pdf and return their paths."""
-    quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(quiet, directory=str(site)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     (site / "pdf").mkdir(exist_ok=True)
     made = []
     with sync_playwright() as play, tempfile.TemporaryDirectory() as folder:
@@ -74,13 +68,12 @@ def print_book(site: Path, program: str) -> list[Path]:
             with PdfWriter() as book:
                 for i, name in enumerate(names):
                     sheet = Path(folder, f"{lecture}-{i}.pdf")
-                    print_page(page, f"http://127.0.0.1:{server.server_port}/{name}.html", sheet)
+                    print_page(page, (site / f"{name}.html").resolve().as_uri(), sheet)
                     book.append(sheet, outline_item=page.title().partition(" — ")[0])
                 made.append(site / "pdf" / f"{lecture}.pdf")
                 book.write(made[-1])
             print(made[-1], flush=True)
         browser.close()
-    server.shutdown()
     return made
 
 

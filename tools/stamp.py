@@ -12,6 +12,7 @@ Minutes of reading are counted, minutes of running measured by `run`; what comes
 
 import math
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -48,8 +49,14 @@ def contents() -> list[str]:
     return walk(yaml.safe_load((ROOT / "_toc.yml").read_text()))
 
 
-def info_of(path: Path) -> dict:
+@cache
+def _info(path: Path, changed: int) -> dict:
     return nbformat.read(path, as_version=4).metadata.get("mlcomp", {})
+
+
+def info_of(path: Path) -> dict:
+    """Return a notebook's metadata. Every footer asks for its whole lecture: a file is read once until it changes."""
+    return _info(path, path.stat().st_mtime_ns)
 
 
 def number(info: dict, path: Path) -> str:

@@ -5,10 +5,8 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
-from docutils import nodes
 from docutils.parsers.rst import directives
-from docutils.statemachine import StringList
-from sphinx.util.docutils import SphinxDirective
+from method_index import Generated
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -18,24 +16,17 @@ from tools import inventory  # noqa: E402
 from tools.address import address  # noqa: E402
 
 
-class Assignment(SphinxDirective):
+class Assignment(Generated):
     """One assignment; the argument is its place below ``solutions/`` and ``exercises/``, without the ending."""
 
     required_arguments = 1
     option_spec: ClassVar = {"time": directives.unchanged_required}
 
-    def run(self) -> list[nodes.Node]:
-        """Parse the lines as if they stood on the page."""
-        node = nodes.container()
-        node.document = self.state.document
-        text = StringList(self.lines(self.arguments[0]), source=self.get_location())
-        self.state.nested_parse(text, self.content_offset, node)
-        return node.children
-
-    def lines(self, name: str) -> list[str]:
+    def lines(self) -> list[str]:
         """Return links to the student's notebook, its questions, and a fold with the link to the answers."""
+        name = self.arguments[0]
         source = ROOT / "solutions" / f"{name}.ipynb"
-        self.env.note_dependency(str(source))
+        self.watch(source)
         questions = load_assignment(source).questions
         taught = inventory.notebooks("lectures")
         titles = {n.path.relative_to(ROOT).with_suffix("").as_posix(): n.title for n in taught}

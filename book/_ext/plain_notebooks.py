@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from docutils import nodes
+from glossary import inside
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 from sphinx.util.nodes import make_refnode
@@ -80,18 +81,8 @@ class Mentions(SphinxTransform):
         """Change the document in place."""
         ids = {name for node in self.document.findall(nodes.Element) for name in node.get("ids", [])}
         for text in list(self.document.findall(nodes.Text)):
-            if self.may_change(text) and MENTION.search(text):
+            if not inside(text, UNTOUCHED) and MENTION.search(text):
                 text.parent.replace(text, list(self.linked(str(text), ids)))
-
-    @staticmethod
-    def may_change(text: nodes.Text) -> bool:
-        """Say whether a text is prose: no link, heading, code or formula."""
-        node = text.parent
-        while node is not None:
-            if isinstance(node, UNTOUCHED):
-                return False
-            node = node.parent
-        return True
 
     @staticmethod
     def linked(text: str, ids: set[str]) -> Iterator[nodes.Node]:
@@ -114,10 +105,10 @@ def cite(app, doctree: nodes.document, page: str) -> None:
         paper = listed.get(link.get("refuri", ""))
         entry = entries.get(paper.key) if paper else None
         if entry is not None and entry.bibliography_key.docname != page:
-            inside = make_refnode(app.builder, page, entry.bibliography_key.docname, entry.citation_id, [])
-            inside.children = [child.deepcopy() for child in link.children]
-            inside["classes"].append("citation")
-            link.replace_self(inside)
+            entered = make_refnode(app.builder, page, entry.bibliography_key.docname, entry.citation_id, [])
+            entered.children = [child.deepcopy() for child in link.children]
+            entered["classes"].append("citation")
+            link.replace_self(entered)
 
 
 def find_places(app, doctree: nodes.document) -> None:
