@@ -3,8 +3,25 @@
 from mlcomp.addresses import handed_on, shorten
 from mlcomp.layerwise.bias_correction import bias_correction
 from mlcomp.layerwise.weights import keep_zeros, layer_weights, network_sparsity, with_weights
-from mlcomp.prune.at_initialization import connection_sensitivity, snip
-from mlcomp.prune.during_training import GradualPruning, cubic_schedule, gradual_pruning
+from mlcomp.prune.at_initialization import (
+    Ticket,
+    connection_sensitivity,
+    erdos_renyi,
+    erdos_renyi_densities,
+    gradient_flow,
+    grasp,
+    lottery_tickets,
+    shuffled_zeros,
+    snip,
+)
+from mlcomp.prune.during_training import (
+    GradualPruning,
+    SparseTraining,
+    cubic_schedule,
+    gradual_pruning,
+    rigl,
+    sparse_evolution,
+)
 from mlcomp.prune.importance import global_magnitude, layer_normalized, magnitude, random_pruning, wanda
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 from mlcomp.prune.post_training import (
@@ -20,6 +37,8 @@ __all__ = [
     "BestSubset",
     "FinetunedLayer",
     "GradualPruning",
+    "SparseTraining",
+    "Ticket",
     "adaprune",
     "best_pruned",
     "best_subset",
@@ -27,20 +46,28 @@ __all__ = [
     "calibrate",
     "connection_sensitivity",
     "cubic_schedule",
+    "erdos_renyi",
+    "erdos_renyi_densities",
     "global_magnitude",
+    "gradient_flow",
     "gradual_pruning",
+    "grasp",
     "keep_zeros",
     "kept_share",
     "layer_normalized",
     "layer_weights",
+    "lottery_tickets",
     "magnitude",
     "masked_finetune",
     "network_sparsity",
     "nm_mask",
     "pruning_snr",
     "random_pruning",
+    "rigl",
+    "shuffled_zeros",
     "smallest_mask",
     "snip",
+    "sparse_evolution",
     "sparsegpt",
     "wanda",
     "weight_correction",

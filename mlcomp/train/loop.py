@@ -92,7 +92,13 @@ def train(
     if checkpoint is not None:
         run = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "weight_decay": weight_decay}
         run |= {"model": hash_model(model), "trained": [n for n, p in model.named_parameters() if p.requires_grad]}
-        parts = {"inputs": inputs, "labels": labels, "augment": augment, "loss": loss, "optimizer": optimizer}
+        parts: dict[str, object] = {
+            "inputs": inputs,
+            "labels": labels,
+            "augment": augment,
+            "loss": loss,
+            "optimizer": optimizer,
+        }
         parts |= {"before_step": before_step, "after_step": after_step}
         run |= {name: hash_values(part) for name, part in parts.items()}
         state.load(Path(checkpoint), run)
