@@ -9,9 +9,9 @@ tickets: LeNet-300-100 from normal Glorot weights, 8 epochs of AdamW. Half of th
     with new weights, the start with zeros shuffled within each layer, and the mask of one-shot pruning.
 starts: the same network from Kaiming weights, 9 epochs, at 10, 5 and 2 percent: masks made before training (random,
     Erdős–Rényi, magnitude, SNIP, GraSP at two temperatures) or moved while it lasts (SET, RigL).
-large: one hidden layer of h units; h times the number of steps is the same for all. Three quarters of the budget train
-    dense, then global magnitude pruning to a number of weights, then a quarter trains what is left. Beside them the
-    dense network of that number of weights, with the whole budget.
+large: one hidden layer of h units; h times the number of steps is the same for all. Three quarters of the budget
+    train dense, then global magnitude pruning to a number of weights, then a quarter trains what is left. Beside them
+    the dense network of that number of weights, with the whole budget.
 
 Each run is a row of ``mlcomp/data/tables/sparse_mnist.csv``: accuracy on the 1000 held-out digits.
 """
@@ -56,10 +56,6 @@ DENSITIES = (0.1, 0.05, 0.02)
 STARTS = {"epochs": 9, "lr": 2e-3, "batch_size": 60, "progress": False}
 MOVES = {"every": 25, "fraction": 0.3}
 BUDGETS, WIDTHS, BATCH = (6400, 25600), (4, 8, 16, 32, 64, 128, 256), 60
-
-Row = tuple[
-    str, str, float, float, float | None
-]  # part, method, wanted density, accuracy, accuracy after EARLY steps
 
 
 def held(start: nn.Module, seed: int, options: dict) -> tuple[nn.Module, float]:

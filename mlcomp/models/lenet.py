@@ -1,4 +1,4 @@
-"""LeNet-300-100, the perceptron on which papers about sparse training begin: 784 → 300 → 100 → 10, 266 610 parameters.
+"""LeNet-300-100, on which papers about sparse training begin: 784 → 300 → 100 → 10, 266 610 parameters.
 
 Source: LeCun, Bottou, Bengio, Haffner 1998 (the network); Frankle & Carbin 2019, arXiv:1803.03635, figure 2.
 """
