@@ -4,8 +4,8 @@ Notation: b bits per code. Layout: the stream is little-endian throughout. Code 
 $ib, \dots, ib + b - 1$, its lowest bit first; bit k of the stream is bit $k \bmod 8$ (counted from the least
 significant) of byte $\lfloor k/8 \rfloor$. The unused high bits of the last byte are zero.
 For b = 8, 4, 2, 1 this is the usual layout with the first code in the lowest bits (``np.packbits`` with
-``bitorder="little"`` for b = 1). Wider codes lie in planes: the stream of the lowest 8 bits of all codes, then that of
-the next 8 bits, and so on.   Syllabus: 1.03, 2.09
+``bitorder="little"`` for b = 1). Wider codes lie in planes: the stream of the lowest 8 bits of all codes, then that
+of the next 8 bits, and so on.   Syllabus: 1.03, 2.09
 """
 
 import math

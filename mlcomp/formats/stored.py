@@ -15,10 +15,14 @@ from torch import Tensor
 
 from mlcomp.checks import check_floating, check_tensor
 from mlcomp.context import isolated
+from mlcomp.formats.storage import stored_nbytes
 
 # Word in a file → where its class lives, above this module in the house: looked up when one is restored.
 KINDS = {
     "dense": "mlcomp.formats.stored:Dense",
+    "bitmask": "mlcomp.formats.bitmask:Bitmask",
+    "csr": "mlcomp.formats.csr:CSR",
+    "two_four": "mlcomp.formats.two_four:TwoFour",
     "additive": "mlcomp.formats.additive_codebook:AdditiveCodes",
     "quantized": "mlcomp.quant.quantized:Quantized",
     "packed_w4": "mlcomp.quant.w4a16:PackedW4",
@@ -108,17 +112,18 @@ def store(result: Any) -> Stored:
     """Return what is kept of a compressed weight.
 
     Args:
-        result: of a class in the table above, or a matrix (out, inp): its non-zero values and a bitmask, or all values
-            where that is less.
+        result: of a class in the table above, or a matrix (out, inp): its non-zero values and a bitmask, or all of
+            its values where that is less.
     Raises:
         TypeError: something else. ValueError: parts that the format cannot hold, such as a zero code that is no code.
-    Guarantee: the bytes are ``result.nbytes``, and :func:`restore` gives the same weight, bit for bit.
+    Guarantee: the bytes are ``result.nbytes`` (of a matrix :func:`mlcomp.formats.stored_nbytes`), and
+        :func:`restore` gives the same weight, bit for bit (zeros of a bitmask as +0).
     """
     if isinstance(result, Tensor):
         check_floating("result", result)
         if result.ndim != 2:
             raise ValueError(f"a weight is stored as a matrix (out, inp), got {tuple(result.shape)}")
-        result = Dense(result.detach())
+        result = _plain(result.detach())
     if not hasattr(result, "stored"):
         raise TypeError(f"a {type(result).__name__} has no stored form; those that have: {', '.join(KINDS)}")
     stored = result.stored()
@@ -192,3 +197,10 @@ def _class(kind: str) -> Any:
 
 def _never(stored: Stored) -> bool:
     return False
+
+
+def _plain(weight: Tensor) -> Any:
+    """Return a matrix as it is stored: without its zeros where that is less."""
+    if stored_nbytes(weight) < weight.nbytes and bool(torch.isfinite(weight).all()):
+        return _class("bitmask").from_dense(weight)
+    return Dense(weight)

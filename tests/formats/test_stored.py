@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -7,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
-from mlcomp.formats import Stored, restore, store
+from mlcomp.formats import CSR, Bitmask, Stored, TwoFour, restore, store, stored_nbytes
 from mlcomp.formats.packing import pack_planes, packed_nbytes, unpack_planes
 from mlcomp.formats.stored import KINDS
 from mlcomp.layerwise import layer_hessian
+from mlcomp.prune import magnitude
 from mlcomp.quant import (
     Quantized,
     aqlm,
@@ -75,6 +77,11 @@ def results() -> dict[str, object]:
         "quip_sharp_2": quip_sharp(weight, hessian, bits=2),
         "quip_sharp_3": quip_sharp(weight, hessian, bits=3, seed=9),
         "quip_sharp_4": quip_sharp(weight, hessian, bits=4, transform="orthogonal"),
+        "bitmask": Bitmask.from_dense(magnitude(weight, sparsity=0.6)),
+        "csr": CSR.from_dense(magnitude(weight, sparsity=0.9)),
+        "two_four": TwoFour.from_dense(magnitude(weight[:, :28], pattern=(2, 4))),
+        "two_four_half": TwoFour.from_dense(magnitude(weight, pattern=(2, 4)).half()),
+        "pruned": magnitude(weight, sparsity=0.5),
         "dense": weight,
         "half": weight.half(),
     }
@@ -92,10 +99,11 @@ def weight_of(result) -> torch.Tensor:
 def test_bytes_are_those_counted_and_the_weight_comes_back_bit_for_bit(name):
     result = RESULTS[name]
     stored = store(result)
-    assert stored.nbytes == result.nbytes == sum(t.numel() * t.element_size() for t in stored.tensors.values())
+    nbytes = stored_nbytes(result) if isinstance(result, torch.Tensor) else result.nbytes
+    assert stored.nbytes == nbytes == sum(t.numel() * t.element_size() for t in stored.tensors.values())
     back = restore(stored)
     assert type(back) is type(result) or isinstance(result, torch.Tensor)
-    assert back.nbytes == result.nbytes and back.bits_per_weight == pytest.approx(8 * result.nbytes / (OUT * INP))
+    assert back.nbytes == nbytes and back.bits_per_weight == pytest.approx(8 * nbytes / math.prod(stored.shape))
     weight, before = back.dequantize(), weight_of(result)
     assert weight.dtype == before.dtype and torch.equal(weight, before)
     assert stored.shape == tuple(weight.shape)
@@ -122,7 +130,7 @@ def test_tensors_and_facts_are_what_a_file_can_hold(name):
 
 def test_which_kinds_are_decoded_by_rows():
     whole = {name for name, result in RESULTS.items() if not store(result).by_rows}
-    assert whole == {name for name in RESULTS if name.startswith(("mixed", "spqr", "quip"))} | {
+    assert whole == {name for name in RESULTS if name.startswith(("mixed", "spqr", "quip", "bitmask", "pruned"))} | {
         "blockwise_float",
         "blockwise_nf4",
     }

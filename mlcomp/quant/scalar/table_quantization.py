@@ -57,7 +57,7 @@ class TableQuantized:
         return self.nbytes * 8 / self.codes.numel()
 
     def stored(self) -> Stored:
-        """Return codes, scales and the table in the scales' dtype; the thresholds, which only encode, are left out."""
+        """Return codes, scales and the table in the scales' dtype; without the thresholds, which only encode."""
         levels = narrowed(self.codebook.levels, self.scale.dtype).to(self.scale.device)
         tensors = {"codes": pack_planes(self.codes, (len(levels) - 1).bit_length())}
         return Stored(
