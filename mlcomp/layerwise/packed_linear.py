@@ -136,7 +136,7 @@ def packed_layer(layer: Layer, parts: Sequence[Stored]) -> Packed:
 def _without_weight(layer: Layer) -> Layer:
     """Return the same layer with a bias of its own; in the place of its weight stands one that has a shape only."""
     bare = copy.copy(layer)
-    bare._parameters = {"bias": copy.deepcopy(layer.bias)}
+    bare._parameters = {key: copy.deepcopy(held) for key, held in layer._parameters.items() if key != "weight"}
     bare.weight = torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device="meta")
     return bare
 

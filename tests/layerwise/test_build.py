@@ -151,6 +151,17 @@ def test_a_library_that_is_missing_is_named(monkeypatch, tmp_path):
         build_model("timm:resnet18", {}, tmp_path, torch.float32)
 
 
+def test_a_model_is_built_without_memory_for_its_weights(tmp_path):
+    model = tiny("llama")
+    save(model, {}, tmp_path / "m")
+    register = nn.Module.register_parameter
+    empty = build_model("transformers:LlamaForCausalLM", {}, tmp_path / "m", torch.float32)
+    assert all(p.is_meta for p in empty.parameters()) and not any(b.is_meta for b in empty.buffers())
+    assert empty.lm_head.weight is empty.model.embed_tokens.weight
+    assert nn.Module.register_parameter is register and not nn.Linear(2, 2).weight.is_meta
+    assert not any(p.is_meta for p in load(tmp_path / "m").parameters())
+
+
 def test_the_default_dtype_is_given_back(builders, tmp_path):
     build_model("timm:x", {}, tmp_path, torch.bfloat16)
     with pytest.raises(ValueError):
