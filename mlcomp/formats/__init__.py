@@ -2,25 +2,33 @@
 
 from mlcomp.formats.absmax_int8 import AbsmaxInt8, absmax_int8
 from mlcomp.formats.additive_codebook import AdditiveCodes, additive_decode, additive_matvec
+from mlcomp.formats.bitmask import Bitmask
+from mlcomp.formats.csr import CSR, csr_matmul
 from mlcomp.formats.int8_matmul import int8_matmul
 from mlcomp.formats.int_format import IntFormat
 from mlcomp.formats.number_format import NUMBER_FORMATS, FloatFormat
 from mlcomp.formats.packing import pack, packed_nbytes, unpack
 from mlcomp.formats.storage import sparse_nbytes, stored_nbytes
+from mlcomp.formats.two_four import TwoFour, two_four_matmul
 
 __all__ = [
+    "CSR",
     "NUMBER_FORMATS",
     "AbsmaxInt8",
     "AdditiveCodes",
+    "Bitmask",
     "FloatFormat",
     "IntFormat",
+    "TwoFour",
     "absmax_int8",
     "additive_decode",
     "additive_matvec",
+    "csr_matmul",
     "int8_matmul",
     "pack",
     "packed_nbytes",
     "sparse_nbytes",
     "stored_nbytes",
+    "two_four_matmul",
     "unpack",
 ]
