@@ -22,13 +22,15 @@ from mlcomp.context import isolated
 from mlcomp.deploy.pack_quantized import FORMAT, cannot_be_packed, layer_scheme, pack_layer
 from mlcomp.formats.bitmask import Bitmask
 from mlcomp.formats.csr import CSR
+from mlcomp.formats.stored import Dense, Stored, restore
 from mlcomp.formats.two_four import TwoFour
+from mlcomp.layerwise.packed_linear import Packed
 from mlcomp.models.quiet import quiet_transformers
 from mlcomp.resume import check_new_folder, new_folder
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Pruned weights, which no tool reads in such a form today.
-STAYS_DENSE = (Bitmask, CSR, TwoFour)
+STAYS_DENSE = (Bitmask, CSR, TwoFour, Dense)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def export_compressed_tensors(
     Args:
         model: a transformers model with the compressed weights, as :func:`mlcomp.layerwise.compress` returns it; not
             modified.
-        results: ``report.results``, or layer name → result, :class:`mlcomp.quant.Quantized`.
+        results: ``report.results``, or :func:`mlcomp.layerwise.load_results` of a saved model, or layer name →
+            :class:`mlcomp.quant.Quantized`.
         folder: a new or an empty folder.
         tokenizer: saved beside the model, if there is one; a processor, too.
         dtype: float32, float16 or bfloat16, to which everything that is not packed is rounded, the steps included.
@@ -83,8 +86,8 @@ def export_compressed_tensors(
         TypeError: not a transformers model. ValueError: before anything is written: a folder that holds something; a
             result that the format cannot hold, with the layer and the reason; a weight that is not what its result
             decodes to; without ``dtype`` a step that is no number of the model's dtype (pass ``scale_dtype`` to the
-            method, or ``dtype`` here); affine grids of several kinds (transformers reads zero codes only where all
-            layers have the same bits and group size).
+            method, or ``dtype`` here). What the format holds but transformers 5.23 does not read: affine grids of
+            several kinds (one of bits and group size is read), packed layers beside a mixture of experts.
     Guarantee: without ``dtype``, every weight that is read from the folder is the model's, bit for bit. The folder is
         there whole or not at all.
     Cost: memory for the packed layers and one dense one; with ``dtype``, for all the others once more.
@@ -116,6 +119,8 @@ def _check_model(model: Any, tokenizer: Any) -> None:
     config = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or config is None or not hasattr(model, "save_pretrained"):
         raise TypeError(f"model must be a transformers model, with its config, got {type(model).__name__}")
+    if any(isinstance(module, Packed) for module in model.modules()):
+        raise ValueError("model multiplies from packed weights: load it with packed=False")
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError("model is quantized already: its config has a quantization_config")
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
@@ -129,17 +134,25 @@ def _pack(
 ) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
     """Return name → scheme and tensors of the layers to be packed; all that cannot be are named in one error."""
     modules, packed, problems = dict(model.named_modules()), {}, {}
-    for name, result in results.items():
-        if isinstance(result, STAYS_DENSE):
+    for name, value in results.items():
+        parts = [_restored(part) for part in (value if isinstance(value, tuple) else (value,))]
+        if all(isinstance(part, STAYS_DENSE) for part in parts):
             continue
-        problem = _problem(modules.get(name), result, model.dtype, dtype)
+        problem = _problem(modules.get(name), parts[0], model.dtype, dtype)
         if problem is None:
-            packed[name] = layer_scheme(result), pack_layer(result, dtype or model.dtype)
+            packed[name] = layer_scheme(parts[0]), pack_layer(parts[0], dtype or model.dtype)
         else:
             problems[name] = problem
     if problems:
         raise ValueError("; ".join(f"layer {name!r}: {problem}" for name, problem in problems.items()))
+    experts = [n for n, p in model.named_parameters() if p.ndim == 3 and "experts" in n]
+    if packed and experts:
+        raise ValueError(f"{experts[0]}: beside packed layers transformers reads dense experts in one tensor no more")
     return packed
+
+
+def _restored(part: Any) -> Any:
+    return restore(part) if isinstance(part, Stored) else part
 
 
 def _problem(module: nn.Module | None, result: Any, own: torch.dtype, dtype: torch.dtype | None) -> str | None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from mlcomp.deploy import export_compressed_tensors
 from mlcomp.formats import Bitmask, TwoFour
-from mlcomp.layerwise import compress
+from mlcomp.layerwise import compress, load, load_results, save
 from mlcomp.models.quiet import quiet_transformers
 from mlcomp.obs import sparsegpt
 from mlcomp.quant import gptq, lloyd_max, rtn, table_quantize
@@ -126,7 +126,9 @@ def test_steps_that_the_dtype_cannot_hold_are_refused_or_rounded_when_asked(tmp_
     with pytest.raises(ValueError, match=r"no numbers of bfloat16.*pass scale_dtype=torch\.bfloat16"):
         export_compressed_tensors(model, results, tmp_path / "out")
     export_compressed_tensors(model, results, tmp_path / "out", dtype=torch.bfloat16)
-    got, want = read(tmp_path / "out").get_submodule(Q).weight, results[Q].dequantize()
+    again = read(tmp_path / "out")
+    again(TOKENS)  # decoded at the first call
+    got, want = again.get_submodule(Q).weight, results[Q].dequantize()
     assert got.dtype == torch.bfloat16
     # The step and the product are rounded to 8 bits once each.
     assert float(((got - want).abs() / want.abs().clamp(min=1e-9)).max()) <= 2 * 2**-8
@@ -164,11 +166,27 @@ def test_an_encoder_and_affine_grids(tmp_path):
     assert difference(model, read(tmp_path / "out", "AutoModel")) == 0.0
 
 
-def test_experts_stay_dense(tmp_path):
+def test_a_mixture_of_experts_is_refused_since_transformers_would_not_read_it(tmp_path):
     config = transformers.MixtralConfig(**SIZES, **HEADS, num_local_experts=2, num_experts_per_tok=1)
     model, results = compressed(made(tmp_path, config), dict.fromkeys((Q, K, V, O), SYMMETRIC))
-    export_compressed_tensors(model, results, tmp_path / "out")
+    refused(tmp_path, model, results, ValueError, r"experts\.\w+: beside packed layers transformers")
+    export_compressed_tensors(model, {}, tmp_path / "out")
     assert difference(model, read(tmp_path / "out")) == 0.0
+
+
+def test_what_compress_keeps_and_what_a_saved_model_holds_are_results(tmp_path):
+    model, report = compress(made(tmp_path), [{"input_ids": TOKENS}], {Q: AFFINE, K: AFFINE}, progress=False)
+    model.get_submodule(UP).weight.data[:, ::2] = 0  # saved by its zeros
+    save(model, report.results, tmp_path / "saved")
+    done = export_compressed_tensors(model, report.results, tmp_path / "out")
+    again = load_results(tmp_path / "saved")
+    assert set(done.packed) == {Q, K} < {Q, K, UP} == set(again)
+    assert difference(model, read(tmp_path / "out")) == 0.0
+    export_compressed_tensors(load(tmp_path / "saved"), again, tmp_path / "again")
+    for name in files(tmp_path / "out"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    with pytest.raises(ValueError, match="multiplies from packed weights: load it with packed=False"):
+        export_compressed_tensors(load(tmp_path / "saved", packed=True), again, tmp_path / "packed")
 
 
 def test_a_head_with_a_weight_of_its_own_is_no_longer_tied(tmp_path):
@@ -203,6 +221,7 @@ READER = """
 import sys
 sys.modules["mlcomp"] = None  # an import of it raises ImportError
 import torch
+torch.set_num_threads(int(sys.argv[3]))  # another number sums in another order
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
 tokens = tokenizer("w3 w1 w4 w1 w5", return_tensors="pt")["input_ids"]
@@ -219,6 +238,7 @@ def test_a_process_without_this_library_reads_it_and_generates(tmp_path):
     assert wanted <= set(files(tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["pad_token_id"] == 7
     command = [sys.executable, "-c", READER, str(tmp_path / "out"), str(tmp_path / "read.pt")]
+    command.append(str(torch.get_num_threads()))
     subprocess.run(command, check=True, capture_output=True)
     logits, text = torch.load(tmp_path / "read.pt")
     tokens = torch.tensor([[3, 1, 4, 1, 5]])
@@ -280,25 +300,20 @@ def test_other_models_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_smollm2(tmp_path):
-    """The real model: all 210 layers by RTN, the first block by GPTQ; the same logits, and the same text."""
+    """The real model, two blocks by RTN and the value projection by GPTQ: the same logits and the same text."""
     from mlcomp.models import smollm2
 
     dense, tokenizer = smollm2()
     tokens = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
-    for name, method in (("rtn", partial(rtn, bits=4, group_size=64, symmetric=True)), ("gptq", SYMMETRIC)):
-        results = {}
-        for layer, module in dense.named_modules():
-            if isinstance(module, nn.Linear) and layer != "lm_head" and (name == "rtn" or ".0." in layer):
-                inputs = torch.randn(module.in_features, 2000)
-                weight = module.weight.detach()
-                results[layer] = method(weight) if name == "rtn" else method(weight, 2 * inputs @ inputs.T)
-        model = copy.deepcopy(dense)
-        for layer, result in results.items():
-            model.get_submodule(layer).weight.data = result.dequantize()
-        done = export_compressed_tensors(model, results, tmp_path / name, tokenizer=tokenizer)
-        assert len(done.packed) == (210 if name == "rtn" else 7)
-        again = read(tmp_path / name)
-        with torch.no_grad():
-            assert torch.equal(model(tokens).logits, again(tokens).logits)
-        text = [m.generate(tokens, max_new_tokens=8, do_sample=False) for m in (model, again)]
-        assert torch.equal(*text) and "Paris" in tokenizer.decode(text[0][0])
+    four_bits = {"bits": 4, "group_size": 64, "symmetric": True}
+    chosen = [f"model.layers.{i}.{n}_proj" for i in (0, 29) for n in ("self_attn.q", "self_attn.v", "mlp.down")]
+    methods = dict.fromkeys(chosen, partial(rtn, **four_bits)) | {chosen[1]: partial(gptq, **four_bits)}
+    model, report = compress(dense, [tokens], methods, progress=False)
+    del dense
+    done = export_compressed_tensors(model, report.results, tmp_path / "out", tokenizer=tokenizer)
+    assert done.packed == tuple(chosen)
+    again = read(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, again(tokens).logits)
+    text = [m.generate(tokens, max_new_tokens=6, do_sample=False) for m in (model, again)]
+    assert torch.equal(*text) and "Paris" in tokenizer.decode(text[0][0])
