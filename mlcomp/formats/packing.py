@@ -138,7 +138,7 @@ def unpack_planes(
         shape: the shape of all codes.
         start, stop: the rows (first dimension) that are wanted; the bytes of others are not read. None: to the last.
     Returns:
-        (stop − start, …) uint8, or int32 for more than 8 bits.
+        (stop − start, …) uint8 (of 8 bits: a view of ``packed``), or int32 for more than 8 bits.
     Raises:
         ValueError: bits outside 0..31, the number of bytes is not that of ``shape``, rows that it does not have.
     """
@@ -163,7 +163,7 @@ def unpack_planes(
     for at in range(0, bits, 8):
         b = min(8, bits - at)
         part = packed[offset + (first - lead) * b // 8 : offset + packed_nbytes(last, b)]
-        planes.append(unpack(part, b, last - first + lead)[lead:])
+        planes.append((part if b == 8 else unpack(part, b, last - first + lead))[lead:])
         offset += packed_nbytes(count, b)
     if len(planes) == 1:
         codes = planes[0]

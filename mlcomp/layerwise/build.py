@@ -39,7 +39,7 @@ def check_source(source: str, options: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def build_model(source: str, options: Mapping[str, Any], folder: Path, dtype: torch.dtype) -> nn.Module:
-    """Return a model of this source, in eval mode; its weights have no meaning yet.
+    """Return a model of this source, in eval mode, on the CPU; its parameters have no values (device meta).
 
     Args:
         source: "torchvision:NAME", "timm:NAME", or "transformers:CLASS" with its config.json in ``folder``.
@@ -50,7 +50,7 @@ def build_model(source: str, options: Mapping[str, Any], folder: Path, dtype: to
         ValueError: another source, a name that the library does not have. ImportError: it is not installed.
     """
     library, name = check_source(source, options)
-    with _default_dtype(dtype):
+    with _default_dtype(dtype), _without_values():
         if library == "transformers":
             return _from_transformers(name, folder).eval()
         try:
@@ -70,8 +70,9 @@ def _library(name: str) -> Any:
 
 def _from_transformers(name: str, folder: Path) -> nn.Module:
     transformers = need("transformers", "notebooks")
-    kind = getattr(transformers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    kind: Any = getattr(transformers, name, None)
+    known = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not known:
         raise ValueError(f"transformers {transformers.__version__} has no model {name!r}")
     model = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
     if (folder / "generation_config.json").exists():
@@ -87,3 +88,20 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Let new parameters take no memory: they will be replaced. Buffers, which may not be in a file, are computed."""
+    before = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if type(param) is nn.Parameter and not param.is_meta:  # one that is tied to another stays the same
+            param = nn.Parameter(param.detach().to("meta"), param.requires_grad)
+        before(module, name, param)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = before  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ from mlcomp.formats.stored import FLOATS, Stored, dtype_name
 from mlcomp.layerwise.attention import is_attention
 from mlcomp.layerwise.build import build_model
 from mlcomp.layerwise.contents import FORMAT, layer_homes
-from mlcomp.layerwise.fit import copy_model, unfit
+from mlcomp.layerwise.fit import copy_model, own_forward
 from mlcomp.layerwise.kept import kept_matrix, unpack_parts
 from mlcomp.layerwise.matrix import is_layer, set_weight_matrix
 from mlcomp.layerwise.packed_linear import packed_layer
@@ -186,7 +186,7 @@ def _packable(model: nn.Module, document: Mapping[str, Any]) -> set[str]:
         shared = any(modules.get(key.rpartition(".")[0]) is not layer for key in tied.get(about["weight"], []))
         read_past = parent is not None and parent is not layer and is_attention(parent)
         dense = all(part["kind"] == "dense" for part in about["parts"])
-        if not (shared or read_past or dense) and unfit(layer, product=True) is None:
+        if not (shared or read_past or dense) and own_forward(layer) is None:
             found.add(name)
     return found
 

@@ -40,14 +40,16 @@ class Packed(Replacement):
         kept_matrix(layer, parts)  # raises where they do not fit
         super().__init__(_without_weight(layer))
         self.held = dtype_name(layer.weight.dtype)
+        device = layer.weight.device if not layer.weight.is_meta else next(iter(parts[0].tensors.values())).device
         self.forms: list[tuple[str, dict[str, Any], dict[str, tuple[torch.dtype, torch.Size]]]] = []
         for i, part in enumerate(parts):
             for key, tensor in part.tensors.items():
-                held = tensor.detach().to(layer.weight.device).contiguous()
+                held = tensor.detach().to(device).contiguous()
                 self.register_buffer(_name(i, key), held.reshape(-1).view(torch.uint8))
             shapes = {key: (tensor.dtype, tensor.shape) for key, tensor in part.tensors.items()}
             self.forms.append((part.kind, dict(part.facts), shapes))
-        self.register_buffer("_like", layer.weight.detach().new_empty(0), persistent=False)
+        like = torch.empty(0, dtype=layer.weight.dtype, device=device)
+        self.register_buffer("_like", like, persistent=False)
         self.train(layer.training)
 
     @property
@@ -134,7 +136,7 @@ def packed_layer(layer: Layer, parts: Sequence[Stored]) -> Packed:
 def _without_weight(layer: Layer) -> Layer:
     """Return the same layer with a bias of its own; in the place of its weight stands one that has a shape only."""
     bare = copy.copy(layer)
-    bare._parameters = {"bias": copy.deepcopy(layer.bias)}
+    bare._parameters = {key: copy.deepcopy(held) for key, held in layer._parameters.items() if key != "weight"}
     bare.weight = torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device="meta")
     return bare
 

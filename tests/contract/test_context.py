@@ -147,6 +147,17 @@ def bytes_of_adapter(model) -> bytes:
     return (saved_adapter(model) / "adapter_model.safetensors").read_bytes()
 
 
+def compressed() -> tuple:
+    model, report = layerwise.compress(net(), batches(), partial(quant.rtn, bits=4), progress=False)
+    return model, report.results
+
+
+def saved_model() -> str:
+    path = f"{FOLDER.name}/model"
+    layerwise.save(*compressed(), path, overwrite=True)
+    return path
+
+
 def flat() -> object:
     return obs.flatten_network(*small())
 
@@ -162,6 +173,16 @@ def of_format(number_format, x):
 def stored(kind, weight):
     matrix = kind.from_dense(weight)
     return matrix, matrix.dequantize(), matrix.nbytes
+
+
+def restored(kept):
+    result = formats.restore(kept)
+    return result, result.dequantize()
+
+
+def loaded(folder):
+    model = layerwise.load(folder, net(), packed=True)
+    return layerwise.load(folder, net()), model, model[1].weight
 
 
 def of_source(make, share, *arguments):
@@ -230,6 +251,12 @@ OTHERS = {
     "TwoFour": lambda: partial(stored, formats.TwoFour, prune.magnitude(W, pattern=(2, 4))),
     "Bitmask": lambda: partial(stored, formats.Bitmask, W),
     "pack": lambda: partial(formats.pack, torch.arange(16), 4),
+    "pack_planes": lambda: partial(formats.pack_planes, torch.arange(600), 11),
+    "unpack_planes": lambda: partial(
+        formats.unpack_planes, formats.pack_planes(torch.arange(16), 11), 11, (4, 4), start=1
+    ),
+    "store": lambda: partial(formats.store, quant.quip(W, H, bits=3)),
+    "restore": lambda: partial(restored, formats.store(quant.quip(W, H, bits=3))),
     "unpack": lambda: partial(formats.unpack, formats.pack(torch.arange(16), 4), 4, 16),
     "stored_nbytes": lambda: partial(formats.stored_nbytes, W),
     "FloatFormat": lambda: partial(of_format, formats.FloatFormat(4, 3), drawn(20)),
@@ -251,6 +278,9 @@ OTHERS = {
     "compress": lambda: partial(
         layerwise.compress, conv_net(), batches(), partial(quant.gptq, bits=4), progress=False
     ),
+    "save": lambda: partial(layerwise.save, *compressed(), f"{FOLDER.name}/again", overwrite=True),
+    "load": lambda: partial(loaded, saved_model()),
+    "load_results": lambda: partial(layerwise.load_results, saved_model()),
     "layer_hessian": lambda: partial(layerwise.layer_hessian, layer()["inputs"]),
     "output_loss": lambda: partial(layerwise.output_loss, W, H),
     "trace_layers": lambda: partial(layerwise.trace_layers, net(), batches(), ["1", "3"]),
