@@ -31,6 +31,7 @@ PACKAGES = {
     "metrics": "Metrics",
     "cost": "What a model costs",
     "train": "Training",
+    "deploy": "What an engineer takes along",
     "models": "Models",
     "data": "Data",
     "assets": "Files that are fetched",

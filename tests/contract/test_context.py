@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mlcomp import budget, compare, data, formats, layerwise, metrics, models, obs, prune, quant, sources
+from mlcomp import budget, compare, data, deploy, formats, layerwise, metrics, models, obs, prune, quant, sources
 from mlcomp.cost import model_cost
-from mlcomp.train import train
+from mlcomp.train import add_lora, merge_lora, train
 from tests.contract.public import public_functions
 from tests.contract.test_checks import FUNCTIONS, drawn, good_arguments, layer
 
@@ -132,6 +133,18 @@ def saved() -> str:
     path = f"{FOLDER.name}/levels"
     database().save(path)
     return path
+
+
+def corrected() -> nn.Module:
+    return add_lora(net(), ["1"], rank=2, alpha=4.0)
+
+
+def saved_adapter(model) -> Path:
+    return deploy.save_lora_adapter(model, tempfile.mkdtemp(dir=FOLDER.name))
+
+
+def bytes_of_adapter(model) -> bytes:
+    return (saved_adapter(model) / "adapter_model.safetensors").read_bytes()
 
 
 def compressed() -> tuple:
@@ -376,8 +389,12 @@ OTHERS = {
     "kl_divergence": lambda: partial(metrics.kl_divergence, W, W.round()),
     "embedding_similarity": lambda: partial(metrics.embedding_similarity, W, W + 0.1),
     "model_cost": lambda: partial(model_cost, conv_net(), images(2)),
-    # train, models, data
+    # deploy, train, models, data
+    "save_lora_adapter": lambda: partial(bytes_of_adapter, corrected()),
+    "load_lora_adapter": lambda: partial(deploy.load_lora_adapter, net(), saved_adapter(corrected())),
     "train": lambda: partial(trained, net(), images(), labels()),
+    "add_lora": lambda: partial(add_lora, net(), ["1"], rank=2, alpha=4.0),
+    "merge_lora": lambda: partial(merge_lora, corrected()),
     "byte_lm": lambda: partial(models.byte_lm, 64, pretrained=False),
     "convnet": lambda: models.convnet,
     "mlp": lambda: models.mlp,
@@ -391,7 +408,9 @@ LEFT_OUT = {
     "they make no tensors, or a generator makes them where it is read": """packed_nbytes sparse_nbytes is_layer hooked
         replace_module batchnorm_pairs cubic_schedule choose_levels density_levels pareto_front layer_nbytes
         layer_time layer_energy balance_tokens peak_rate batch_starts committed_table committed_results
-        python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches""",
+        python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches
+        lora_layers lora_parameters""",
+    "it takes models of transformers, and its own test calls it": "export_compressed_tensors",
     "it calls the model as its caller would": "call_model",
     "they run a model that is fetched, through functions that are called here": "measure_method picture_of_methods",
 }
