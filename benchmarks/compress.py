@@ -78,7 +78,9 @@ def apart(case, blocks, threads):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, help="the first so many decoder layers only; nothing is recorded")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES))
+    parser.add_argument(
+        "--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES)
+    )
     parser.add_argument("--one", choices=CASES, help=argparse.SUPPRESS)
     options = common_options(parser, RESULTS, argv)
     if options.one:

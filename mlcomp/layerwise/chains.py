@@ -132,7 +132,7 @@ def link_of(before: Call, given: Arguments, arguments: Mapping[Place, Any]) -> A
                 return Source("output", output[now])
             return Source("kept", kept[now]) if now in kept else Source("beside", place)
         if isinstance(entry, PLAIN):
-            there = before.arguments.get(place)
+            there = before.arguments.get(place, before)  # the call itself: no entry is one
             same = type(there) is type(entry) and there == entry
             return Source("kept", place) if same else Source("value", value=entry)
         same_object = [at for at, x in before.arguments.items() if x is entry]

@@ -159,7 +159,7 @@ def _with_other_input(follower: Follower, batch: Any) -> Follower | None:
 
 
 def _same_alone(chain: Chain, passes: Iterable[Follower]) -> bool:
-    states = [(f.given, f) for f in passes]
+    states = [(f.given, f) for f in passes if f.given is not None]
     for i, block in enumerate(chain.blocks):
         for k, (given, follower) in enumerate(states):
             output = run_block(block, given)
