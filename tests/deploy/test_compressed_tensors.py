@@ -84,11 +84,12 @@ AFFINE = partial(gptq, bits=4, group_size=16)
 
 
 @pytest.mark.parametrize("method", [SYMMETRIC, AFFINE, joint], ids=["symmetric", "affine", "2:4 and 4 bits"])
-def test_plain_transformers_reads_the_same_model(tmp_path, method):
+def test_plain_transformers_reads_the_same_model(tmp_path, method, capsys):
     model, results = compressed(made(tmp_path), method)
     done = export_compressed_tensors(model, results, tmp_path / "out")
     assert set(done.packed) == set(results) == {Q, K, V, O, GATE, UP, DOWN} and done.left == ("lm_head",)
     again = read(tmp_path / "out")
+    assert capsys.readouterr() == ("", "")  # no bars, neither written nor read
     assert difference(model, again) == 0.0
     for name, result in results.items():
         assert torch.equal(again.get_submodule(name).weight, result.dequantize())
