@@ -181,8 +181,7 @@ def restored(kept):
 
 
 def loaded(folder):
-    model = layerwise.load(folder, net(), packed=True)
-    return layerwise.load(folder, net()), model, model[1].weight
+    return layerwise.load(folder, net()), layerwise.load(folder, net(), packed=True)
 
 
 def of_source(make, share, *arguments):
