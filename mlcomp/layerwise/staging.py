@@ -83,8 +83,8 @@ def all_from_the_dense(run: "CompressionRun", plan: Plan, size: int | None, bar:
     found: list[Walk] = []
     if size is None and not any(isinstance(part, Iterator) for part in run.parts):
         with walks(run.model, run.parts, plan.layers, plan.methods, run.valid) as proven:
-            for part in run.parts:
-                for call, _ in whole_runs(run.model, part or (), run.valid):
+            for batches in run.parts:
+                for call, _ in () if batches is None else whole_runs(run.model, batches, run.valid):
                     call()
         found = proven()
     rows: Rows = {}
