@@ -26,12 +26,12 @@ Weights = dict[str, Tensor]
 
 def without_inputs(run: "CompressionRun", plan: Plan, bar: tqdm) -> Rows:
     """Compress layers whose methods look at the weight alone; the model runs only to see which experts it uses."""
-    methods = plan.methods
-    if plan.guessed and run.parts[0] is not None:
-        calls = trace_layers(run.model, run.parts[0], plan.guessed, plan.layers).calls
-        methods = plan.without_idle_experts(calls)
+    batches = run.parts[0]
+    calls: dict[str, int] = {}
+    if plan.guessed and batches is not None:
+        calls = dict(trace_layers(run.model, batches, plan.guessed, plan.layers).calls)
     rows: Rows = {}
-    _compress(run, plan, list(methods), [{}, {}], rows, bar, None)
+    _compress(run, plan, list(plan.without_idle_experts(calls)), [{}, {}], rows, bar, None)
     return rows
 
 
