@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mlcomp.layerwise.report import CompressionReport, LayerRow
 
-# Readable on white and black, and in this order told apart by those who see no red or no green; with matplotlib's mark.
+# Readable on white and on black, with marks for those who see no red or no green.
 STYLES = (
     ("#3b82c4", "o"),
     ("#d97706", "s"),
@@ -119,7 +119,7 @@ def _draw_sizes(axes: Any, rows: Sequence["LayerRow"], kinds: dict[str, str]) ->
 
 
 def spread(heights: dict[str, float], gap: float) -> dict[str, float]:
-    """Return positive heights in their order, each at least ``gap`` times the one below, and around where they were."""
+    """Return positive heights, in their order at least a factor of ``gap`` apart, around where they were."""
     names = sorted(heights, key=lambda name: heights[name])
     logs = [math.log(heights[name]) for name in names]
     moved = [*logs]
