@@ -146,10 +146,10 @@ def _image_pool(opened: OpenedModel, data: Any, split: str) -> tuple[Any, str]:
     if data is None:
         if images != DIGITS:
             raise ValueError(
-                "this model needs images: data (--data) is a folder of them, an .npy or .safetensors file of inputs as "
-                f'the model takes them, or "{NOISE}" where only the network\'s shape matters'
+                "this model needs images: data (--data) is a folder of them, an .npy or .safetensors file of inputs "
+                f'as the model takes them, or "{NOISE}" where only the network\'s shape matters'
             )
-        return mnist5k("train" if split == "calibration" else "test")[0], "MNIST digits"
+        return mnist5k("train" if split == "calibration" else "held_out")[0], "MNIST digits"
     if data == NOISE:
         generator = torch.Generator().manual_seed(0 if split == "calibration" else 1)
         shape = (256, images.channels, images.size, images.size)

@@ -60,6 +60,16 @@ class Compressor:
         """Return each option as it is written on the command line, with its type and default."""
         return [f"--{name.replace('_', '-')} {_type_of(p)}{_default(p)}" for name, p in self.options.items()]
 
+    def told(self) -> str:
+        """Return the options' names in a sentence, and where they are explained."""
+        names = ", ".join(usage.split()[0] for usage in self.usage())
+        return f"Its options: {names}; `mlcomp methods {self.name}` explains them"
+
+    def described(self) -> list[tuple[str, str]]:
+        """Return each option as in :meth:`usage`, and what the function's docstring says of it."""
+        meanings = _arguments(inspect.getdoc(self.function) or "")
+        return [(told, meanings.get(name, "")) for told, name in zip(self.usage(), self.options, strict=True)]
+
 
 def module_title(doc: str) -> str:
     """Return the first sentence of a module's docstring, without the full stop."""
@@ -70,6 +80,18 @@ def syllabus(doc: str) -> list[str]:
     """Return the rows that the line ``Syllabus:`` of a module's docstring names."""
     found = re.search(r"Syllabus:([^\n]*)", doc)
     return re.findall(r"\b[1-5]\.\d\d\b", found[1]) if found else []
+
+
+def _arguments(doc: str) -> dict[str, str]:
+    """Return argument → its meaning, from the section ``Args:`` of a docstring."""
+    section = re.search(r"^Args:\n((?: .*\n?|\n)*)", doc, re.MULTILINE)
+    entries = re.split(r"^    (?=\S)", section[1] if section else "", flags=re.MULTILINE)
+    found = {}
+    for names, _, meaning in (entry.partition(":") for entry in entries):
+        # Roles and code marks are for the page; a terminal shows the words.
+        text = re.sub(r":\w+:`~?([^`]*)`", r"\1", " ".join(meaning.split())).replace("``", "")
+        found |= {name.strip(): text for name in names.split(",")}
+    return found
 
 
 @cache
@@ -139,9 +161,7 @@ def bind(compressor: Compressor, options: Mapping[str, Any], *, seed: int) -> Ca
     if unknown:
         near = difflib.get_close_matches(unknown[0], compressor.options, n=1, cutoff=0.6)
         meant = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(
-            f"{compressor.name} has no option {unknown[0]!r}{meant} It has {'; '.join(compressor.usage()) or 'none'}"
-        )
+        raise ValueError(f"{compressor.name} has no option {unknown[0]!r}{meant or '.'} {compressor.told()}")
     given = {name: read_option(name, value, compressor.options[name]) for name, value in options.items()}
     recipe = dict(RECIPES.get(compressor.name, {}))
     if any(given.get(name) is not None for name in TARGETS):
@@ -150,7 +170,7 @@ def bind(compressor: Compressor, options: Mapping[str, Any], *, seed: int) -> Ca
     missing = [n for n, p in compressor.options.items() if p.default is p.empty and n not in values]
     if missing:
         told = ", ".join(f"{name} (--{name.replace('_', '-')} …)" for name in missing)
-        raise ValueError(f"{compressor.name} needs {told}. It has {'; '.join(compressor.usage())}")
+        raise ValueError(f"{compressor.name} needs {told}. {compressor.told()}")
     if not compressor.seeded:
         return partial(compressor.function, **values)
     parameters = inspect.signature(compressor.function).parameters

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlcomp.deploy.opened_model import LANGUAGE_MODEL
+from mlcomp.deploy.opened_model import ENCODER, LANGUAGE_MODEL
 from mlcomp.layerwise.running import call_model
 from mlcomp.metrics.model import perplexity
 from mlcomp.modes import evaluating
@@ -107,5 +107,5 @@ class Measure:
         """Return how far the compressed model agrees with the dense one; None if it is a language model."""
         if self.kind == LANGUAGE_MODEL:
             return None
-        classes = all(output.ndim == 2 for output in self.before) and "encoder" not in self.kind
+        classes = all(output.ndim == 2 for output in self.before) and self.kind != ENCODER
         return agreement(self.before, self._of(model), classes=classes)
