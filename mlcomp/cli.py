@@ -269,9 +269,7 @@ def _methods(args: argparse.Namespace, options: dict[str, str]) -> int:
             )
         )
     if not word:
-        print(
-            "\n`mlcomp methods gptq` shows the options of one; a word, or a row (2.08), finds the rest of the library."
-        )
+        print("\n`mlcomp methods gptq` shows the options of one; a word or a row (2.08) finds all of the library.")
     return 0
 
 
