@@ -126,6 +126,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--method": {"required": True, "metavar": "NAME", "help": "for instance rtn, gptq, wanda; see mlcomp methods"},
     "--out": {"metavar": "FOLDER", "help": "where the model and its report are kept: new, or of the same run"},
     "--format": {"default": "mlcomp", "metavar": "NAME", "help": "mlcomp (default); compressed-tensors, for vLLM"},
+    "--rest-dtype": {"metavar": "DTYPE", "help": "float16: round in the file what is not compressed, as embeddings"},
     "--data": {
         "metavar": "PATH",
         "help": "calibration: a text file; a folder of images; an .npy or .safetensors file of inputs; "
@@ -176,6 +177,7 @@ def _compress(args: argparse.Namespace, options: dict[str, str]) -> int:
         method=args.method,
         out=args.out,
         format=args.format,
+        rest_dtype=args.rest_dtype,
         data=args.data,
         held_out=args.held_out,
         samples=args.samples,

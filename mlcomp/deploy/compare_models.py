@@ -14,6 +14,7 @@ from mlcomp.deploy.open_model import open_model
 from mlcomp.deploy.opened_model import LANGUAGE_MODEL, OpenedModel
 from mlcomp.deploy.transformers_models import from_transformers, longest_text
 from mlcomp.extras import need
+from mlcomp.layerwise.load import load
 from mlcomp.layerwise.report import CompressionReport
 from mlcomp.layerwise.report_tables import shown_error, worst_layers
 
@@ -80,6 +81,8 @@ def compare_models(
     rows = [_known(Path(folder), run) for folder, run in zip(folders, runs, strict=True)]
     if text is None:
         return rows
+    if not Path(text).is_file():
+        raise FileNotFoundError(f"there is no text file {text}")
     return [_measured(row, run, text, tokens) for row, run in zip(rows, runs, strict=True)]
 
 
@@ -115,8 +118,6 @@ def _measured(row: ComparedModel, run: dict[str, Any], text: str | os.PathLike, 
 
 
 def _open_kept(folder: Path, run: dict[str, Any]) -> OpenedModel:
-    from mlcomp.layerwise.save import load
-
     if run["format"] != "mlcomp":
         return from_transformers(str(folder), "", pretrained=True, hub=False)
     if not (folder / "config.json").exists():

@@ -13,12 +13,11 @@ import torch
 from torch import nn
 
 import mlcomp
-from mlcomp.checks import check_choice
 from mlcomp.context import isolated_run
 from mlcomp.deploy.calibration_inputs import Data, Inputs, draw_inputs
 from mlcomp.deploy.chosen_layers import Layers, choose, output_head, with_head_named
 from mlcomp.deploy.compressors import Compressor, bind, find_compressor
-from mlcomp.deploy.kept_folder import FORMATS, KeptFolder
+from mlcomp.deploy.kept_folder import KeptFolder
 from mlcomp.deploy.measure import Agreement, Measure
 from mlcomp.deploy.open_model import open_model
 from mlcomp.deploy.opened_model import LANGUAGE_MODEL, NETWORK, OpenedModel
@@ -43,6 +42,7 @@ class CompressedModel:
         nbytes_before: of all parameters and buffers, dense.
         nbytes_after: of the model's file, or without a folder what it would be.
         run: what was done, as the folder's run.json has it.
+        seconds: of compressing, layers and what was run of the model for them.
     """
 
     model: nn.Module
@@ -53,6 +53,7 @@ class CompressedModel:
     nbytes_before: int
     nbytes_after: int
     run: Mapping[str, Any]
+    seconds: float
 
     def __str__(self) -> str:
         layers = [row for row in self.report.rows if row.status == "compressed"]
@@ -94,6 +95,7 @@ def compress_model(
     method: str,
     out: str | os.PathLike | None = None,
     format: str = "mlcomp",
+    rest_dtype: str | torch.dtype | None = None,
     data: Data = None,
     held_out: Data = None,
     samples: int | None = None,
@@ -117,6 +119,8 @@ def compress_model(
             killed goes on when the same call is made again: finished layers lie in ``out``/.resume until the end.
         format: "mlcomp", which :func:`mlcomp.layerwise.load` reads, or "compressed-tensors", which transformers and
             vLLM read.
+        rest_dtype: "float16", "bfloat16" or "float32", to which the file rounds what is not compressed (embeddings);
+            None: the model's own.
         data, held_out, samples, tokens, seed: what the method sees, and what is measured on; see :func:`draw_inputs`.
         layers: names or patterns of names (``"model.layers.0.*"``), or a predicate (name, module) → bool. None: all
             but the output head of a language model.
@@ -134,8 +138,7 @@ def compress_model(
     """
     compressor = find_compressor(method)
     bound = bind(compressor, options, seed=seed)
-    check_choice("format", format, FORMATS)
-    kept = None if out is None else KeptFolder(out, format)
+    kept = None if out is None else KeptFolder(out, format, rest_dtype)
     opened = _opened(model, tokenizer, pretrained, seed)
     if kept is not None:
         kept.check(opened)
@@ -175,11 +178,11 @@ def compress_model(
         "agreement": None if agreed is None else vars(agreed),
         "nbytes_before": dense_nbytes(opened.model),
         "nbytes_after": dense_nbytes(opened.model) - report.nbytes_before + report.nbytes_after,
-        "seconds": round(seconds, 2),
         "format": None if kept is None else format,
     }
     if kept is not None:
-        run = kept.finish(opened, result, report, run)
+        log.info("writing %s", kept.path)
+        run = kept.finish(opened, result, report, run | {"seconds": round(seconds, 2)})
     return CompressedModel(
         result,
         report,
@@ -189,6 +192,7 @@ def compress_model(
         run["nbytes_before"],
         run["nbytes_after"],
         run,
+        seconds,
     )
 
 

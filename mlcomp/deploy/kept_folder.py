@@ -12,12 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from mlcomp.checks import check_choice
+from mlcomp.deploy.compressed_tensors import export_compressed_tensors
 from mlcomp.deploy.opened_model import OpenedModel
 from mlcomp.layerwise.report import CompressionReport
 from mlcomp.layerwise.report_picture import svg_of
 from mlcomp.layerwise.report_tables import write
+from mlcomp.layerwise.save import DTYPES, save
 from mlcomp.resume import MANIFEST
 
 FORMATS = ("mlcomp", "compressed-tensors")
@@ -30,12 +34,14 @@ class KeptFolder:
     Args:
         path: new, empty, or one in which the same run was begun.
         format: one of FORMATS.
+        rest_dtype: what is not compressed is rounded to in the file; None: not at all.
     Raises:
-        ValueError: the folder is finished, or holds something else.
+        ValueError: the folder is finished, or holds something else; another format or dtype.
     """
 
-    def __init__(self, path: str | os.PathLike, format: str):
-        self.path, self.format = Path(path), format
+    def __init__(self, path: str | os.PathLike, format: str, rest_dtype: str | torch.dtype | None):
+        check_choice("format", format, FORMATS)
+        self.path, self.format, self.rest_dtype = Path(path), format, _dtype(rest_dtype)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: give a new folder")
         shutil.rmtree(self.path / DONE, ignore_errors=True)
@@ -75,17 +81,16 @@ class KeptFolder:
         self, opened: OpenedModel, model: nn.Module, report: CompressionReport, run: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Write everything, delete what was for resuming, and return the run with the size of the file."""
-        from mlcomp.deploy.compressed_tensors import export_compressed_tensors
-        from mlcomp.layerwise.save import save
-
         draft = self.path / DRAFT
         shutil.rmtree(draft, ignore_errors=True)
         try:
             tokenizer = opened.tokenizer if hasattr(opened.tokenizer, "save_pretrained") else None
             if self.format == "mlcomp":
-                save(model, report.results, draft, tokenizer=tokenizer)
+                about = {"dtype": self.rest_dtype, "source": opened.source}
+                save(model, report.results, draft, tokenizer=tokenizer, **about)
             else:
-                export_compressed_tensors(model, report.results, draft, tokenizer=tokenizer)
+                about = {"dtype": self.rest_dtype}
+                export_compressed_tensors(model, report.results, draft, tokenizer=tokenizer, **about)
         except ValueError as problem:
             raise ValueError(
                 f"{problem}. The compressed layers lie in {self.path / RESUME}: the same command with another "
@@ -105,6 +110,14 @@ class KeptFolder:
         os.replace(self.path / RESUME, self.path / DONE)
         shutil.rmtree(self.path / DONE, ignore_errors=True)
         return done
+
+
+def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:
+    dtype = getattr(torch, name, None) if isinstance(name, str) else name
+    if name is not None and dtype not in DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ValueError(f"rest_dtype must be one of {known}, got {name!r}")
+    return dtype
 
 
 def read_run(folder: str | os.PathLike) -> dict[str, Any]:

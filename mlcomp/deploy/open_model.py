@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from mlcomp.context import isolated
 from mlcomp.deploy.image_models import from_timm, from_torchvision
 from mlcomp.deploy.opened_model import (
     DIGITS,
@@ -30,6 +31,7 @@ def course_names() -> list[str]:
     return ["smollm2", "minilm", "mobilenet_v2", "convnet", "mlp", *(f"byte_lm_{width}" for width in WIDTHS)]
 
 
+@isolated
 def open_model(name: str, *, pretrained: bool = True, seed: int = 0) -> OpenedModel:
     """Return a model by its name, with its tokenizer and what kind of model it is.
 

@@ -48,6 +48,11 @@ class OpenedModel:
     images: ImageInput | None = None
     longest: int | None = None
 
+    @property
+    def source(self) -> str | None:
+        """By what name a saved folder builds the network, for :func:`mlcomp.layerwise.save`."""
+        return self.name if self.name.startswith(("torchvision:", "timm:")) else None
+
 
 class ByteTokenizer:
     """Text to bytes, called as a tokenizer is."""
