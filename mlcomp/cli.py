@@ -8,14 +8,12 @@ import io
 import logging
 import os
 import re
-import shutil
 import sys
-import textwrap
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import mlcomp
+from mlcomp.terminal import as_table, one_line
 
 _TOP = """\
 Compress neural networks by the methods of the book, and keep what comes out.
@@ -236,12 +234,13 @@ def split_options(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def _compare(args: argparse.Namespace, options: dict[str, str]) -> int:
     from mlcomp.deploy.compare_models import compare_models
+    from mlcomp.deploy.compress_model import size_told
 
     rows = compare_models(args.folders, text=args.text, tokens=args.tokens)
-    head = ("folder", "model", "method", "MB", "of dense", "bits/w", "covered", "quality", "worst layer")
+    head = ("folder", "model", "method", "size", "of dense", "bits/w", "covered", "quality", "worst layer")
     lines = []
     for row in rows:
-        size = (f"{row.nbytes / 1e6:.1f}", f"{row.nbytes / row.nbytes_before:.0%}", f"{row.bits_per_weight:.2f}")
+        size = (size_told(row.nbytes), f"{row.nbytes / row.nbytes_before:.0%}", f"{row.bits_per_weight:.2f}")
         worst = "" if row.worst_layer is None else f"{row.worst_layer[1]:.2g} {row.worst_layer[0]}"
         lines.append((str(row.folder), row.model, row.method, *size, f"{row.covered:.0%}", row.quality, worst))
     print(as_table(head, lines, right=(3, 4, 5, 6)))
@@ -277,34 +276,3 @@ def _methods(args: argparse.Namespace, options: dict[str, str]) -> int:
 
 def _fits(word: str, name: str, title: str, rows: Sequence[str]) -> bool:
     return word in f"{name} {name.replace('_', '-')} {title}".lower() or word in rows
-
-
-def as_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Return columns under their heads; the last one is wrapped to the terminal's width."""
-    wide = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    before = sum(wide[:-1]) + 2 * (len(wide) - 1)
-    last = max(30, shutil.get_terminal_size((120, 24)).columns - before)
-    lines = []
-    for row in (head, *rows):
-        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, wide, strict=True))][
-            :-1
-        ]
-        first, *more = textwrap.wrap(row[-1], last) or [""]
-        lines.append("  ".join([*cells, first]).rstrip())
-        lines += [" " * before + part for part in more]
-    return "\n".join(lines)
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message in one line; layers with the same problem are counted, not listed."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    parts = re.findall(r"layer '([^']*)': (.*?)(?=; layer '|$)", text)
-    if len(parts) < 2:
-        return text
-    layers = defaultdict(list)
-    for name, problem in parts:
-        layers[problem].append(name)
-    told = [
-        f"{names[0]}{f' and {len(names) - 1} more layers' * (len(names) > 1)}: {p}" for p, names in layers.items()
-    ]
-    return "; ".join(told) + " (--layers chooses some, --skip-unfit leaves such layers as they are)"

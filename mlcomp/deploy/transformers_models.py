@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from mlcomp.deploy.opened_model import (
@@ -51,21 +52,21 @@ def from_transformers(name: str, ways: str, *, pretrained: bool, hub: bool) -> O
     with quiet_transformers(), _quiet_hub():
         try:
             config = transformers.AutoConfig.from_pretrained(name)
-            architecture = next(iter(config.architectures or ()), "")
-            found = next((v for end, v in _ARCHITECTURES.items() if architecture.endswith(end)), None)
-            if found is None:
-                raise ValueError(
-                    f"{name} is a {architecture or config.model_type}, and how to give it inputs is not known here: "
-                    "open it in Python, and pass the model and its batches to mlcomp.deploy.compress_model"
-                )
-            opener, kind = getattr(transformers, found[0]), found[1]
-            if pretrained:
-                model = opener.from_pretrained(name, dtype="auto")
-            else:
-                model = opener.from_config(config)
+        except (OSError, ValueError) as problem:
+            raise ValueError(_not_opened(name, hub, problem, ways)) from problem
+        architecture = next(iter(config.architectures or ()), "")
+        found = next((v for end, v in _ARCHITECTURES.items() if architecture.endswith(end)), None)
+        if found is None:
+            raise ValueError(
+                f"{name} is a {architecture or config.model_type}, and how to give it inputs is not known here: open "
+                "it in Python, and pass the model and its batches to mlcomp.deploy.compress_model"
+            )
+        opener, kind = getattr(transformers, found[0]), found[1]
+        try:
             images = _image_input(transformers, name, config) if kind == IMAGE_CLASSIFIER else None
             tokenizer = None if images else transformers.AutoTokenizer.from_pretrained(name)
-        except (OSError, ImportError) as problem:
+            model = opener.from_pretrained(name, dtype="auto") if pretrained else opener.from_config(config)
+        except (OSError, ValueError, ImportError, SafetensorError) as problem:
             raise ValueError(_not_opened(name, hub, problem, ways)) from problem
     return OpenedModel(name, model.eval(), tokenizer, kind, images, None if images else longest_text(model))
 

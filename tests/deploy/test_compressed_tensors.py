@@ -1,9 +1,5 @@
 """What is written is read by transformers with compressed-tensors, which share no code with it."""
 
-import json
-import os
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -14,7 +10,7 @@ from mlcomp.deploy import export_compressed_tensors
 from mlcomp.layerwise import compress
 from mlcomp.models.quiet import quiet_transformers
 from mlcomp.obs import obq, sparsegpt
-from mlcomp.quant import adaround, gptq, ldlq, lloyd_max, rtn, table_quantize
+from mlcomp.quant import adaround, gptq, ldlq, rtn
 
 transformers = pytest.importorskip("transformers", reason="needs the extra deploy")
 pytest.importorskip("compressed_tensors", reason="needs the extra deploy")
