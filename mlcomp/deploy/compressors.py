@@ -11,7 +11,7 @@ import importlib
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -67,7 +67,8 @@ class Compressor:
 
     def described(self) -> list[tuple[str, str]]:
         """Return each option as in :meth:`usage`, and what the function's docstring says of it."""
-        meanings = _arguments(inspect.getdoc(self.function) or "")
+        arguments = inspect.signature(self.function).parameters
+        meanings = _arguments(inspect.getdoc(self.function) or "", arguments)
         return [(told, meanings.get(name, "")) for told, name in zip(self.usage(), self.options, strict=True)]
 
 
@@ -82,15 +83,18 @@ def syllabus(doc: str) -> list[str]:
     return re.findall(r"\b[1-5]\.\d\d\b", found[1]) if found else []
 
 
-def _arguments(doc: str) -> dict[str, str]:
-    """Return argument → its meaning, from the section ``Args:`` of a docstring."""
+def _arguments(doc: str, names: Iterable[str]) -> dict[str, str]:
+    """Return argument → its meaning, from the section ``Args:`` of a docstring, where a line may hold several."""
     section = re.search(r"^Args:\n((?: .*\n?|\n)*)", doc, re.MULTILINE)
-    entries = re.split(r"^    (?=\S)", section[1] if section else "", flags=re.MULTILINE)
+    words = " ".join((section[1] if section else "").split())
+    known = "|".join(map(re.escape, names))
+    # "name: meaning. other, third: meaning. …"
+    parts = re.split(rf"(?:^|(?<=[.;] ))((?:(?:{known}), )*(?:{known})): ", words)
     found = {}
-    for names, _, meaning in (entry.partition(":") for entry in entries):
+    for entry, meaning in zip(parts[1::2], parts[2::2], strict=True):
         # Roles and code marks are for the page; a terminal shows the words.
-        text = re.sub(r":\w+:`~?([^`]*)`", r"\1", " ".join(meaning.split())).replace("``", "")
-        found |= {name.strip(): text for name in names.split(",")}
+        text = re.sub(r":\w+:`~?([^`]*)`", r"\1", meaning).replace("``", "").strip()
+        found |= dict.fromkeys(entry.split(", "), text)
     return found
 
 
