@@ -9,7 +9,7 @@ Source: compressed-tensors 0.20, read by transformers 5.23.   Syllabus: 1.03, 2.
 import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,17 @@ from torch import Tensor, nn
 from mlcomp.checks import check_dtype
 from mlcomp.context import isolated
 from mlcomp.deploy.pack_quantized import FORMAT, cannot_be_packed, layer_scheme, pack_layer
+from mlcomp.formats.bitmask import Bitmask
+from mlcomp.formats.csr import CSR
+from mlcomp.formats.stored import Dense, Stored, restore
+from mlcomp.formats.two_four import TwoFour
+from mlcomp.layerwise.packed_linear import Packed
 from mlcomp.models.quiet import quiet_transformers
-from mlcomp.quant.quantized import Quantized
 from mlcomp.resume import check_new_folder, new_folder
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Pruned weights, which no tool reads in such a form today.
+STAYS_DENSE = (Bitmask, CSR, TwoFour, Dense)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ def export_compressed_tensors(
     Args:
         model: a transformers model with the compressed weights, as :func:`mlcomp.layerwise.compress` returns it; not
             modified.
-        results: ``report.results``, or layer name → result, :class:`mlcomp.quant.Quantized`.
+        results: ``report.results``, or :func:`mlcomp.layerwise.load_results` of a saved model, or layer name →
+            :class:`mlcomp.quant.Quantized`.
         folder: a new or an empty folder.
         tokenizer: saved beside the model, if there is one; a processor, too.
         dtype: float32, float16 or bfloat16, to which everything that is not packed is rounded, the steps included.
@@ -79,36 +86,41 @@ def export_compressed_tensors(
         TypeError: not a transformers model. ValueError: before anything is written: a folder that holds something; a
             result that the format cannot hold, with the layer and the reason; a weight that is not what its result
             decodes to; without ``dtype`` a step that is no number of the model's dtype (pass ``scale_dtype`` to the
-            method, or ``dtype`` here); affine grids of several kinds (transformers reads zero codes only where all
-            layers have the same bits and group size).
+            method, or ``dtype`` here). What the format holds but transformers 5.23 does not read: affine grids of
+            several kinds (one of bits and group size is read), packed layers beside a mixture of experts.
     Guarantee: without ``dtype``, every weight that is read from the folder is the model's, bit for bit. The folder is
         there whole or not at all.
-    Cost: memory for the packed layers and one dense layer; with another ``dtype``, for the rest in it.
+    Cost: memory for the packed layers and one dense one; with ``dtype``, for all the others once more.
     """
     check_new_folder(folder)
     _check_model(model, tokenizer)
     if dtype is not None:
         check_dtype("dtype", dtype, DTYPES)
-    packable = _packable(model, results, dtype)
-    config = _quantization_config(model, packable)
-    tensors, packed_nbytes = _tensors(model, packable, dtype)
+    packed = _pack(model, results, dtype)
+    left = _other_linears(model, packed)
+    config = _quantization_config({name: scheme for name, (scheme, _) in packed.items()}, left) if packed else None
+    tensors = {name: part for name, (_, part) in packed.items()}
+    state = _state(model, tensors, dtype)
     with new_folder(folder) as draft, quiet_transformers():
-        written = copy.copy(model)  # shallow: save_pretrained notes facts in the config that it is given
+        written: Any = copy.copy(model)  # shallow: save_pretrained notes facts in the config that it finds
         written.config = copy.deepcopy(model.config)
-        if any(model.get_submodule(name) is _head(model) for name in packable):
+        if any(model.get_submodule(name) is _head(model) for name in packed):
             written.config.tie_word_embeddings = False
-        written.save_pretrained(draft, state_dict=tensors)
+        written.save_pretrained(draft, state_dict=state)
         _add_to_config(draft / "config.json", config, dtype)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
         nbytes = sum(file.stat().st_size for file in draft.glob("*.safetensors"))
-    return Exported(Path(folder), tuple(packable), tuple(_other_linears(model, packable)), packed_nbytes, nbytes)
+    packed_nbytes = sum(tensor.nbytes for part in tensors.values() for tensor in part.values())
+    return Exported(Path(folder), tuple(packed), tuple(left), packed_nbytes, nbytes)
 
 
-def _check_model(model: nn.Module, tokenizer: Any) -> None:
+def _check_model(model: Any, tokenizer: Any) -> None:
     config = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or config is None or not hasattr(model, "save_pretrained"):
         raise TypeError(f"model must be a transformers model, with its config, got {type(model).__name__}")
+    if any(isinstance(module, Packed) for module in model.modules()):
+        raise ValueError("model multiplies from packed weights: load it with packed=False")
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError("model is quantized already: its config has a quantization_config")
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
@@ -117,18 +129,30 @@ def _check_model(model: nn.Module, tokenizer: Any) -> None:
         raise TypeError(f"tokenizer must be one of transformers, got {type(tokenizer).__name__}")
 
 
-def _packable(model: nn.Module, results: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Quantized]:
-    """Return the results that are to be packed; all layers that cannot be are named in one error."""
-    modules, packable, problems = dict(model.named_modules()), {}, {}
-    for name, result in results.items():
-        problem = _problem(modules.get(name), result, model.dtype, dtype)
+def _pack(
+    model: Any, results: Mapping[str, Any], dtype: torch.dtype | None
+) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Return name → scheme and tensors of the layers to be packed; all that cannot be are named in one error."""
+    modules, packed, problems = dict(model.named_modules()), {}, {}
+    for name, value in results.items():
+        parts = [_restored(part) for part in (value if isinstance(value, tuple) else (value,))]
+        if all(isinstance(part, STAYS_DENSE) for part in parts):
+            continue
+        problem = _problem(modules.get(name), parts[0], model.dtype, dtype)
         if problem is None:
-            packable[name] = result
+            packed[name] = layer_scheme(parts[0]), pack_layer(parts[0], dtype or model.dtype)
         else:
             problems[name] = problem
     if problems:
         raise ValueError("; ".join(f"layer {name!r}: {problem}" for name, problem in problems.items()))
-    return packable
+    experts = [n for n, p in model.named_parameters() if p.ndim == 3 and "experts" in n]
+    if packed and experts:
+        raise ValueError(f"{experts[0]}: beside packed layers transformers reads dense experts in one tensor no more")
+    return packed
+
+
+def _restored(part: Any) -> Any:
+    return restore(part) if isinstance(part, Stored) else part
 
 
 def _problem(module: nn.Module | None, result: Any, own: torch.dtype, dtype: torch.dtype | None) -> str | None:
@@ -156,65 +180,56 @@ def _problem(module: nn.Module | None, result: Any, own: torch.dtype, dtype: tor
     return None
 
 
-def _quantization_config(model: nn.Module, packable: Mapping[str, Quantized]) -> dict[str, Any] | None:
-    """Return what config.json says of the packed layers; None if there are none."""
-    if not packable:
-        return None
+def _quantization_config(schemes: Mapping[str, dict[str, Any]], others: list[str]) -> dict[str, Any]:
+    """Return what config.json says of the packed layers, name → scheme, and of the other linear ones."""
     members: dict[str, list[str]] = {}
-    for name, result in packable.items():
-        members.setdefault(json.dumps(layer_scheme(result)), []).append(name)
-    schemes = [json.loads(text) for text in members]
-    affine = not all(scheme["symmetric"] for scheme in schemes)
+    for name, scheme in schemes.items():
+        members.setdefault(json.dumps(scheme), []).append(name)
+    affine = not all(scheme["symmetric"] for scheme in schemes.values())
     if affine and len(members) > 1:
         told = "; ".join(f"{names[0]!r} {text}" for text, names in members.items())
         raise ValueError(f"affine grids of several kinds: transformers reads zero codes of one kind only: {told}")
     # A class is what all tools understand; names where it does not tell the layers apart.
-    targets = [["Linear"]] if len(members) == 1 else members.values()
+    targets = members.values() if len(members) > 1 else [["Linear"]]
     groups = {
-        f"group_{i}": {"targets": names, "weights": scheme, "format": FORMAT}
-        for i, (names, scheme) in enumerate(zip(targets, schemes, strict=True))
+        f"group_{i}": {"targets": names, "weights": json.loads(text), "format": FORMAT}
+        for i, (text, names) in enumerate(zip(members, targets, strict=True))
     }
     config = {
         "quant_method": "compressed-tensors",
         "format": FORMAT,
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": _other_linears(model, packable),
+        "ignore": others,
     }
-    # transformers 5.23 prepares no place for packed zero codes, unless it is told to decode while it loads.
+    # transformers 5.23 makes no place for packed zero codes, unless it is told to decode while it loads.
     return config | ({"dequantize": True} if affine else {})
 
 
-def _other_linears(model: nn.Module, packable: Mapping[str, Quantized]) -> list[str]:
+def _other_linears(model: nn.Module, packed: Iterable[str]) -> list[str]:
     """Return the other layers that the target "Linear" means: by the name of the class or of one it derives from."""
     linears = [n for n, m in model.named_modules() if any(c.__name__ == "Linear" for c in type(m).__mro__)]
-    return [name for name in linears if name not in packable]
+    return [name for name in linears if name not in packed]
 
 
-def _head(model: nn.Module) -> nn.Module | None:
+def _head(model: Any) -> nn.Module | None:
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
 
 
-def _tensors(
-    model: nn.Module, packable: Mapping[str, Quantized], dtype: torch.dtype | None
-) -> tuple[dict[str, Tensor], int]:
-    """Return the model's state with packed layers, and their bytes; what shares memory still does."""
-    tensors, nbytes = model.state_dict(), 0
-    for name, result in packable.items():
-        packed = pack_layer(result, dtype or model.dtype)
-        nbytes += sum(tensor.nbytes for tensor in packed.values())
-        del tensors[f"{name}.weight"]
-        tensors |= {f"{name}.{part}": tensor for part, tensor in packed.items()}
-    if dtype is None:
-        return tensors, nbytes
+def _state(model: nn.Module, packed: Mapping[str, dict[str, Tensor]], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Return the model's state with the packed layers in it; what shares memory still does."""
+    state = model.state_dict()
+    for name, tensors in packed.items():
+        del state[f"{name}.weight"]
+        state |= {f"{name}.{part}": tensor for part, tensor in tensors.items()}
     rounded: dict[tuple, Tensor] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in state.items() if dtype is not None else ():
         if tensor.is_floating_point():
             place = (tensor.data_ptr(), tensor.shape, tensor.stride())
             if place not in rounded:
                 rounded[place] = tensor.to(dtype)
-            tensors[name] = rounded[place]
-    return tensors, nbytes
+            state[name] = rounded[place]
+    return state
 
 
 def _add_to_config(path: Path, quantization: dict[str, Any] | None, dtype: torch.dtype | None) -> None:

@@ -1,6 +1,6 @@
 r"""One layer in the format `pack-quantized` of compressed-tensors: codes packed to words, a step a group of columns.
 
-Notation: b bits, q code, z zero code, s step, g columns a group; $\hat w = s\,(q - z)$ as in :mod:`mlcomp.quant.grid`.
+Notation: b bits, q code, z zero code, s step, g columns a group; $\hat w = s\,(q - z)$, see :mod:`mlcomp.quant.grid`.
 Layout of a layer (out, inp), all in one safetensors file:
 
 - `weight_packed` (out, ⌈inp·b/32⌉) int32: the codes 0 … 2^b − 1 of a row as one stream of bits, lowest bit first,
