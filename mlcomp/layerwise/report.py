@@ -44,7 +44,8 @@ class LayerRow:
         name: as in ``model.named_modules()``.
         shape: of the weight.
         status: "compressed", or "skipped: " and the reason.
-        error: ‖(W − Ŵ)X‖²/‖WX‖² on the calibration inputs that the method saw (0 if skipped; 0/0 is 0, else inf).
+        error: ‖(W − Ŵ)X‖²/‖WX‖² on the calibration inputs that the method saw (0 if skipped; 0/0 is 0, else inf);
+            None where the method needs no H and ``errors=True`` was not asked for.
         held_out_error: the same on the held-out batches; None without them.
         samples: columns of X, those of one group where a convolution has several (all have the same number).
         nbytes_before: dense, in the model's dtype.
@@ -56,7 +57,7 @@ class LayerRow:
     name: str
     shape: tuple[int, ...]
     status: str
-    error: float
+    error: float | None
     held_out_error: float | None
     samples: int
     nbytes_before: int
