@@ -206,8 +206,9 @@ def _opened(model: str | nn.Module, tokenizer: Any, pretrained: bool, seed: int)
 
 
 def dense_nbytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters and buffers; one that several modules hold counts once."""
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    """Return the bytes of all that a file of the model holds, dense; what several modules share counts once."""
+    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
+    return sum(tensors.values())
 
 
 def checked_device(device: str | torch.device) -> torch.device:
