@@ -41,10 +41,10 @@ def picture_of(report: "CompressionReport") -> "Figure":
     _draw_sizes(sizes, report.rows, kinds)
     held_out = any(row.held_out_error is not None for row in report.rows)
     where = "held-out inputs" if held_out else "calibration inputs"
-    scale = (
-        "log" if any(row.status == "compressed" for row in report.rows) else "linear"
-    )  # of nothing there is no log
-    errors.set(yscale=scale, ylabel=f"output error, {where}\n(share of the output's square)")
+    measured = any(shown_error(row) is not None for row in report.rows)
+    compressed = any(row.status == "compressed" for row in report.rows)
+    told = f"output error, {where}\n(share of the output's square)"
+    errors.set(yscale=_scale(measured), ylabel=told if measured else "output error: not measured")
     sizes.set(yscale=_scale(compressed), ylabel="size of the weight [kB]", xlabel="layer, in the order of the model")
     sizes.set_xlim(0, 1.17 * (len(report.rows) + 1))  # room for the labels
     sizes.xaxis.get_major_locator().set_params(integer=True)

@@ -33,13 +33,13 @@ def layer_dicts(rows: Sequence["LayerRow"]) -> list[dict[str, Any]]:
 
 
 def worst_layers(rows: Sequence["LayerRow"]) -> list[tuple[float, "LayerRow"]]:
-    """Return the five largest errors of compressed layers, held-out ones where they were measured; the worst first."""
+    """Return the five largest errors of compressed layers, held-out ones where there are some; the worst first."""
     found = [(error, row) for row in rows if (error := shown_error(row)) is not None]
     return sorted(found, key=lambda pair: -pair[0])[:WORST]
 
 
 def shown_error(row: "LayerRow") -> float | None:
-    """Return a compressed layer's held-out error, or that on the calibration inputs; None: not measured, or skipped."""
+    """Return a compressed layer's held-out error, or the one on calibration inputs; None if there is none."""
     if row.status != "compressed":
         return None
     return row.error if row.held_out_error is None else row.held_out_error
