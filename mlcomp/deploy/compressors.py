@@ -96,8 +96,8 @@ def _arguments(doc: str, names: Iterable[str]) -> dict[str, str]:
     words = " ".join((section[1] if section else "").split())
     known = "|".join(map(re.escape, names))
     # "name: meaning. other, third: meaning. …"
-    parts = re.split(rf"(?:^|(?<=[.;] ))((?:(?:{known}), )*(?:{known})): ", words)
-    found = {}
+    parts: list[str] = re.split(rf"(?:^|(?<=[.;] ))((?:(?:{known}), )*(?:{known})): ", words)
+    found: dict[str, str] = {}
     for entry, meaning in zip(parts[1::2], parts[2::2], strict=True):
         # Roles and code marks are for the page; a terminal shows the words.
         text = re.sub(r":\w+:`~?([^`]*)`", r"\1", meaning).replace("``", "").strip()

@@ -102,8 +102,8 @@ def _draw_errors(axes: Any, rows: Sequence["LayerRow"], kinds: dict[str, str]) -
         axes.plot(x, y, linewidth=1 if kind != "other layers" else 0, **style)
         labels[kind] = y[-1]
     gap = (high / low) ** 0.06
-    for kind, y in spread(labels, gap).items():
-        axes.annotate(kind, (1.02 * (len(rows) + 1), y), color=styles[kind][0], va="center", fontsize=9)
+    for kind, height in spread(labels, gap).items():
+        axes.annotate(kind, (1.02 * (len(rows) + 1), height), color=styles[kind][0], va="center", fontsize=9)
     for edge, told in ((0.0, "0: no error"), (math.inf, "inf: the dense output is 0")):
         if any(y == edge for line in points.values() for _, y in line):
             axes.annotate(
