@@ -171,7 +171,10 @@ def compress_model(
         )
     seconds = time.perf_counter() - start
     if len(report.skipped) == len(report.rows):
-        reasons = "; ".join(f"layer {r.name!r}: {r.status.removeprefix('skipped: ')}" for r in report.rows)
+        if kept is not None:
+            kept.forget()
+        asked = [row for row in report.rows if row.status != "skipped: not chosen"]
+        reasons = "; ".join(f"layer {row.name!r}: {row.status.removeprefix('skipped: ')}" for row in asked)
         raise ValueError(f"no layer was compressed: {reasons}")
     report = with_head_named(report, head)
     log.info("measuring the compressed model")
