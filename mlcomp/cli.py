@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show
     parser = _parser()
-    words, options = list(sys.argv[1:] if argv is None else argv), {}
+    words = list(sys.argv[1:] if argv is None else argv)
+    options: dict[str, str] = {}
     args = argparse.Namespace()
     try:
         if words[:1] == ["compress"]:
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="mlcomp", description=_TOP, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"mlcomp {mlcomp.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    shared = {"formatter_class": raw, "allow_abbrev": False}
+    shared: dict[str, Any] = {"formatter_class": raw, "allow_abbrev": False}
     compress = commands.add_parser(
         "compress", help="compress a model and keep it", epilog=_COMPRESS, description="Compress a model.", **shared
     )

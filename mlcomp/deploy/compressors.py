@@ -163,7 +163,7 @@ def find_compressor(name: str) -> Compressor:
     return known[key]
 
 
-def bind(compressor: Compressor, options: Mapping[str, Any], *, seed: int) -> Callable[..., Any]:
+def bind(compressor: Compressor, options: Mapping[str, Any], *, seed: int) -> partial[Any]:
     """Return the method with its options, those of its recipe where none are given, ready for ``compress``.
 
     Args:

@@ -90,11 +90,9 @@ class KeptFolder:
         try:
             tokenizer = opened.tokenizer if hasattr(opened.tokenizer, "save_pretrained") else None
             if self.format == "mlcomp":
-                about = {"dtype": self.rest_dtype, "source": opened.source}
-                save(model, report.results, draft, tokenizer=tokenizer, **about)
+                save(model, report.results, draft, tokenizer=tokenizer, dtype=self.rest_dtype, source=opened.source)
             else:
-                about = {"dtype": self.rest_dtype}
-                export_compressed_tensors(model, report.results, draft, tokenizer=tokenizer, **about)
+                export_compressed_tensors(model, report.results, draft, tokenizer=tokenizer, dtype=self.rest_dtype)
         except ValueError as problem:
             raise ValueError(
                 f"{problem}. The compressed layers lie in {self.path / RESUME}: the same command with another "
