@@ -8,7 +8,7 @@ part: Hubara et al. 2021, arXiv:2006.10518 (sequential AdaQuant).   Syllabus: 2.
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,11 @@ from tqdm import tqdm
 from mlcomp.checks import check_choice, check_finite
 from mlcomp.context import isolated_run
 from mlcomp.formats.storage import stored_nbytes
+from mlcomp.formats.stored import Stored, store
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.fit import copy_model
 from mlcomp.layerwise.inputs import HessianSum, add_hessians, collect_hessians, trace_layers
+from mlcomp.layerwise.kept import kept_matrix, pack_parts, unpack_parts
 from mlcomp.layerwise.matrix import Layer, set_weight_matrix, weight_matrix
 from mlcomp.layerwise.plan import Chosen, Method, Plan, call_method, check_layers, make_plan
 from mlcomp.layerwise.report import CompressionReport, LayerRow, left_out, output_error, skipped_row
@@ -29,6 +31,8 @@ from mlcomp.modes import evaluating
 from mlcomp.resume import ResumeFolder, hash_batches, hash_model, hash_values
 
 __all__ = ["CompressionReport", "LayerRow", "collect_hessians", "compress"]
+
+PIECES = "packed"  # how a resume folder holds a layer: one begun by a version that did otherwise is another run's
 
 
 @isolated_run
@@ -70,7 +74,8 @@ def compress(
         sequential: take a layer's inputs from the model whose earlier layers are compressed already. False: all from
             the dense model.
         progress: show a progress bar.
-        resume: folder in which finished layers are stored; a run with the same settings continues after the last.
+        resume: folder in which finished layers are stored, packed as the report counts them; a run with the same
+            settings continues after the last.
         held_out: batches on which the error is also measured.
         valid: padded positions to ignore, see :func:`collect_hessians`.
         tied: a weight whose memory another module holds, too (an output head tied to the embedding, a transposed
@@ -82,7 +87,8 @@ def compress(
         dtype: of H, float32 or float64. The weight is passed in float32 (float64 if it is float64).
     Returns:
         The copy, each module in the mode it had, weights in their dtype; and the report, which also has a line for
-        each parameter of two or more dimensions that was left, with the reason.
+        each parameter of two or more dimensions that was left, with the reason, and the packed results
+        (``report.results``, for :func:`mlcomp.layerwise.save`).
     Raises:
         ValueError: before any layer is compressed: no layer chosen, unknown name, a layer whose weight is no plain
             parameter with values, or that has a forward of its own (an error if it was asked for by name, else left
@@ -105,7 +111,7 @@ def compress(
         check_layers(plan, on_error)
         store = None
         if resume is not None:
-            options = (sequential, valid, tied, on_error, str(dtype))
+            options = (sequential, valid, tied, on_error, str(dtype), PIECES)
             print_of = {
                 "model": hash_model(model),
                 "method": hash_values(plan.methods),
@@ -122,7 +128,8 @@ def compress(
         rows |= {name: skipped_row(name, plan.layers[name], reason) for name, reason in plan.skipped.items()}
         left = left_out(split, plan.parameters(split, rows))
     ordered = tuple(rows[name] for name in plan.layers if name in rows)
-    return result, CompressionReport(ordered, left, sum(p.numel() for p in model.parameters()))
+    results = {name: run.results[name] for name in plan.layers if name in run.results}
+    return result, CompressionReport(ordered, left, sum(p.numel() for p in model.parameters()), results)
 
 
 def _sequential(run: "_Run", plan: "Plan", bar: tqdm) -> dict[str, LayerRow]:
@@ -177,6 +184,7 @@ class _Run:
     on_error: str
     dtype: torch.dtype
     store: ResumeFolder | None
+    results: dict[str, tuple[Stored, ...]] = field(default_factory=dict)
 
     def hessians(self, names: Iterable[str], *, stop: bool) -> list[dict[str, HessianSum]]:
         """Return the sums on calibration and held-out batches, for those layers that are not finished."""
@@ -193,19 +201,18 @@ class _Run:
         """Return the new weight matrices (groups, out, inp) and the row, from the store if they are there."""
         module = self.layers[name]
         if self.store is not None and name in self.store:
-            tensors, facts = self.store.load(name)
-            return tensors["weight"].to(module.weight.device), LayerRow(**{**facts, "shape": tuple(facts["shape"])})
+            return self._finished(name)
         weight, (calibration, held_out) = weight_matrix(module), (part[name] for part in sums)
         start = time.perf_counter()
         try:
             if not calibration.samples:
                 raise ValueError(no_sample([name]))
-            matrix, nbytes = _apply(method, weight, calibration.hessian)
+            matrix, nbytes, parts = _apply(method, weight, calibration.hessian)
             status = "compressed"
         except (ValueError, TypeError) as problem:
             if self.on_error == "raise" or isinstance(problem, TypeError):
                 raise type(problem)(f"layer {name!r}: {problem}") from problem
-            matrix, nbytes, status = weight, None, f"skipped: {problem}"
+            matrix, nbytes, parts, status = weight, None, (), f"skipped: {problem}"
         seconds = time.perf_counter() - start
         matrix = matrix.to(module.weight.dtype).to(weight.dtype)  # what the model can hold is what is measured
         row = LayerRow(
@@ -220,26 +227,47 @@ class _Run:
             sparsity=float((matrix == 0).double().mean()),
             seconds=seconds,
         )
+        if parts:
+            self.results[name] = parts
         if self.store is not None:
-            self.store.save(name, {"weight": matrix.to(module.weight.dtype)}, asdict(row))
+            tensors, facts = pack_parts(parts or (store(matrix.flatten(0, 1).to(module.weight.dtype)),))
+            self.store.save(name, tensors, {"row": asdict(row), "kept": bool(parts), "parts": facts})
         return matrix, row
 
+    def _finished(self, name: str) -> tuple[Tensor, LayerRow]:
+        """Return what :meth:`compress_layer` did for a layer that is in the store."""
+        module = self.layers[name]
+        assert self.store is not None
+        tensors, facts = self.store.load(name)
+        device = module.weight.device
+        parts = unpack_parts({key: tensor.to(device) for key, tensor in tensors.items()}, facts["parts"])
+        if facts["kept"]:
+            self.results[name] = parts
+        row = LayerRow(**{**facts["row"], "shape": tuple(facts["row"]["shape"])})
+        return kept_matrix(module, parts), row
 
-def _apply(method: Method, weight: Tensor, hessian: Tensor) -> tuple[Tensor, int | None]:
-    """Run the method on each group; return the matrices and the bytes of quantized results (None for tensors)."""
-    matrices, nbytes = [], None
+
+def _apply(method: Method, weight: Tensor, hessian: Tensor) -> tuple[Tensor, int | None, tuple[Stored, ...]]:
+    """Run the method on each group; return the matrices, and bytes and packed form of quantized results.
+
+    A result that has no stored form, and a plain weight, is not kept.
+    """
+    matrices: list[Tensor] = []
+    parts: list[Stored] = []
+    nbytes = None
     for w, h in zip(weight, hessian, strict=True):
         result = call_method(method, w.clone(), h.clone())  # a method that writes into its arguments does no harm
         if not isinstance(result, Tensor):
             if not (hasattr(result, "dequantize") and hasattr(result, "nbytes")):
                 raise TypeError(f"the method must return a tensor or a Quantized, got {type(result).__name__}")
             nbytes = (nbytes or 0) + result.nbytes
+            parts += [store(result)] if hasattr(result, "stored") else []
             result = result.dequantize()
         if result.shape != w.shape:
             raise ValueError(f"the method returned shape {tuple(result.shape)} for a weight {tuple(w.shape)}")
         check_finite("the method's result", result)
         matrices.append(result.to(w.dtype))
-    return torch.stack(matrices), nbytes
+    return torch.stack(matrices), nbytes, tuple(parts) if len(parts) == len(matrices) else ()
 
 
 def _why_again(sequential: bool, resume: object, layers_per_pass: int | None) -> str | None:

@@ -5,8 +5,8 @@ Syllabus: 2.01
 
 import html
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mlcomp.context import isolated
 from mlcomp.extras import need
+from mlcomp.formats.stored import Stored
 from mlcomp.layerwise.attention import is_attention
 from mlcomp.layerwise.hessian import output_loss
 from mlcomp.layerwise.matrix import Layer, is_layer
@@ -76,11 +77,14 @@ class CompressionReport:
         rows: the linear and convolutional layers, and experts.
         left: all other parameters of two or more dimensions, with the reason.
         parameters: of the whole model, a shared one counted once.
+        results: layer → what its method returned, packed, one for each group of a convolution; layers whose method
+            returned a plain weight have none. :func:`mlcomp.layerwise.save` writes them.
     """
 
     rows: tuple[LayerRow, ...]
     left: tuple[LeftOut, ...] = ()
     parameters: int = 0
+    results: Mapping[str, tuple[Stored, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def __getitem__(self, name: str) -> LayerRow:
         for row in self.rows:

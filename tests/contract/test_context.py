@@ -146,6 +146,11 @@ def of_format(number_format, x):
     return coded, number_format.decode(coded), number_format.round(x), number_format.values()
 
 
+def stored(kind, weight):
+    matrix = kind.from_dense(weight)
+    return matrix, matrix.dequantize(), matrix.nbytes
+
+
 def of_source(make, share, *arguments):
     source = make(*arguments)
     facts = source.energy, source.kurtosis, source.bound, source.smallest_energy(0.5)
@@ -204,6 +209,13 @@ OTHERS = {
     "int8_matmul": lambda: partial(
         formats.int8_matmul, formats.absmax_int8(drawn(3, 16), 1), formats.absmax_int8(W, 1)
     ),
+    "csr_matmul": lambda: partial(formats.csr_matmul, drawn(3, 16), formats.CSR.from_dense(W)),
+    "two_four_matmul": lambda: partial(
+        formats.two_four_matmul, drawn(3, 16), formats.TwoFour.from_dense(prune.magnitude(W, pattern=(2, 4)))
+    ),
+    "CSR": lambda: partial(stored, formats.CSR, W),
+    "TwoFour": lambda: partial(stored, formats.TwoFour, prune.magnitude(W, pattern=(2, 4))),
+    "Bitmask": lambda: partial(stored, formats.Bitmask, W),
     "pack": lambda: partial(formats.pack, torch.arange(16), 4),
     "unpack": lambda: partial(formats.unpack, formats.pack(torch.arange(16), 4), 4, 16),
     "stored_nbytes": lambda: partial(formats.stored_nbytes, W),
