@@ -7,7 +7,6 @@ linear layers.
 
 import argparse
 import json
-import os
 import threading
 import time
 from pathlib import Path
@@ -24,26 +23,32 @@ from mlcomp.quant import rtn
 INTERVAL = 0.1  # seconds between two looks at the child processes
 
 
-class Peak:
-    """The largest memory of this process and its children while the block runs, in bytes.
+class Watch:
+    """What it took while the block ran: ``seconds``, ``peak`` bytes of memory, and ``others``, how busy the rest was.
 
-    The kernel's own high-water mark counts for this process. Children are looked at ten times a second, and added
-    to what this process holds at that moment.
+    The peak is that of this process and its children: the kernel's own high-water mark of this one; children are
+    looked at ten times a second, and added to what this process holds at that moment. ``others`` is the number of
+    cores that other programs kept busy, on average.
     """
 
     def __init__(self) -> None:
-        self.bytes, self._done = 0, threading.Event()
-        self._watch = threading.Thread(target=self._look, daemon=True)
+        self.seconds, self.peak, self.others = 0.0, 0, 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def __enter__(self) -> "Peak":
+    def __enter__(self) -> "Watch":
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        self._watch.start()
+        self._thread.start()
+        self._busy, self._own, self._start = _busy(), _own(), time.perf_counter()
         return self
 
     def __exit__(self, *problem: object) -> None:
+        self.seconds = time.perf_counter() - self._start
+        others = _busy() - self._busy - (_own() - self._own)
+        self.others = max(others, 0.0) / max(self.seconds, 1e-3)
         self._done.set()
-        self._watch.join()
-        self.bytes = max(self.bytes, _status("VmHWM"))
+        self._thread.join()
+        self.peak = max(self.peak, _status("VmHWM"))
 
     def _look(self) -> None:
         while not self._done.wait(INTERVAL):
@@ -54,7 +59,19 @@ class Peak:
                 except psutil.Error:  # it has just ended
                     continue
             if children:
-                self.bytes = max(self.bytes, children + _status("VmRSS"))
+                self.peak = max(self.peak, children + _status("VmRSS"))
+
+
+def _busy() -> float:
+    """Return the seconds that all cores together have worked."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system
+
+
+def _own() -> float:
+    """Return the processor seconds of this process and of its children that have ended."""
+    times = psutil.Process().cpu_times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _status(field: str) -> int:
@@ -68,7 +85,7 @@ def layers(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, object]:
     """Return how many linear layers were compressed, which were left, and two shares over those compressed.
 
     ``zeros``: weights that are zero. ``as_rounded``: weights that are where our plain rounding puts them, within a
-    hundredth of a step.
+    fiftieth of a step.
     """
     left, total, zeros, same = [], 0, 0, 0
     for name, weight in weights.items():
@@ -77,7 +94,7 @@ def layers(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, object]:
             left.append(name)
             continue
         plain = rtn(weight, **subject.UNIFORM)
-        tolerance = plain.step.repeat_interleave(subject.GROUP, dim=1) / 100
+        tolerance = plain.step.repeat_interleave(subject.GROUP, dim=1) / 50
         total += weight.numel()
         zeros += int((found == 0).sum())
         same += int(((found - plain.dequantize()).abs() < tolerance).sum())
@@ -93,20 +110,18 @@ def measure(name: str, folder: Path, files: Path) -> dict[str, object]:
     """Run it; return what was measured."""
     model, tokenizer = subject.load(folder)
     ready = RUNS[name].prepare(model, tokenizer, subject.load_tokens(folder, "calibration"))
-    with Peak() as peak:
-        start = time.perf_counter()
+    with Watch() as watch:
         model = ready.compress()
-        seconds = time.perf_counter() - start
-    files.mkdir(parents=True, exist_ok=True)
-    ready.save(model, files)
-    weights = subject.linear_weights(subject.load(folder)[0])  # only now: a copy of the model would count in the peak
-    return {
-        "seconds": round(seconds, 2),
-        "peak_mb": round(peak.bytes / 1e6),
-        "file_mb": round(subject.nbytes(files) / 1e6, 1),
+    found = {
+        "seconds": round(watch.seconds, 2),
+        "others": round(watch.others, 2),
+        "peak_mb": round(watch.peak / 1e6),
         "perplexity": round(perplexity(model, subject.load_tokens(folder, "held_out")), 3),
-        **layers(model, weights),
     }
+    # The weights are read only now: a copy of the model would count in the peak.
+    found |= layers(model, subject.linear_weights(subject.load(folder)[0]))
+    ready.save(model, files)
+    return found | {"file_mb": round(subject.nbytes(files) / 1e6, 1)}
 
 
 def main() -> None:
@@ -118,8 +133,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = measure(options.name, options.subject, options.files)
-    print(json.dumps(found | {"load": os.getloadavg()[0]}), flush=True)
+    print(json.dumps(measure(options.name, options.subject, options.files)), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,10 @@ from benchmarks.beside_others.subject import BITS, DAMP, GROUP
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready: ``compress()`` is what is timed; ``save(model, folder)`` writes what it returned."""
+    """A run that is ready: ``compress()`` is what is timed; ``save(model, folder)`` writes what it returned.
+
+    The folder is not there yet.
+    """
 
     compress: Callable[[], nn.Module]
     save: Callable[[nn.Module, Path], Any]
@@ -53,7 +56,8 @@ def _scheme() -> dict:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     weights = QuantizationArgs(num_bits=BITS, type="int", symmetric=True, strategy="group", group_size=GROUP)
-    return {"config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}, "ignore": ["lm_head"]}
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    return {"config_groups": {"group_0": scheme}, "ignore": ["lm_head"]}
 
 
 def rtn_modifier() -> Any:
@@ -89,7 +93,11 @@ def torchao(model: nn.Module, tokenizer: Any, batches: list[Tensor]) -> Prepared
         quantize_(model, config, filter_fn=lambda module, name: isinstance(module, nn.Linear) and name != "lm_head")
         return model
 
-    return Prepared(compress, lambda model, folder: torch.save(model.state_dict(), folder / "model.pt"))
+    def save(model: nn.Module, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        torch.save(model.state_dict(), folder / "model.pt")
+
+    return Prepared(compress, save)
 
 
 def quanto(model: nn.Module, tokenizer: Any, batches: list[Tensor]) -> Prepared:
@@ -104,6 +112,7 @@ def quanto(model: nn.Module, tokenizer: Any, batches: list[Tensor]) -> Prepared:
 
     def save(model: nn.Module, folder: Path) -> None:
         state = {name: x.contiguous() for name, x in model.state_dict().items() if name != "lm_head.weight"}
+        folder.mkdir(parents=True)
         save_file(state, folder / "model.safetensors")
 
     return Prepared(compress, save)
@@ -154,6 +163,7 @@ def auto_round(model: nn.Module, tokenizer: Any, batches: list[Tensor], *, iters
         seqlen=batches[0].shape[1],
         dataset=[{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in batches],
         device_map="cpu",
+        amp=False,  # by default it turns the whole model into bfloat16 on a CPU that has it
         enable_torch_compile=False,
     )
 

@@ -66,14 +66,12 @@ RUNS = {
     ),
     "llmcompressor_gptq": Run("llmcompressor", "GPTQ", f"{W4}, its default order", _compressor(gptq_modifier)),
     "neural_compressor_gptq": Run("neural_compressor_pt", "GPTQ", W4, others.neural_compressor),
-    "mlcomp_gptq_static": Run("mlcomp", "GPTQ", f"{W4}, natural order, grids fitted beforehand", _ours("gptq_static")),
+    "mlcomp_gptq_static": Run("mlcomp", "GPTQ", f"{W4}, natural order, fixed grids", _ours("gptq_static")),
     "mlcomp_gptq_static_activation": Run(
-        "mlcomp", "GPTQ", f"{W4}, order by activation, grids fitted beforehand", _ours("gptq_static_activation")
+        "mlcomp", "GPTQ", f"{W4}, order by activation, fixed grids", _ours("gptq_static_activation")
     ),
     "mlcomp_gptq": Run("mlcomp", "GPTQ", f"{W4}, its default order", _ours("gptq")),
-    "autoround_10": Run(
-        "auto-round", "AutoRound", f"{W4}, 10 iterations", partial(others.auto_round, iters=10)
-    ),
+    "autoround_10": Run("auto-round", "AutoRound", f"{W4}, 10 iterations", partial(others.auto_round, iters=10)),
     "autoround_200": Run(
         "auto-round", "AutoRound", f"{W4}, 200 iterations, its default", partial(others.auto_round, iters=200), True
     ),
