@@ -38,7 +38,7 @@ def read(run: str, files: Path, model: nn.Module) -> nn.Module:
         from neural_compressor.torch.quantization import load
 
         return load(str(files), original_model=model)
-    return subject.load(files)[0]  # transformers asks compressed-tensors, which is llm-compressor's
+    return subject.load(files)  # transformers asks compressed-tensors, which is llm-compressor's
 
 
 def agreement(theirs: Tensor, result: Quantized | Tensor) -> tuple[float, float]:
@@ -99,8 +99,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = subject.load(options.subject)[0]
-    saved = read(options.run, options.files, subject.load(options.subject)[0])
+    model = subject.load(options.subject)
+    saved = read(options.run, options.files, subject.load(options.subject))
     theirs = {
         name: subject.weight_of(saved.get_submodule(name), weight.shape[1])
         for name, weight in subject.linear_weights(model).items()

@@ -108,7 +108,7 @@ def layers(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, object]:
 
 def measure(name: str, folder: Path, files: Path) -> dict[str, object]:
     """Run it; return what was measured."""
-    model, tokenizer = subject.load(folder)
+    model, tokenizer = subject.load(folder), subject.load_tokenizer(folder)
     ready = RUNS[name].prepare(model, tokenizer, subject.load_tokens(folder, "calibration"))
     with Watch() as watch:
         model = ready.compress()
@@ -119,7 +119,7 @@ def measure(name: str, folder: Path, files: Path) -> dict[str, object]:
         "perplexity": round(perplexity(model, subject.load_tokens(folder, "held_out")), 3),
     }
     # The weights are read only now: a copy of the model would count in the peak.
-    found |= layers(model, subject.linear_weights(subject.load(folder)[0]))
+    found |= layers(model, subject.linear_weights(subject.load(folder)))
     ready.save(model, files)
     return found | {"file_mb": round(subject.nbytes(files) / 1e6, 1)}
 

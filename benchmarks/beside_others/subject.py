@@ -1,11 +1,11 @@
 """What every run compresses, calibrates on and is measured on: one model folder and one file of tokens."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlcomp.assets import cache_dir
 from mlcomp.data import python_reference, token_batches
@@ -38,11 +38,19 @@ def prepare(blocks: int | None) -> Path:
     return folder
 
 
-def load(folder: Path) -> tuple[nn.Module, object]:
-    """Return the model in float32 and eval mode, and its tokenizer."""
+def load(folder: Path) -> nn.Module:
+    """Return a folder's model, in float32 and eval mode."""
+    from transformers import AutoModelForCausalLM  # not where the book is built
+
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return a folder's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def load_tokens(folder: Path, name: str) -> list[Tensor]:

@@ -129,7 +129,7 @@ class BesideCodes(Generated):
         self.watch(CODES, RUNS, LIBRARIES)
         runs, named = measured(), libraries()
         lines = [
-            "| With | Method, setting | The same, all blocks | worst layer | Steps differ by | Layers' error, theirs | ours |",
+            "| With | Method, setting | The same, mean | worst layer | Steps differ by | Error, theirs | ours |",
             "|---|---|---:|---:|---:|---:|---:|",
         ]
         for name, rows in compared().items():
