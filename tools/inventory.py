@@ -34,6 +34,7 @@ PACKAGES = {
     "models": "Models",
     "data": "Data",
     "assets": "Files that are fetched",
+    "deploy": "Compressed with one call, and handed over",
 }
 ID = re.compile(r"\b[1-5]\.\d\d\b")
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")

@@ -17,6 +17,9 @@ from torch import Tensor
 from mlcomp.checks import check_bits, check_codes, check_tensor, check_whole
 from mlcomp.context import isolated
 
+# Bits of a code → a word with a byte for each code of a byte.
+_WORDS = {4: torch.int16, 2: torch.int32, 1: torch.int64}
+
 
 def packed_nbytes(count: int, bits: int) -> int:
     """Return the bytes of ``count`` packed codes: count · bits, rounded up to whole bytes."""
@@ -73,15 +76,30 @@ def unpack(packed: UInt8[Tensor, " nbytes"], bits: int, shape: int | tuple[int, 
             f"{count} codes of {bits} bits are {need} bytes of uint8, "
             f"got {packed.dtype} of shape {tuple(packed.shape)}"
         )
-    if 8 % bits == 0:  # whole codes in each byte: one shift and one mask, in bytes
-        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-        return ((packed[:, None] >> shifts) & (2**bits - 1)).reshape(-1)[:count].reshape(shape)
+    if bits in _WORDS:
+        return _spread(packed, bits)[:count].reshape(shape)
+    if bits == 8:
+        return packed.clone().reshape(shape)
     stream = torch.nn.functional.pad(packed, (0, -need % bits)).reshape(-1, bits)
     word = torch.zeros(len(stream), dtype=torch.int64, device=packed.device)
     for j in range(bits):
         word |= stream[:, j].long() << (8 * j)
     codes = torch.stack([((word >> (i * bits)) & (2**bits - 1)).to(torch.uint8) for i in range(8)], dim=1)
     return codes.reshape(-1)[:count].reshape(shape)
+
+
+def _spread(packed: Tensor, bits: int) -> Tensor:
+    """Return the codes of whole bytes, a byte each: a byte becomes a word of as many bytes as it has codes.
+
+    Code i moves up by i·(8 − bits), from bit i·bits to bit 8·i. (On a little-endian machine, as files have it.)
+    """
+    dtype = _WORDS[bits]
+    word = packed.to(dtype)
+    codes = word.clone()
+    for i in range(1, 8 // bits):
+        codes |= word << (i * (8 - bits))
+    codes &= int.from_bytes([2**bits - 1] * (8 // bits), "little")
+    return codes.view(torch.uint8)
 
 
 @isolated
@@ -140,11 +158,18 @@ def unpack_planes(
     width = math.prod(shape[1:])
     first, last = start * width, stop * width
     lead = first % 8  # eight codes end on a whole byte, whatever their width
-    codes = torch.zeros(last - first, dtype=torch.uint8 if bits <= 8 else torch.int32, device=packed.device)
+    planes = []
     offset = 0
     for at in range(0, bits, 8):
         b = min(8, bits - at)
         part = packed[offset + (first - lead) * b // 8 : offset + packed_nbytes(last, b)]
-        codes |= unpack(part, b, last - first + lead)[lead:].to(codes.dtype) << at
+        planes.append(unpack(part, b, last - first + lead)[lead:])
         offset += packed_nbytes(count, b)
+    if len(planes) == 1:
+        codes = planes[0]
+    else:
+        dtype = torch.uint8 if bits == 0 else torch.int32
+        codes = torch.zeros(last - first, dtype=dtype, device=packed.device)
+        for at, plane in enumerate(planes):
+            codes |= plane.to(dtype) << (8 * at)
     return codes.reshape(stop - start, *shape[1:])

@@ -30,6 +30,7 @@ KINDS = {
     "mixed_bits": "mlcomp.quant.scalar.mixed_bits:MixedBits",
     "table": "mlcomp.quant.scalar.table_quantization:TableQuantized",
     "vector": "mlcomp.quant.vector.vector_quantized:VectorQuantized",
+    "onebit": "mlcomp.quant.aware_training.onebit:OneBit",
     "spqr": "mlcomp.quant.post_training.spqr_format:SpQR",
     "quip": "mlcomp.quant.post_training.quip:QuIP",
     "quip_sharp": "mlcomp.quant.post_training.quip_sharp:QuIPSharp",

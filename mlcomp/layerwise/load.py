@@ -17,11 +17,12 @@ from mlcomp.context import isolated_run
 from mlcomp.formats.stored import FLOATS, Stored, dtype_name
 from mlcomp.layerwise.attention import is_attention
 from mlcomp.layerwise.build import build_model
+from mlcomp.layerwise.contents import FORMAT, layer_homes
 from mlcomp.layerwise.fit import copy_model, unfit
 from mlcomp.layerwise.kept import kept_matrix, unpack_parts
 from mlcomp.layerwise.matrix import is_layer, set_weight_matrix
 from mlcomp.layerwise.packed_linear import packed_layer
-from mlcomp.layerwise.save import DOCUMENT, FORMAT, MODEL, layer_homes
+from mlcomp.layerwise.save import DOCUMENT, MODEL
 from mlcomp.layerwise.weights import replace_module
 from mlcomp.resume import load_piece
 

@@ -38,11 +38,12 @@ class Quantized:
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp) that the codes stand for, in the dtype of ``step``, at least float32."""
         step = self.step if self.step.dtype == torch.float64 else self.step.float()
-        codes = self.codes.to(step.dtype)
+        values = self.codes.to(torch.promote_types(step.dtype, self.zero.dtype))
         if self.group is not None:
-            return (codes - self.zero[:, self.group]) * step[:, self.group]
-        grouped = codes.reshape(len(codes), step.shape[1], -1)
-        return ((grouped - self.zero[:, :, None]) * step[:, :, None]).reshape(codes.shape)
+            return (values - self.zero[:, self.group]) * step[:, self.group]
+        grouped = values.reshape(len(values), step.shape[1], -1)
+        # In place: a packed layer decodes at every call, and new memory would take longer than the arithmetic.
+        return grouped.sub_(self.zero[:, :, None]).mul_(step[:, :, None]).reshape(self.codes.shape)
 
     @property
     def nbytes(self) -> int:

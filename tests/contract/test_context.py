@@ -1,5 +1,6 @@
 """Every public function gives the same result whatever context its caller stands in, bit for bit."""
 
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mlcomp import budget, compare, data, formats, layerwise, metrics, models, obs, prune, quant, sources
+from mlcomp import budget, compare, data, deploy, formats, layerwise, metrics, models, obs, prune, quant, sources
 from mlcomp.cost import model_cost
 from mlcomp.train import train
 from tests.contract.public import public_functions
@@ -132,6 +133,13 @@ def saved() -> str:
     path = f"{FOLDER.name}/levels"
     database().save(path)
     return path
+
+
+def kept() -> list[str]:
+    path = f"{FOLDER.name}/kept"
+    shutil.rmtree(path, ignore_errors=True)
+    deploy.compress_model("mlp", method="rtn", bits=4, out=path, data="noise", samples=8, progress=False)
+    return [path]
 
 
 def flat() -> object:
@@ -346,6 +354,12 @@ OTHERS = {
     "kl_divergence": lambda: partial(metrics.kl_divergence, W, W.round()),
     "embedding_similarity": lambda: partial(metrics.embedding_similarity, W, W + 0.1),
     "model_cost": lambda: partial(model_cost, conv_net(), images(2)),
+    # deploy
+    "compress_model": lambda: partial(
+        deploy.compress_model, conv_net(), method="gptq", bits=4, data=batches(), held_out=batches(), progress=False
+    ),
+    "compare_models": lambda: partial(deploy.compare_models, kept()),
+    "open_model": lambda: partial(deploy.open_model, "mlp"),
     # train, models, data
     "train": lambda: partial(trained, net(), images(), labels()),
     "byte_lm": lambda: partial(models.byte_lm, 64, pretrained=False),

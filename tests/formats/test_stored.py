@@ -19,6 +19,7 @@ from mlcomp.quant import (
     blockwise,
     gptq,
     nf4_codebook,
+    onebit_decompose,
     pack_w4,
     product_quantization,
     quantize_mixed,
@@ -82,6 +83,8 @@ def results() -> dict[str, object]:
         "two_four": TwoFour.from_dense(magnitude(weight[:, :28], pattern=(2, 4))),
         "two_four_half": TwoFour.from_dense(magnitude(weight, pattern=(2, 4)).half()),
         "pruned": magnitude(weight, sparsity=0.5),
+        "onebit": onebit_decompose(weight),
+        "onebit_wide": onebit_decompose(weight, dtype=torch.float32),
         "dense": weight,
         "half": weight.half(),
     }
