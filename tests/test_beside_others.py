@@ -123,10 +123,15 @@ def llama():
     return transformers.LlamaForCausalLM(config).eval()
 
 
+def by_inputs(weight, hessian):
+    """Remove half of the weights, by size times the norm of their inputs: quick, and it depends on the inputs."""
+    score = weight.abs() * hessian.diagonal().sqrt()
+    return weight * (score > score.median(dim=1, keepdim=True).values)
+
+
 def test_the_walk_sees_what_a_block_by_block_library_saw():
     """Theirs, made anew: each block's layers from a whole forward pass of the model whose earlier blocks are done."""
     model, batches = llama(), list(torch.randint(0, 97, (6, 1, 32), generator=torch.Generator().manual_seed(2)))
-    method = codes.METHODS["gptq_static"]
     done, theirs = copy.deepcopy(model), {}
     for number in range(2):
         inputs, block = {}, done.model.layers[number]
@@ -143,14 +148,14 @@ def test_the_walk_sees_what_a_block_by_block_library_saw():
             handle.remove()
         for name in names:
             x, weight = torch.cat(inputs[name]), block.get_submodule(name).weight
-            new = method(weight.detach(), 2 * x.T @ x).dequantize()
+            new = by_inputs(weight.detach(), 2 * x.T @ x)
             weight.data.copy_(new)
             theirs[f"model.layers.{number}.{name}"] = new.clone()
-    rows = list(codes.walk(model, theirs, batches, method))
+    rows = list(codes.walk(model, theirs, batches, by_inputs))
     assert [row["block"] for row in rows] == [0, 1]
     for row in rows:
-        # The Hessians are summed in another order: a weight near the middle of two codes may go the other way.
-        assert row["least_same"] > 0.995 and row["error_ours"] == pytest.approx(row["error_theirs"], rel=0.02)
+        # The sums run in another order: two weights of nearly the same score may change places.
+        assert row["least_same"] > 0.999 and row["error_ours"] == pytest.approx(row["error_theirs"], rel=0.02)
     with torch.no_grad():
         assert torch.allclose(model(batches[0]).logits, done(batches[0]).logits, atol=1e-5)
 
@@ -167,7 +172,7 @@ def test_another_method_does_not_agree():
 
 FOUND = {
     "seconds": 1.5, "others": 0.0, "peak_mb": 900, "perplexity": 20.0, "layers": 210, "left": "lm_head",
-    "zeros": 0.1, "as_rounded": 0.9, "file_mb": 170.0,
+    "zeros": 0.1, "as_rounded": 0.9, "file_mb": 170.0, "exported_mb": "",
 }  # fmt: skip
 BLOCK = {
     "block": 0,
@@ -261,6 +266,7 @@ def test_one_run_from_folder_to_json(tmp_path):
     )
     ours = driver.child("one", "mlcomp_rtn", folder, tmp_path / "ours", 1)
     assert ours["as_rounded"] == 1.0 and ours["layers"] == 15 and ours["file_mb"] < dense["file_mb"]
+    assert 0 < ours["exported_mb"] < dense["file_mb"] and dense["exported_mb"] == ""
     assert ours["perplexity"] == pytest.approx(dense["perplexity"], rel=0.05)
 
 
@@ -286,5 +292,7 @@ def test_the_committed_tables_have_the_columns_that_the_next_run_appends():
         (driver.RESULTS, [*about, *FOUND, *origin]),
         (driver.CODES, ["run", "version", *BLOCK, *origin]),
     ):
+        if not path.exists():
+            pytest.skip(f"{path.name} was not measured yet")
         header = path.read_text(encoding="utf-8").partition("\n")[0].split(",")
         assert header == columns, path.name

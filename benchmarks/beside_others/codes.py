@@ -38,7 +38,9 @@ def read(run: str, files: Path, model: nn.Module) -> nn.Module:
         from neural_compressor.torch.quantization import load
 
         return load(str(files), original_model=model)
-    return subject.load(files)  # transformers asks compressed-tensors, which is llm-compressor's
+    written = subject.load(files)  # transformers asks compressed-tensors, which is llm-compressor's
+    written(torch.zeros(1, 1, dtype=torch.long))  # unpacks the weights
+    return written
 
 
 def agreement(theirs: Tensor, result: Quantized | Tensor) -> tuple[float, float]:

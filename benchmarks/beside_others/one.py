@@ -7,6 +7,7 @@ linear layers.
 
 import argparse
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -121,7 +122,13 @@ def measure(name: str, folder: Path, files: Path) -> dict[str, object]:
     # The weights are read only now: a copy of the model would count in the peak.
     found |= layers(model, subject.linear_weights(subject.load(folder)))
     ready.save(model, files)
-    return found | {"file_mb": round(subject.nbytes(files) / 1e6, 1)}
+    found |= {"file_mb": round(subject.nbytes(files) / 1e6, 1), "exported_mb": ""}
+    if ready.export is not None:
+        exported = files.with_name(f"{files.name}-exported")
+        ready.export(model, exported)
+        found["exported_mb"] = round(subject.nbytes(exported) / 1e6, 1)
+        shutil.rmtree(exported)
+    return found
 
 
 def main() -> None:

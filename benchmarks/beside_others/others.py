@@ -20,11 +20,12 @@ from benchmarks.beside_others.subject import BITS, DAMP, GROUP
 class Prepared:
     """A run that is ready: ``compress()`` is what is timed; ``save(model, folder)`` writes what it returned.
 
-    The folder is not there yet.
+    The folder is not there yet. ``export(model, folder)`` writes it once more, in the format of compressed-tensors.
     """
 
     compress: Callable[[], nn.Module]
     save: Callable[[nn.Module, Path], Any]
+    export: Callable[[nn.Module, Path], Any] | None = None
 
 
 def save_pretrained(model: nn.Module, folder: Path, **options: Any) -> None:

@@ -39,13 +39,13 @@ class Run:
             return None
 
 
-def _ours(method: str, **options: object) -> Callable:
+def _ours(method: str, *, export: bool = True) -> Callable:
     """Return the preparation of one of our runs, importing the library's methods only there."""
 
     def prepare(*subject: object) -> others.Prepared:
         from benchmarks.beside_others.ours import ours
 
-        return ours(*subject, method=method, **options)
+        return ours(*subject, method=method, export=export)
 
     return prepare
 
@@ -71,6 +71,9 @@ RUNS = {
         "mlcomp", "GPTQ", f"{W4}, order by activation, fixed grids", _ours("gptq_static_activation")
     ),
     "mlcomp_gptq": Run("mlcomp", "GPTQ", f"{W4}, its default order", _ours("gptq")),
+    "mlcomp_gptq_recipe": Run(
+        "mlcomp", "GPTQ", "4 bits, groups of 64, the command's own options", _ours("gptq_recipe")
+    ),
     "autoround_10": Run("auto-round", "AutoRound", f"{W4}, 10 iterations", partial(others.auto_round, iters=10)),
     "autoround_200": Run(
         "auto-round", "AutoRound", f"{W4}, 200 iterations, its default", partial(others.auto_round, iters=200), True
@@ -78,9 +81,9 @@ RUNS = {
     "llmcompressor_sparsegpt_50": Run(
         "llmcompressor", "SparseGPT", "50 % zeros", _compressor(sparsegpt_modifier, mask_structure="0:0")
     ),
-    "mlcomp_sparsegpt_50": Run("mlcomp", "SparseGPT", "50 % zeros", _ours("sparsegpt_50")),
+    "mlcomp_sparsegpt_50": Run("mlcomp", "SparseGPT", "50 % zeros", _ours("sparsegpt_50", export=False)),
     "llmcompressor_sparsegpt_2_4": Run(
         "llmcompressor", "SparseGPT", "2:4", _compressor(sparsegpt_modifier, mask_structure="2:4")
     ),
-    "mlcomp_sparsegpt_2_4": Run("mlcomp", "SparseGPT", "2:4", _ours("sparsegpt_2_4")),
+    "mlcomp_sparsegpt_2_4": Run("mlcomp", "SparseGPT", "2:4", _ours("sparsegpt_2_4", export=False)),
 }

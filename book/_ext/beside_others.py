@@ -46,13 +46,17 @@ SAID: dict[str, Callable[[str], str]] = {
 
 
 def measured(path: Path = RUNS) -> dict[str, dict[str, str]]:
-    """Return run → its last row."""
+    """Return run → its last row; nothing where nothing was measured yet."""
+    if not path.exists():
+        return {}
     with path.open(newline="", encoding="utf-8") as file:
         return {row["run"]: row for row in csv.DictReader(file)}
 
 
 def compared(path: Path = CODES) -> dict[str, list[dict[str, str]]]:
     """Return run → the rows of its blocks, of the last comparison."""
+    if not path.exists():
+        return {}
     with path.open(newline="", encoding="utf-8") as file:
         rows = {(row["run"], row["block"]): row for row in csv.DictReader(file)}
     found = defaultdict(list)
@@ -61,12 +65,12 @@ def compared(path: Path = CODES) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def registered() -> dict[str, bool]:
-    """Return run → whether it is optional, in the benchmark's order."""
-    sys.path.insert(0, str(ROOT))
+def registered(pruning: bool | None = None) -> dict[str, bool]:
+    """Return run → whether it is optional, in the benchmark's order; those that prune, those that do not, or all."""
     from benchmarks.beside_others.runs import RUNS as runs
 
-    return {name: run.optional for name, run in runs.items()}
+    asked = (True, False) if pruning is None else (pruning,)
+    return {name: run.optional for name, run in runs.items() if (run.method in PRUNING) in asked}
 
 
 def libraries() -> dict[str, dict[str, str]]:
@@ -86,23 +90,26 @@ def table(rows: dict[str, dict[str, str]], pruning: bool) -> list[str]:
         "|---|---|---|---:|---:|---:|---:|",
     ]
     named = libraries()
-    for name in [name for name in registered() if name in rows]:
+    for name in [name for name in {"dense": False} | registered(pruning) if name in rows]:
         row = rows[name]
-        if row["method"] != "dense" and (row["method"] in PRUNING) != pruning:
-            continue
         mark = "**" if row["library"] == "mlcomp" else ""
         library = "" if row["method"] == "dense" else f"{mark}{named[row['library']]['name']}{mark}"
         time = "" if row["method"] == "dense" else took(float(row["seconds"])) + ("\\*" if busy(row) else "")
         lines.append(
             f"| {library} | {row['method']} | {row['setting']} | {SAID['perplexity'](row['perplexity'])} | {time} "
-            f"| {megabytes(row['peak_mb'])} | {megabytes(row['file_mb'])} |"
+            f"| {megabytes(row['peak_mb'])} | {megabytes(row['file_mb'])}{exported(row)} |"
         )
-    if any(busy(row) for row in rows.values()):
+    if any("\\*" in line for line in lines):
         lines += ["", "\\* while other programs kept the machine busy: the time is too long."]
-    missing = [f"`{name}`" for name, optional in registered().items() if name not in rows and not optional]
+    missing = [f"`{name}`" for name, optional in registered(pruning).items() if name not in rows and not optional]
     if missing:
         lines += ["", f"**Not run yet:** {', '.join(missing)}."]
     return lines
+
+
+def exported(row: dict[str, str]) -> str:
+    """Return the size of the file in the other format, where one was written."""
+    return f"<br>({megabytes(row['exported_mb'])} exported)" if row["exported_mb"] else ""
 
 
 def busy(row: dict[str, str]) -> bool:

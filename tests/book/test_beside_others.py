@@ -18,14 +18,20 @@ PAGE = (ROOT / "book" / "beside_others.md").read_text(encoding="utf-8")
 BASE = {
     "run": "dense", "library": "transformers", "version": "5.1", "method": "dense", "setting": "float32",
     "seconds": "0.0", "others": "0.0", "peak_mb": "1023", "perplexity": "16.884", "layers": "0", "left": "all",
-    "zeros": "0.0", "as_rounded": "0.0", "file_mb": "538.1", "date": "2030-01-02", "commit": "abc",
+    "zeros": "0.0", "as_rounded": "0.0", "file_mb": "538.1", "exported_mb": "", "date": "2030-01-02", "commit": "abc",
     "machine": "M, 2 cores", "threads": "2", "torch": "3", "python": "3.20", "seed": "42",
 }  # fmt: skip
 GPTQ = BASE | {
     "run": "llmcompressor_gptq", "library": "llmcompressor", "version": "0.14", "method": "GPTQ", "setting": "4 bits",
     "seconds": "44.1", "perplexity": "19.671", "layers": "210", "left": "lm_head", "as_rounded": "0.75",
 }  # fmt: skip
-OURS = GPTQ | {"run": "mlcomp_gptq", "library": "mlcomp", "version": "0.9", "seconds": "66.15", "perplexity": "20.0"}
+OURS = GPTQ | {
+    "run": "mlcomp_gptq",
+    "library": "mlcomp",
+    "version": "0.9",
+    "seconds": "66.15",
+    "exported_mb": "173.0",
+}
 ZEROS = GPTQ | {"run": "llmcompressor_sparsegpt_50", "method": "SparseGPT", "setting": "50 % zeros"}
 ROWS = {row["run"]: row for row in (BASE, GPTQ, OURS, ZEROS)}
 
@@ -62,7 +68,8 @@ def test_the_newest_row_of_a_run_counts(tmp_path):
 def test_the_table_has_a_row_for_each_run_and_says_what_is_missing():
     bits, zeros = (subject.table(ROWS, pruning) for pruning in (False, True))
     assert "| llm-compressor | GPTQ | 4 bits | 19.67 | 44 s | 1\u202f023 MB | 538 MB |" in bits
-    assert any(line.startswith("| **ours** | GPTQ |") for line in bits) and not any("SparseGPT" in x for x in bits)
+    assert "| **ours** | GPTQ | 4 bits | 19.67 | 66 s | 1\u202f023 MB | 538 MB<br>(173 MB exported) |" in bits
+    assert not any("SparseGPT" in line for line in bits)
     assert sum(line.startswith("| ") for line in zeros) == 3 and any("SparseGPT | 50 % zeros" in x for x in zeros)
     assert "`hqq`" in bits[-1] and "autoround_200" not in bits[-1]
     disturbed = subject.table({"llmcompressor_gptq": GPTQ | {"others": "0.9"}}, pruning=False)
