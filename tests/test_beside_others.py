@@ -224,6 +224,21 @@ def test_a_second_call_runs_what_is_not_there_and_what_was_disturbed(stub, capsy
     assert "perplexity" not in capsys.readouterr().err
 
 
+def test_one_that_fails_does_not_stop_the_others(stub, monkeypatch, capsys):
+    child = driver.child
+
+    def failing(module, name, *rest):
+        if name == "hqq":
+            raise RuntimeError("hqq ended with status 1:\nno memory")
+        return child(module, name, *rest)
+
+    monkeypatch.setattr(driver, "child", failing)
+    with pytest.raises(SystemExit, match="failed: hqq"):
+        driver.main(["dense", "hqq", "mlcomp_rtn"])
+    assert [row["run"] for row in driver.read_table(driver.RESULTS)] == ["dense", "mlcomp_rtn"]
+    assert "no memory" in capsys.readouterr().out
+
+
 def test_a_trial_records_nothing(stub):
     driver.main(["dense", "--blocks", "1"])
     assert not driver.RESULTS.exists() and not driver.CODES.exists()

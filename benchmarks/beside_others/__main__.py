@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     model = subject.prepare(options.blocks)
     folder = cache_dir() / "beside_others" / f"files-{options.blocks or 'all'}"
     record = options.blocks is None
+    failed = []
     for name in options.runs or [name for name, run in RUNS.items() if not run.optional]:
         version = RUNS[name].version()
         if version is None:
@@ -86,15 +87,21 @@ def main(argv: list[str] | None = None) -> None:
         todo = again or key not in finished(RESULTS, QUIET)
         compared = name in PAIRS and (again or key not in finished(CODES))
         files = folder / name
-        if todo or compared:  # the files are needed for both
-            row = measure(name, version, model, files, options.threads)
-        if todo and record:
-            append([row], RESULTS)
-        if compared:
-            rows = compare(name, version, model, files, options.threads)
-            if record:
-                append(rows, CODES)
+        try:
+            if todo or compared:  # a comparison needs the files, too
+                row = measure(name, version, model, files, options.threads)
+            if todo and record:
+                append([row], RESULTS)
+            if compared:
+                rows = compare(name, version, model, files, options.threads)
+                if record:
+                    append(rows, CODES)
+        except RuntimeError as problem:  # the others can still be measured
+            print(problem, flush=True)
+            failed.append(name)
         shutil.rmtree(files, ignore_errors=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 def measure(name: str, version: str, model: Path, files: Path, threads: int) -> dict[str, object]:

@@ -79,7 +79,7 @@ def sparsegpt_modifier(mask_structure: str) -> Any:
     """SparseGPT: half of the weights, anywhere ("0:0") or two in every four ("2:4")."""
     from llmcompressor.modifiers.pruning import SparseGPTModifier
 
-    # The plain name is not heeded here: the layer it is compared with is called "lm_head.", with nothing after the dot.
+    # The plain name is not heeded: the layer it is compared with is called "lm_head.", with nothing after the dot.
     left = ["re:.*lm_head"]
     return SparseGPTModifier(
         sparsity=0.5, mask_structure=mask_structure, dampening_frac=DAMP, targets=["Linear"], ignore=left
