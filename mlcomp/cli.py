@@ -9,7 +9,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import mlcomp
@@ -166,42 +167,47 @@ def _add_compress(parser: argparse.ArgumentParser) -> None:
 
 def _compress(args: argparse.Namespace, options: dict[str, str]) -> int:
     os.environ.setdefault("MPLBACKEND", "agg")
-    if not args.quiet:
-        _show_progress()
     from mlcomp.deploy.compress_model import compress_model
 
-    done = compress_model(
-        args.model,
-        method=args.method,
-        out=args.out,
-        format=args.format,
-        rest_dtype=args.rest_dtype,
-        data=args.data,
-        held_out=args.held_out,
-        samples=args.samples,
-        tokens=args.tokens,
-        seed=args.seed,
-        layers=args.layers,
-        sequential=not args.no_sequential,
-        on_error="skip" if args.skip_unfit else "raise",
-        pretrained=not args.random_weights,
-        device=args.device,
-        progress=not args.quiet,
-        **options,
-    )
+    with _progress(shown=not args.quiet):
+        done = compress_model(
+            args.model,
+            method=args.method,
+            out=args.out,
+            format=args.format,
+            rest_dtype=args.rest_dtype,
+            data=args.data,
+            held_out=args.held_out,
+            samples=args.samples,
+            tokens=args.tokens,
+            seed=args.seed,
+            layers=args.layers,
+            sequential=not args.no_sequential,
+            on_error="skip" if args.skip_unfit else "raise",
+            pretrained=not args.random_weights,
+            device=args.device,
+            progress=not args.quiet,
+            **options,
+        )
     print(done)
     print(f"kept in {args.out}: report.html to read" if args.out else "nothing was kept: that takes --out FOLDER")
     return 0
 
 
-def _show_progress() -> None:
-    """Let the library's log stand on the terminal, as a line for each step."""
-    log = logging.getLogger("mlcomp")
-    log.setLevel(logging.INFO)
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[None]:
+    """Let the library's log stand on the terminal meanwhile, a line for each step."""
+    log, handler = logging.getLogger("mlcomp"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = log.level
+    if shown:
+        log.setLevel(logging.INFO)
         log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+        log.removeHandler(handler)
 
 
 def split_options(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:

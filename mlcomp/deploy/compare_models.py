@@ -16,7 +16,7 @@ from mlcomp.deploy.transformers_models import from_transformers, longest_text
 from mlcomp.extras import need
 from mlcomp.layerwise.load import load
 from mlcomp.layerwise.report import CompressionReport
-from mlcomp.layerwise.report_tables import shown_error, worst_layers
+from mlcomp.layerwise.report_tables import worst_layers
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _known(folder: Path, run: dict[str, Any]) -> ComparedModel:
         dense_perplexity=before,
         output_error=agreement.get("output_error"),
         same_class=agreement.get("same_class"),
-        worst_layer=None if worst is None else (worst.name, shown_error(worst)),
+        worst_layer=None if worst is None else (worst[1].name, worst[0]),
     )
 
 

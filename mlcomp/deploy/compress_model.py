@@ -24,7 +24,7 @@ from mlcomp.deploy.opened_model import LANGUAGE_MODEL, NETWORK, OpenedModel
 from mlcomp.deploy.transformers_models import kind_of, longest_text
 from mlcomp.layerwise.compress import compress
 from mlcomp.layerwise.report import CompressionReport
-from mlcomp.layerwise.report_tables import shown_error, worst_layers
+from mlcomp.layerwise.report_tables import worst_layers
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class CompressedModel:
             lines.append(f"against the dense model: {self.agreement}")
         where = "held out" if any(row.held_out_error is not None for row in layers) else "calibration"
         lines.append(f"largest errors of a layer's output ({where}):")
-        lines += [f"  {shown_error(row):9.3g}  {row.name}" for row in worst_layers(self.report.rows)]
+        lines += [f"  {error:9.3g}  {row.name}" for error, row in worst_layers(self.report.rows)]
         return "\n".join(lines)
 
     def _left_alone(self) -> list[str]:
@@ -152,6 +152,7 @@ def compress_model(
     only_tokens = all(isinstance(batch, torch.Tensor) for batch in inputs.measured)
     kind = opened.kind if only_tokens or not language_model else NETWORK
     measure = Measure(opened.model, inputs.measured, kind=kind, valid=inputs.valid)
+    nbytes, head = dense_nbytes(opened.model), output_head(opened.model) if language_model else None
     start = time.perf_counter()
     with nullcontext() if kept is None else kept.resuming() as resume:
         result, report = compress(
@@ -165,19 +166,24 @@ def compress_model(
             held_out=inputs.held_out,
             valid=inputs.valid,
             on_error=on_error,
+            errors=inputs.held_out is None,
+            inplace=isinstance(model, str),
         )
     seconds = time.perf_counter() - start
     if len(report.skipped) == len(report.rows):
-        reasons = "; ".join(f"layer {r.name!r}: {r.status.removeprefix('skipped: ')}" for r in report.rows)
+        if kept is not None:
+            kept.forget()
+        asked = [row for row in report.rows if row.status != "skipped: not chosen"]
+        reasons = "; ".join(f"layer {row.name!r}: {row.status.removeprefix('skipped: ')}" for row in asked)
         raise ValueError(f"no layer was compressed: {reasons}")
-    report = with_head_named(report, output_head(opened.model) if language_model else None)
+    report = with_head_named(report, head)
     log.info("measuring the compressed model")
     perplexities, agreed = measure.perplexities(result), measure.agreement(result)
     run = _about(opened, compressor, bound.keywords, inputs, seed) | {
         "perplexity": perplexities,
         "agreement": None if agreed is None else vars(agreed),
-        "nbytes_before": dense_nbytes(opened.model),
-        "nbytes_after": dense_nbytes(opened.model) - report.nbytes_before + report.nbytes_after,
+        "nbytes_before": nbytes,
+        "nbytes_after": nbytes - report.nbytes_before + report.nbytes_after,
         "format": None if kept is None else format,
     }
     if kept is not None:
@@ -206,8 +212,9 @@ def _opened(model: str | nn.Module, tokenizer: Any, pretrained: bool, seed: int)
 
 
 def dense_nbytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters and buffers; one that several modules hold counts once."""
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    """Return the bytes of all that a file of the model holds, dense; what several modules share counts once."""
+    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
+    return sum(tensors.values())
 
 
 def checked_device(device: str | torch.device) -> torch.device:

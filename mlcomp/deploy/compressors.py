@@ -28,6 +28,8 @@ LEADING = (["weight"], ["weight", "input_norm"], ["weight", "hessian"])
 PATTERN = tuple[int, int]
 # What a target of pruning may be; a recipe's gives way to whichever of them is given.
 TARGETS = ("sparsity", "pattern")
+# What a recipe says of groups; it does not hold where the whole row has one grid.
+GROUPED = ("group_size", "static_groups")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Compressor:
     function: Callable[..., Any]
     options: Mapping[str, inspect.Parameter]
     seeded: bool
+
+    @property
+    def takes_inputs(self) -> bool:
+        """Whether the function looks at the inputs, beside the weight."""
+        return len(_leading(self.function)) > 1
 
     @property
     def title(self) -> str:
@@ -89,8 +96,8 @@ def _arguments(doc: str, names: Iterable[str]) -> dict[str, str]:
     words = " ".join((section[1] if section else "").split())
     known = "|".join(map(re.escape, names))
     # "name: meaning. other, third: meaning. …"
-    parts = re.split(rf"(?:^|(?<=[.;] ))((?:(?:{known}), )*(?:{known})): ", words)
-    found = {}
+    parts: list[str] = re.split(rf"(?:^|(?<=[.;] ))((?:(?:{known}), )*(?:{known})): ", words)
+    found: dict[str, str] = {}
     for entry, meaning in zip(parts[1::2], parts[2::2], strict=True):
         # Roles and code marks are for the page; a terminal shows the words.
         text = re.sub(r":\w+:`~?([^`]*)`", r"\1", meaning).replace("``", "").strip()
@@ -107,10 +114,14 @@ def compressors() -> dict[str, Compressor]:
             function = getattr(package, name)
             if inspect.isfunction(function) and function.__module__.rpartition(".")[2] == name:
                 parameters = inspect.signature(function).parameters.values()
-                leading = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-                if leading in LEADING:
+                if _leading(function) in LEADING:
                     found[name] = _compressor(name, function, [p for p in parameters if p.kind is p.KEYWORD_ONLY])
     return dict(sorted(found.items()))
+
+
+def _leading(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
 def _compressor(name: str, function: Callable[..., Any], parameters: list[inspect.Parameter]) -> Compressor:
@@ -168,6 +179,8 @@ def bind(compressor: Compressor, options: Mapping[str, Any], *, seed: int) -> Ca
         raise ValueError(f"{compressor.name} has no option {unknown[0]!r}{meant or '.'} {compressor.told()}")
     given = {name: read_option(name, value, compressor.options[name]) for name, value in options.items()}
     recipe = dict(RECIPES.get(compressor.name, {}))
+    if "group_size" in given:
+        recipe = {name: value for name, value in recipe.items() if name not in GROUPED or given["group_size"]}
     if any(given.get(name) is not None for name in TARGETS):
         recipe = {name: value for name, value in recipe.items() if name not in TARGETS}
     values = recipe | given
@@ -175,22 +188,36 @@ def bind(compressor: Compressor, options: Mapping[str, Any], *, seed: int) -> Ca
     if missing:
         told = ", ".join(f"{name} (--{name.replace('_', '-')} …)" for name in missing)
         raise ValueError(f"{compressor.name} needs {told}. {compressor.told()}")
+    if "group_size" in recipe and "group_size" not in given:
+        fitted = _fitted if compressor.takes_inputs else _fitted_alone
+        return partial(fitted, function=compressor.function, **values)
     if not compressor.seeded:
         return partial(compressor.function, **values)
-    parameters = inspect.signature(compressor.function).parameters
-    if "seed" in parameters:
+    if "seed" in inspect.signature(compressor.function).parameters:
         return partial(compressor.function, seed=seed, **values)
-    alone = "hessian" not in parameters
-    return partial(_drawing if alone else _drawing_with_hessian, function=compressor.function, seed=seed, **values)
+    drawing = _drawing if compressor.takes_inputs else _drawing_alone
+    return partial(drawing, function=compressor.function, seed=seed, **values)
 
 
-def _drawing(weight: Tensor, *, function: Callable[..., Any], seed: int, **options: Any) -> Any:
+def _fitted_alone(weight: Tensor, *, function: Callable[..., Any], **options: Any) -> Any:
+    return function(weight, **_fitting(weight, options))
+
+
+def _fitted(weight: Tensor, hessian: Tensor, *, function: Callable[..., Any], **options: Any) -> Any:
+    return function(weight, hessian, **_fitting(weight, options))
+
+
+def _fitting(weight: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options without the groups of a recipe where these do not divide a layer's inputs."""
+    fits = weight.shape[1] % options["group_size"] == 0
+    return {name: value for name, value in options.items() if fits or name not in GROUPED}
+
+
+def _drawing_alone(weight: Tensor, *, function: Callable[..., Any], seed: int, **options: Any) -> Any:
     return function(weight, generator=_generator(weight, seed), **options)
 
 
-def _drawing_with_hessian(
-    weight: Tensor, hessian: Tensor, *, function: Callable[..., Any], seed: int, **options: Any
-) -> Any:
+def _drawing(weight: Tensor, hessian: Tensor, *, function: Callable[..., Any], seed: int, **options: Any) -> Any:
     return function(weight, hessian, generator=_generator(weight, seed), **options)
 
 

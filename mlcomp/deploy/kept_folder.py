@@ -65,10 +65,14 @@ class KeptFolder:
             yield resume
         except BaseException:
             if resume.exists() and not any(entry.suffix == ".safetensors" for entry in resume.iterdir()):
-                shutil.rmtree(resume)
-                if not any(self.path.iterdir()):
-                    self.path.rmdir()
+                self.forget()
             raise
+
+    def forget(self) -> None:
+        """Delete what was for resuming, and the folder if it holds nothing else."""
+        shutil.rmtree(self.path / RESUME)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def check(self, opened: OpenedModel) -> None:
         """Raise if the format does not take such a model."""

@@ -76,8 +76,8 @@ def _ways() -> str:
 
 def _of_the_course(name: str, pretrained: bool, seed: int) -> OpenedModel:
     if name.startswith("byte_lm_"):
-        model = byte_lm(int(name.rpartition("_")[2]), pretrained=pretrained, seed=seed)
-        return OpenedModel(name, model, ByteTokenizer(), LANGUAGE_MODEL, longest=CONTEXT)
+        bytes_only = byte_lm(int(name.rpartition("_")[2]), pretrained=pretrained, seed=seed)
+        return OpenedModel(name, bytes_only, ByteTokenizer(), LANGUAGE_MODEL, longest=CONTEXT)
     if name in ("convnet", "mlp"):
         network = convnet if name == "convnet" else mlp
         return OpenedModel(name, network(pretrained=pretrained, seed=seed), None, IMAGE_CLASSIFIER, DIGITS)

@@ -1,7 +1,7 @@
 """Blocks that a model calls one after the other, found by watching it run, not by their names.
 
-Block i + 1 follows block i if it is called with what block i returned, and what else it is given was given to block i,
-too, or comes from elsewhere in the model. Then a block can be run on its own, on inputs that were kept.
+Block i + 1 follows block i if it is called with what block i returned, and what else it is given was given to block
+i, too, or was there before the first block ran. Then a block can be run on its own, on inputs that were kept.
 Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 4 (block by block).   Syllabus: 2.01
 """
 
@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +31,8 @@ class Source:
     """Where an entry of a block's arguments comes from.
 
     Attributes:
-        kind: "output" of the block before, "kept" from that block's arguments, "beside" (from elsewhere in the
-            model), "value" (a number or a word that is always the same), or "unknown".
+        kind: "output" of the block before, "kept" from that block's arguments, "beside" (made before the chain
+            began), "value" (a number or a word that is always the same), or "unknown".
         place: in the output or the arguments of the block before; of one from beside, in the block's own.
         value: of a "value".
     """
@@ -131,7 +132,7 @@ def link_of(before: Call, given: Arguments, arguments: Mapping[Place, Any]) -> A
                 return Source("output", output[now])
             return Source("kept", kept[now]) if now in kept else Source("beside", place)
         if isinstance(entry, PLAIN):
-            there = before.arguments.get(place)
+            there = before.arguments.get(place, before)  # the call itself: no entry is one
             same = type(there) is type(entry) and there == entry
             return Source("kept", place) if same else Source("value", value=entry)
         same_object = [at for at, x in before.arguments.items() if x is entry]
@@ -163,7 +164,7 @@ def find_chains(model: nn.Module, batch: Any, layers: Mapping[str, Layer], names
         start, end = record.calls[path[0]].start, record.calls[path[-1]].end
         free = [i for i in free if record.calls[i].end < start or record.calls[i].start > end]
         blocks = tuple(record.calls[i].module for i in path)
-        links = tuple(record.links[pair] for pair in zip(path, path[1:], strict=False))
+        links = tuple(record.links[pair] for pair in pairwise(path))
         chains.append((start, Chain(blocks, links, _inside(blocks, owner))))
     return [chain for _, chain in sorted(chains, key=lambda pair: pair[0])]
 

@@ -72,8 +72,9 @@ def compress(
         method: method(weight, hessian) → a tensor like weight, or a result with ``.dequantize()`` and ``.nbytes``
             (:class:`mlcomp.quant.Quantized`). Options are bound by functools.partial. A method of the weight alone
             (:func:`mlcomp.quant.rtn`, :func:`mlcomp.prune.magnitude`) is called with it alone, one whose second
-            argument is ``input_norm`` (:func:`mlcomp.prune.wanda`) with the norms of the inputs. For these no H is
-            made, and a model that only such methods compress is not run. A mapping from layer names to methods compresses those layers, each by its own.
+            argument is ``input_norm`` (:func:`mlcomp.prune.wanda`) with the norms of the inputs. No H is made for
+            these, and where all methods are of the weight alone, the model is not run. A mapping from layer names to
+            methods compresses those layers, each by its own.
         layers: names, or a predicate (name, module) → bool. None: all, or the keys of a mapping.
         sequential: take a layer's inputs from the model whose earlier layers are compressed already. False: all from
             the dense model.
@@ -168,7 +169,7 @@ class CompressionRun:
     results: dict[str, tuple[Stored, ...]] = field(default_factory=dict)
 
     def empty_sums(self, names: Iterable[str]) -> list[dict[str, HessianSum]]:
-        """Return the sums that are to be made on calibration and held-out batches for layers that are not finished."""
+        """Return the sums, of calibration and of held-out batches, that layers which are not finished still need."""
         todo = [name for name in names if self.store is None or name not in self.store]
         sums: list[dict[str, HessianSum]] = [{}, {}]
         for name in todo:

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -160,7 +159,7 @@ def _with_other_input(follower: Follower, batch: Any) -> Follower | None:
 
 
 def _same_alone(chain: Chain, passes: Iterable[Follower]) -> bool:
-    states = [(f.given, f) for f in passes]
+    states = [(f.given, f) for f in passes if f.given is not None]
     for i, block in enumerate(chain.blocks):
         for k, (given, follower) in enumerate(states):
             output = run_block(block, given)

@@ -116,8 +116,8 @@ def add_hessians(
             raise StopForward
 
     with watching(model, {name: layers[name] for name in sums}, see):
-        for run, positions in runs:
-            waiting = set(sums)
+        for run, counted in runs:
+            positions, waiting = counted, set(sums)
             with suppress(StopForward):
                 run()
 

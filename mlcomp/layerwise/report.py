@@ -27,7 +27,6 @@ from mlcomp.layerwise.report_tables import (
     layer_dicts,
     page,
     read_json,
-    shown_error,
     worst_layers,
     write,
 )
@@ -144,8 +143,8 @@ class CompressionReport:
         head = f"{'layer':<32} {'error':>9} {'held out':>9} {'sparsity':>8} {'bits/w':>7} {'seconds':>8}  status"
         lines = [self.summary, head]
         for r in self.rows:
-            held_out = "" if r.held_out_error is None else f"{r.held_out_error:.5f}"
-            numbers = f"{r.error:>9.5f} {held_out:>9} {r.sparsity:>8.3f} {r.bits_per_weight:>7.3f} {r.seconds:>8.2f}"
+            error, held_out = ("" if e is None else f"{e:.5f}" for e in (r.error, r.held_out_error))
+            numbers = f"{error:>9} {held_out:>9} {r.sparsity:>8.3f} {r.bits_per_weight:>7.3f} {r.seconds:>8.2f}"
             lines.append(f"{r.name:<32} {numbers}  {r.status}")
         lines += [f"{left.name:<32} {tuple(left.shape)} left as it is: {left.reason}" for left in self.left]
         lines.append(f"{self.nbytes_before} → {self.nbytes_after} bytes; {len(self.skipped)} layer(s) skipped")
@@ -154,7 +153,7 @@ class CompressionReport:
     def _repr_html_(self) -> str:
         """Short, for a notebook: the share covered, the layers with the largest errors, and what was left."""
         worst = worst_layers(self.rows)
-        cells = [(r.name, f"{shown_error(r):.5f}", f"{r.bits_per_weight:.3f}", f"{r.sparsity:.3f}") for r in worst]
+        cells = [(r.name, f"{error:.5f}", f"{r.bits_per_weight:.3f}", f"{r.sparsity:.3f}") for error, r in worst]
         left = [(r.name, r.status.removeprefix("skipped: ")) for r in self.skipped]
         left += [(x.name, x.reason) for x in self.left]
         parts = [f"<p>{html.escape(self.summary)}</p>"]

@@ -41,17 +41,21 @@ def picture_of(report: "CompressionReport") -> "Figure":
     _draw_sizes(sizes, report.rows, kinds)
     held_out = any(row.held_out_error is not None for row in report.rows)
     where = "held-out inputs" if held_out else "calibration inputs"
-    scale = (
-        "log" if any(row.status == "compressed" for row in report.rows) else "linear"
-    )  # of nothing there is no log
-    errors.set(yscale=scale, ylabel=f"output error, {where}\n(share of the output's square)")
-    sizes.set(yscale=scale, ylabel="size of the weight [kB]", xlabel="layer, in the order of the model")
+    measured = any(shown_error(row) is not None for row in report.rows)
+    compressed = any(row.status == "compressed" for row in report.rows)
+    told = f"output error, {where}\n(share of the output's square)"
+    errors.set(yscale=_scale(measured), ylabel=told if measured else "output error: not measured")
+    sizes.set(yscale=_scale(compressed), ylabel="size of the weight [kB]", xlabel="layer, in the order of the model")
     sizes.set_xlim(0, 1.17 * (len(report.rows) + 1))  # room for the labels
     sizes.xaxis.get_major_locator().set_params(integer=True)
     for axes in (errors, sizes):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
     return figure
+
+
+def _scale(drawn: bool) -> str:
+    return "log" if drawn else "linear"  # nothing has no logarithm
 
 
 def svg_of(report: "CompressionReport") -> str:
@@ -85,8 +89,8 @@ def _styles(kinds: dict[str, str]) -> dict[str, tuple[str, str]]:
 def _draw_errors(axes: Any, rows: Sequence["LayerRow"], kinds: dict[str, str]) -> None:
     points: dict[str, list[Point]] = {}
     for i, row in enumerate(rows, 1):
-        if row.status == "compressed":
-            points.setdefault(kinds[row.name], []).append((i, shown_error(row)))
+        if (error := shown_error(row)) is not None:
+            points.setdefault(kinds[row.name], []).append((i, error))
     on_axis = [y for line in points.values() for _, y in line if 0 < y < math.inf] or [1.0]
     # A logarithmic axis ends before 0 and inf: what has no error, or an infinite one, lies at the edge and says so.
     low, high = min(on_axis) / 2, max(on_axis) * 2
@@ -98,8 +102,8 @@ def _draw_errors(axes: Any, rows: Sequence["LayerRow"], kinds: dict[str, str]) -
         axes.plot(x, y, linewidth=1 if kind != "other layers" else 0, **style)
         labels[kind] = y[-1]
     gap = (high / low) ** 0.06
-    for kind, y in spread(labels, gap).items():
-        axes.annotate(kind, (1.02 * (len(rows) + 1), y), color=styles[kind][0], va="center", fontsize=9)
+    for kind, height in spread(labels, gap).items():
+        axes.annotate(kind, (1.02 * (len(rows) + 1), height), color=styles[kind][0], va="center", fontsize=9)
     for edge, told in ((0.0, "0: no error"), (math.inf, "inf: the dense output is 0")):
         if any(y == edge for line in points.values() for _, y in line):
             axes.annotate(

@@ -32,13 +32,16 @@ def layer_dicts(rows: Sequence["LayerRow"]) -> list[dict[str, Any]]:
     return [{**asdict(row), "bits_per_weight": row.bits_per_weight} for row in rows]
 
 
-def worst_layers(rows: Sequence["LayerRow"]) -> list["LayerRow"]:
-    """Return the five compressed layers of the largest error, held-out where it was measured; the worst first."""
-    return sorted((row for row in rows if row.status == "compressed"), key=lambda row: -shown_error(row))[:WORST]
+def worst_layers(rows: Sequence["LayerRow"]) -> list[tuple[float, "LayerRow"]]:
+    """Return the five largest errors of compressed layers, held-out ones where there are some; the worst first."""
+    found = [(error, row) for row in rows if (error := shown_error(row)) is not None]
+    return sorted(found, key=lambda pair: -pair[0])[:WORST]
 
 
-def shown_error(row: "LayerRow") -> float:
-    """Return the error on held-out inputs, or on those that the method saw where no others were given."""
+def shown_error(row: "LayerRow") -> float | None:
+    """Return a compressed layer's held-out error, or the one on calibration inputs; None if there is none."""
+    if row.status != "compressed":
+        return None
     return row.error if row.held_out_error is None else row.held_out_error
 
 
@@ -103,8 +106,8 @@ def page(report: "CompressionReport", picture: str) -> str:
     head = ("layer", "shape", "error", "held out", "sparsity", "bits/w", "seconds", "status")
     rows = [
         (
-            *(row.name, "×".join(map(str, row.shape)), f"{row.error:.3g}"),
-            "" if row.held_out_error is None else f"{row.held_out_error:.3g}",
+            *(row.name, "×".join(map(str, row.shape))),
+            *("" if error is None else f"{error:.3g}" for error in (row.error, row.held_out_error)),
             *(f"{row.sparsity:.3f}", f"{row.bits_per_weight:.3f}", f"{row.seconds:.2f}", row.status),
         )
         for row in report.rows

@@ -4,6 +4,7 @@ import inspect
 import pytest
 import torch
 
+from mlcomp import quant
 from mlcomp.cli import OPTIONS
 from mlcomp.deploy import compressors as module
 from mlcomp.deploy.compressors import bind, compressors, find_compressor, other_methods, read_option
@@ -54,7 +55,7 @@ def test_no_option_of_a_method_is_one_of_the_command():
 
 
 def test_options_are_read_from_words_by_their_type():
-    method = bind(find_compressor("gptq"), {"bits": "4", "group-size".replace("-", "_"): "8"}, seed=0)
+    method = bind(find_compressor("adaround"), {"bits": "4", "group_size": "8"}, seed=0)
     assert method.keywords == {"bits": 4, "group_size": 8}
     parameters = inspect.signature(find_compressor("gptq").function).parameters
     cases = {("symmetric", "yes"): True, ("symmetric", "false"): False, ("damp", "1e-3"): 0.001}
@@ -85,7 +86,7 @@ def test_a_word_of_another_type_is_refused(name, word):
 def test_unknown_and_missing_options_name_those_that_there_are():
     with pytest.raises(ValueError, match=r"gptq has no option 'group'; did you mean .*--bits, --group-size"):
         bind(find_compressor("gptq"), {"bits": 4, "group": 8}, seed=0)
-    with pytest.raises(ValueError, match=r"rtn has no option 'damp'"):
+    with pytest.raises(ValueError, match="rtn has no option 'damp'"):
         bind(find_compressor("rtn"), {"bits": 4, "damp": 0.1}, seed=0)
     with pytest.raises(ValueError, match=r"product_quantization needs dim \(--dim …\), entries .*, parts"):
         bind(find_compressor("product-quantization"), {}, seed=0)
@@ -104,6 +105,25 @@ def test_a_recipe_fills_what_is_not_given(monkeypatch):
     assert bind(find_compressor("wanda"), {}, seed=0).keywords == {"pattern": (2, 4)}
     # One target of pruning takes the place of another.
     assert bind(find_compressor("wanda"), {"sparsity": "0.5"}, seed=0).keywords == {"sparsity": 0.5}
+
+
+def test_groups_of_a_recipe_hold_where_they_fit(monkeypatch):
+    recipe = {"bits": 3, "group_size": 8, "static_groups": True}
+    monkeypatch.setattr(module, "RECIPES", {"gptq": recipe, "rtn": {"bits": 3, "group_size": 8}})
+    given, odd = layer(), slice(0, 12)  # 12 inputs, which 8 does not divide
+    method, alone = (bind(find_compressor(name), {}, seed=0) for name in ("gptq", "rtn"))
+    w, h = given["weight"], given["hessian"]
+    same = [
+        (method(w, h), quant.gptq(w, h, **recipe)),
+        (method(w[:, odd], h[odd, odd]), quant.gptq(w[:, odd], h[odd, odd], bits=3)),
+        (alone(w[:, odd]), quant.rtn(w[:, odd], bits=3)),
+    ]
+    for found, expected in same:
+        torch.testing.assert_close(found.dequantize(), expected.dequantize(), rtol=0, atol=0)
+    # What was asked for is not left away.
+    with pytest.raises(ValueError, match="group_size must divide the 12 inputs, got 8"):
+        bind(find_compressor("gptq"), {"group_size": 8}, seed=0)(w[:, odd], h[odd, odd])
+    assert bind(find_compressor("gptq"), {"group_size": "none"}, seed=0).keywords == {"bits": 3, "group_size": None}
 
 
 def test_every_recipe_is_one():
