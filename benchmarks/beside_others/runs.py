@@ -71,9 +71,7 @@ RUNS = {
         "mlcomp", "GPTQ", f"{W4}, order by activation, fixed grids", _ours("gptq_static_activation")
     ),
     "mlcomp_gptq": Run("mlcomp", "GPTQ", f"{W4}, its default order", _ours("gptq")),
-    "mlcomp_gptq_recipe": Run(
-        "mlcomp", "GPTQ", "4 bits, groups of 64, the command's own options", _ours("gptq_recipe")
-    ),
+    "mlcomp_gptq_recipe": Run("mlcomp", "GPTQ", "4 bits, groups of 64, affine, our recipe", _ours("gptq_recipe")),
     "autoround_10": Run("auto-round", "AutoRound", f"{W4}, 10 iterations", partial(others.auto_round, iters=10)),
     "autoround_200": Run(
         "auto-round", "AutoRound", f"{W4}, 200 iterations, its default", partial(others.auto_round, iters=200), True
