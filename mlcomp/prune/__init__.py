@@ -5,7 +5,14 @@ from mlcomp.layerwise.bias_correction import bias_correction
 from mlcomp.layerwise.weights import keep_zeros, layer_weights, network_sparsity, with_weights
 from mlcomp.prune.at_initialization import connection_sensitivity, snip
 from mlcomp.prune.during_training import GradualPruning, cubic_schedule, gradual_pruning
-from mlcomp.prune.importance import global_magnitude, layer_normalized, magnitude, random_pruning, wanda
+from mlcomp.prune.importance import (
+    global_magnitude,
+    group_magnitude,
+    layer_normalized,
+    magnitude,
+    random_pruning,
+    wanda,
+)
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 from mlcomp.prune.post_training import (
     FinetunedLayer,
@@ -29,6 +36,7 @@ __all__ = [
     "cubic_schedule",
     "global_magnitude",
     "gradual_pruning",
+    "group_magnitude",
     "keep_zeros",
     "kept_share",
     "layer_normalized",
