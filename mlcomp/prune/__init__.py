@@ -6,10 +6,13 @@ from mlcomp.layerwise.weights import keep_zeros, layer_weights, network_sparsity
 from mlcomp.prune.at_initialization import connection_sensitivity, snip
 from mlcomp.prune.during_training import GradualPruning, cubic_schedule, gradual_pruning
 from mlcomp.prune.importance import (
+    channel_permutation,
     global_magnitude,
     group_magnitude,
+    kept_magnitude,
     layer_normalized,
     magnitude,
+    permutation_efficacy,
     random_pruning,
     wanda,
 )
@@ -32,12 +35,14 @@ __all__ = [
     "best_subset",
     "bias_correction",
     "calibrate",
+    "channel_permutation",
     "connection_sensitivity",
     "cubic_schedule",
     "global_magnitude",
     "gradual_pruning",
     "group_magnitude",
     "keep_zeros",
+    "kept_magnitude",
     "kept_share",
     "layer_normalized",
     "layer_weights",
@@ -45,6 +50,7 @@ __all__ = [
     "masked_finetune",
     "network_sparsity",
     "nm_mask",
+    "permutation_efficacy",
     "pruning_snr",
     "random_pruning",
     "smallest_mask",
