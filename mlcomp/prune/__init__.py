@@ -15,11 +15,22 @@ from mlcomp.prune.post_training import (
     sparsegpt,
     weight_correction,
 )
+from mlcomp.prune.structured import (
+    Group,
+    Member,
+    dependency_groups,
+    find_group,
+    fixed_channels,
+    group_weights,
+    remove_channels,
+)
 
 __all__ = [
     "BestSubset",
     "FinetunedLayer",
     "GradualPruning",
+    "Group",
+    "Member",
     "adaprune",
     "best_pruned",
     "best_subset",
@@ -27,8 +38,12 @@ __all__ = [
     "calibrate",
     "connection_sensitivity",
     "cubic_schedule",
+    "dependency_groups",
+    "find_group",
+    "fixed_channels",
     "global_magnitude",
     "gradual_pruning",
+    "group_weights",
     "keep_zeros",
     "kept_share",
     "layer_normalized",
@@ -39,6 +54,7 @@ __all__ = [
     "nm_mask",
     "pruning_snr",
     "random_pruning",
+    "remove_channels",
     "smallest_mask",
     "snip",
     "sparsegpt",
