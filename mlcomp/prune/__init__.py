@@ -32,6 +32,7 @@ from mlcomp.prune.structured import (
     find_group,
     fixed_channels,
     group_weights,
+    permute_channels,
     remove_channels,
 )
 
