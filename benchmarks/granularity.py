@@ -4,8 +4,8 @@ Run: python -m benchmarks.granularity [--shapes 1536x576 …] [--vectors 1 256] 
 
 Versions: "masked dense", the weight times a mask and then the dense product, as pruning libraries run it; "CSR",
 single weights removed (torch.sparse); "blocks", 16×16 removed whole (torch's BSR; its CPU kernels take square blocks
-only, so that a row of a kernel or a kernel gets nothing but CSR); "filters" and "channels", rows or columns removed, a
-smaller dense product (for channels with the gathering of the inputs). All versions take turns within each round, so
+only, so that a row of a kernel or a kernel gets nothing but CSR); "filters" and "channels", rows or columns removed,
+a smaller dense product (for channels with the gathering of the inputs). All versions take turns within each round, so
 that what else the machine does falls on all of them; times are the process's CPU seconds, the median of the rounds.
 "ratio" is to the dense product of the same round, again the median. The break-even is where it passes 1.
 """
@@ -89,7 +89,7 @@ def compare(shape, vectors, sparsity, rounds=ROUNDS):
 
 
 def break_even(sparsities, ratios):
-    """Return the sparsity from which on the ratio stays below 1, None if it does not get there.
+    """Return the sparsity from which on the ratio stays below 1: the first, if all do; None if the last does not.
 
     Between two measured points log(ratio) is taken as linear in log(1 − sparsity), as it is where time goes with the
     weights that are left.
@@ -127,7 +127,8 @@ def main(argv=None):
             for name in dict.fromkeys(row["version"] for row in rows if row["version"] != "dense"):
                 ratios = [row["ratio"] for row in rows if row["version"] == name]
                 found = break_even(options.sparsities, ratios)
-                print(f"{text}, {vectors} vectors, {name}: break-even {'none' if found is None else f'{found:.3f}'}")
+                where = "none" if found is None else f"{'≤ ' * (found == options.sparsities[0])}{found:.3f}"
+                print(f"{text}, {vectors} vectors, {name}: break-even {where}")
             if not options.no_record:
                 append(rows, RESULTS)
 
