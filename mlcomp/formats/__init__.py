@@ -7,8 +7,9 @@ from mlcomp.formats.csr import CSR, csr_matmul
 from mlcomp.formats.int8_matmul import int8_matmul
 from mlcomp.formats.int_format import IntFormat
 from mlcomp.formats.number_format import NUMBER_FORMATS, FloatFormat
-from mlcomp.formats.packing import pack, packed_nbytes, unpack
+from mlcomp.formats.packing import pack, pack_planes, packed_nbytes, unpack, unpack_planes
 from mlcomp.formats.storage import sparse_nbytes, stored_nbytes
+from mlcomp.formats.stored import Dense, Stored, restore, store
 from mlcomp.formats.two_four import TwoFour, two_four_matmul
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "AbsmaxInt8",
     "AdditiveCodes",
     "Bitmask",
+    "Dense",
     "FloatFormat",
     "IntFormat",
+    "Stored",
     "TwoFour",
     "absmax_int8",
     "additive_decode",
@@ -26,9 +29,13 @@ __all__ = [
     "csr_matmul",
     "int8_matmul",
     "pack",
+    "pack_planes",
     "packed_nbytes",
+    "restore",
     "sparse_nbytes",
+    "store",
     "stored_nbytes",
     "two_four_matmul",
     "unpack",
+    "unpack_planes",
 ]

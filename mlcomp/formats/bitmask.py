@@ -15,6 +15,7 @@ from torch import Tensor
 from mlcomp.checks import check_floating, check_tensor, check_weight
 from mlcomp.context import isolated
 from mlcomp.formats.packing import pack, unpack
+from mlcomp.formats.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,14 @@ class Bitmask:
     def bits_per_weight(self) -> float:
         """``nbytes`` in bits over the number of weights, zeros included."""
         return self.nbytes * 8 / (self.shape[0] * self.shape[1])
+
+    def stored(self) -> Stored:
+        """Return values and mask. Where the values of a row begin has to be counted, so none is decoded alone."""
+        tensors = {"values": self.values.contiguous(), "mask": self.mask.contiguous()}
+        return Stored("bitmask", tensors, {"shape": list(self.shape)})
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> "Bitmask":
+        """Return what was stored."""
+        out, inp = stored.shape
+        return cls(stored.tensors["values"], stored.tensors["mask"], (out, inp))

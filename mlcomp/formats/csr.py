@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mlcomp.checks import check_codes, check_floating, check_tensor, check_values, check_weight, narrowed
 from mlcomp.context import isolated
+from mlcomp.formats.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,26 @@ class CSR:
     def bits_per_weight(self) -> float:
         """``nbytes`` in bits over the number of weights, zeros included."""
         return self.nbytes * 8 / (self.shape[0] * self.shape[1])
+
+    def stored(self) -> Stored:
+        """Return values, columns and pointers."""
+        parts = {"values": self.values, "columns": self.columns, "pointers": self.pointers}
+        tensors = {name: part.contiguous() for name, part in parts.items()}
+        return Stored("csr", tensors, {"shape": list(self.shape)})
+
+    @classmethod
+    def from_stored(cls, stored: Stored, start: int = 0, stop: int | None = None) -> "CSR":
+        """Return what was stored, or some of its rows."""
+        values, columns, pointers = (stored.tensors[name] for name in ("values", "columns", "pointers"))
+        out, inp = stored.shape
+        stop = out if stop is None else stop
+        first, last = int(pointers[start]), int(pointers[stop])
+        return cls(values[first:last], columns[first:last], pointers[start : stop + 1] - first, (stop - start, inp))
+
+    @staticmethod
+    def by_rows(stored: Stored) -> bool:
+        """Return True: the pointers say where a row begins."""
+        return True
 
 
 @isolated

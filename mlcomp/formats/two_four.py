@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mlcomp.checks import check_floating, check_tensor, check_values, check_weight, narrowed
 from mlcomp.context import isolated
-from mlcomp.formats.packing import pack, packed_nbytes, unpack
+from mlcomp.formats.packing import pack, packed_nbytes, unpack, unpack_planes
+from mlcomp.formats.stored import Stored
 
 BLOCK, SLOTS = 4, 2
 
@@ -103,6 +104,25 @@ class TwoFour:
     def bits_per_weight(self) -> float:
         """``nbytes`` in bits over the number of weights, zeros included."""
         return self.nbytes * 8 / (self.shape[0] * self.shape[1])
+
+    def stored(self) -> Stored:
+        """Return values and metadata."""
+        tensors = {"values": self.values.contiguous(), "metadata": self.metadata.contiguous()}
+        return Stored("two_four", tensors, {"shape": list(self.shape)})
+
+    @classmethod
+    def from_stored(cls, stored: Stored, start: int = 0, stop: int | None = None) -> "TwoFour":
+        """Return what was stored, or some of its rows."""
+        values, metadata = stored.tensors["values"], stored.tensors["metadata"]
+        if (start, stop) != (0, None):  # a row may end inside a byte
+            places = unpack_planes(metadata, 2, tuple(values.shape), start=start, stop=stop)
+            values, metadata = values[start:stop], pack(places, 2)
+        return cls(values, metadata)
+
+    @staticmethod
+    def by_rows(stored: Stored) -> bool:
+        """Return True: each row is a whole number of blocks."""
+        return True
 
 
 @isolated

@@ -5,8 +5,8 @@ Syllabus: 2.01
 
 import html
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mlcomp.context import isolated
 from mlcomp.extras import need
+from mlcomp.formats.stored import Stored
 from mlcomp.layerwise.attention import is_attention
 from mlcomp.layerwise.hessian import output_loss
 from mlcomp.layerwise.matrix import Layer, is_layer
@@ -27,7 +28,8 @@ class LayerRow:
         name: as in ``model.named_modules()``.
         shape: of the weight.
         status: "compressed", or "skipped: " and the reason.
-        error: ‖(W − Ŵ)X‖²/‖WX‖² on the calibration inputs that the method saw (0 if skipped; 0/0 is 0, else inf).
+        error: ‖(W − Ŵ)X‖²/‖WX‖² on the calibration inputs that the method saw (0 if skipped; 0/0 is 0, else inf);
+            None where the method needs no H and ``errors=True`` was not asked for.
         held_out_error: the same on the held-out batches; None without them.
         samples: columns of X, those of one group where a convolution has several (all have the same number).
         nbytes_before: dense, in the model's dtype.
@@ -39,7 +41,7 @@ class LayerRow:
     name: str
     shape: tuple[int, ...]
     status: str
-    error: float
+    error: float | None
     held_out_error: float | None
     samples: int
     nbytes_before: int
@@ -76,11 +78,14 @@ class CompressionReport:
         rows: the linear and convolutional layers, and experts.
         left: all other parameters of two or more dimensions, with the reason.
         parameters: of the whole model, a shared one counted once.
+        results: layer → what its method returned, packed, one for each group of a convolution; layers whose method
+            returned a plain weight have none. :func:`mlcomp.layerwise.save` writes them.
     """
 
     rows: tuple[LayerRow, ...]
     left: tuple[LeftOut, ...] = ()
     parameters: int = 0
+    results: Mapping[str, tuple[Stored, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def __getitem__(self, name: str) -> LayerRow:
         for row in self.rows:
@@ -123,8 +128,8 @@ class CompressionReport:
         head = f"{'layer':<32} {'error':>9} {'held out':>9} {'sparsity':>8} {'bits/w':>7} {'seconds':>8}  status"
         lines = [self.summary, head]
         for r in self.rows:
-            held_out = "" if r.held_out_error is None else f"{r.held_out_error:.5f}"
-            numbers = f"{r.error:>9.5f} {held_out:>9} {r.sparsity:>8.3f} {r.bits_per_weight:>7.3f} {r.seconds:>8.2f}"
+            error, held_out = ("" if e is None else f"{e:.5f}" for e in (r.error, r.held_out_error))
+            numbers = f"{error:>9} {held_out:>9} {r.sparsity:>8.3f} {r.bits_per_weight:>7.3f} {r.seconds:>8.2f}"
             lines.append(f"{r.name:<32} {numbers}  {r.status}")
         lines += [f"{left.name:<32} {tuple(left.shape)} left as it is: {left.reason}" for left in self.left]
         lines.append(f"{self.nbytes_before} → {self.nbytes_after} bytes; {len(self.skipped)} layer(s) skipped")
@@ -132,8 +137,9 @@ class CompressionReport:
 
     def _repr_html_(self) -> str:
         """Short, for a notebook: the share covered, the layers with the largest errors, and what was left."""
-        worst = sorted((r for r in self.rows if r.status == "compressed"), key=lambda r: -r.error)[:5]
-        cells = [(r.name, f"{r.error:.5f}", f"{r.bits_per_weight:.3f}", f"{r.sparsity:.3f}") for r in worst]
+        errors = [(r.error, r) for r in self.rows if r.status == "compressed" and r.error is not None]
+        worst = sorted(errors, key=lambda pair: -pair[0])[:5]
+        cells = [(r.name, f"{error:.5f}", f"{r.bits_per_weight:.3f}", f"{r.sparsity:.3f}") for error, r in worst]
         left = [(r.name, r.status.removeprefix("skipped: ")) for r in self.skipped]
         left += [(x.name, x.reason) for x in self.left]
         parts = [f"<p>{html.escape(self.summary)}</p>"]

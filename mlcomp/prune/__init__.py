@@ -3,8 +3,25 @@
 from mlcomp.addresses import handed_on, shorten
 from mlcomp.layerwise.bias_correction import bias_correction
 from mlcomp.layerwise.weights import keep_zeros, layer_weights, network_sparsity, with_weights
-from mlcomp.prune.at_initialization import connection_sensitivity, snip
-from mlcomp.prune.during_training import GradualPruning, cubic_schedule, gradual_pruning
+from mlcomp.prune.at_initialization import (
+    Ticket,
+    connection_sensitivity,
+    erdos_renyi,
+    erdos_renyi_densities,
+    gradient_flow,
+    grasp,
+    lottery_tickets,
+    shuffled_zeros,
+    snip,
+)
+from mlcomp.prune.during_training import (
+    GradualPruning,
+    SparseTraining,
+    cubic_schedule,
+    gradual_pruning,
+    rigl,
+    sparse_evolution,
+)
 from mlcomp.prune.importance import (
     channel_permutation,
     global_magnitude,
@@ -42,6 +59,8 @@ __all__ = [
     "GradualPruning",
     "Group",
     "Member",
+    "SparseTraining",
+    "Ticket",
     "adaprune",
     "best_pruned",
     "best_subset",
@@ -51,10 +70,14 @@ __all__ = [
     "connection_sensitivity",
     "cubic_schedule",
     "dependency_groups",
+    "erdos_renyi",
+    "erdos_renyi_densities",
     "find_group",
     "fixed_channels",
     "global_magnitude",
+    "gradient_flow",
     "gradual_pruning",
+    "grasp",
     "group_magnitude",
     "group_weights",
     "keep_zeros",
@@ -62,6 +85,7 @@ __all__ = [
     "kept_share",
     "layer_normalized",
     "layer_weights",
+    "lottery_tickets",
     "magnitude",
     "masked_finetune",
     "network_sparsity",
@@ -71,8 +95,11 @@ __all__ = [
     "pruning_snr",
     "random_pruning",
     "remove_channels",
+    "rigl",
+    "shuffled_zeros",
     "smallest_mask",
     "snip",
+    "sparse_evolution",
     "sparsegpt",
     "wanda",
     "weight_correction",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mlcomp import budget, compare, data, formats, layerwise, metrics, models, obs, prune, quant, sources
+from mlcomp import budget, compare, data, deploy, formats, layerwise, metrics, models, obs, prune, quant, sources
 from mlcomp.cost import model_cost
-from mlcomp.train import train
+from mlcomp.train import add_lora, merge_lora, train
 from tests.contract.public import public_functions
 from tests.contract.test_checks import FUNCTIONS, drawn, good_arguments, layer
 
@@ -134,6 +135,29 @@ def saved() -> str:
     return path
 
 
+def corrected() -> nn.Module:
+    return add_lora(net(), ["1"], rank=2, alpha=4.0)
+
+
+def saved_adapter(model) -> Path:
+    return deploy.save_lora_adapter(model, tempfile.mkdtemp(dir=FOLDER.name))
+
+
+def bytes_of_adapter(model) -> bytes:
+    return (saved_adapter(model) / "adapter_model.safetensors").read_bytes()
+
+
+def compressed() -> tuple:
+    model, report = layerwise.compress(net(), batches(), partial(quant.rtn, bits=4), progress=False)
+    return model, report.results
+
+
+def saved_model() -> str:
+    path = f"{FOLDER.name}/model"
+    layerwise.save(*compressed(), path, overwrite=True)
+    return path
+
+
 def flat() -> object:
     return obs.flatten_network(*small())
 
@@ -149,6 +173,16 @@ def of_format(number_format, x):
 def stored(kind, weight):
     matrix = kind.from_dense(weight)
     return matrix, matrix.dequantize(), matrix.nbytes
+
+
+def restored(kept):
+    result = formats.restore(kept)
+    return result, result.dequantize()
+
+
+def loaded(folder):
+    model = layerwise.load(folder, net(), packed=True)
+    return layerwise.load(folder, net()), model, model[1].weight
 
 
 def of_source(make, share, *arguments):
@@ -217,6 +251,12 @@ OTHERS = {
     "TwoFour": lambda: partial(stored, formats.TwoFour, prune.magnitude(W, pattern=(2, 4))),
     "Bitmask": lambda: partial(stored, formats.Bitmask, W),
     "pack": lambda: partial(formats.pack, torch.arange(16), 4),
+    "pack_planes": lambda: partial(formats.pack_planes, torch.arange(600), 11),
+    "unpack_planes": lambda: partial(
+        formats.unpack_planes, formats.pack_planes(torch.arange(16), 11), 11, (4, 4), start=1
+    ),
+    "store": lambda: partial(formats.store, quant.quip(W, H, bits=3)),
+    "restore": lambda: partial(restored, formats.store(quant.quip(W, H, bits=3))),
     "unpack": lambda: partial(formats.unpack, formats.pack(torch.arange(16), 4), 4, 16),
     "stored_nbytes": lambda: partial(formats.stored_nbytes, W),
     "FloatFormat": lambda: partial(of_format, formats.FloatFormat(4, 3), drawn(20)),
@@ -238,6 +278,9 @@ OTHERS = {
     "compress": lambda: partial(
         layerwise.compress, conv_net(), batches(), partial(quant.gptq, bits=4), progress=False
     ),
+    "save": lambda: partial(layerwise.save, *compressed(), f"{FOLDER.name}/again", overwrite=True),
+    "load": lambda: partial(loaded, saved_model()),
+    "load_results": lambda: partial(layerwise.load_results, saved_model()),
     "layer_hessian": lambda: partial(layerwise.layer_hessian, layer()["inputs"]),
     "output_loss": lambda: partial(layerwise.output_loss, W, H),
     "trace_layers": lambda: partial(layerwise.trace_layers, net(), batches(), ["1", "3"]),
@@ -350,8 +393,12 @@ OTHERS = {
     "kl_divergence": lambda: partial(metrics.kl_divergence, W, W.round()),
     "embedding_similarity": lambda: partial(metrics.embedding_similarity, W, W + 0.1),
     "model_cost": lambda: partial(model_cost, conv_net(), images(2)),
-    # train, models, data
+    # deploy, train, models, data
+    "save_lora_adapter": lambda: partial(bytes_of_adapter, corrected()),
+    "load_lora_adapter": lambda: partial(deploy.load_lora_adapter, net(), saved_adapter(corrected())),
     "train": lambda: partial(trained, net(), images(), labels()),
+    "add_lora": lambda: partial(add_lora, net(), ["1"], rank=2, alpha=4.0),
+    "merge_lora": lambda: partial(merge_lora, corrected()),
     "byte_lm": lambda: partial(models.byte_lm, 64, pretrained=False),
     "convnet": lambda: models.convnet,
     "mlp": lambda: models.mlp,
@@ -365,7 +412,9 @@ LEFT_OUT = {
     "they make no tensors, or a generator makes them where it is read": """packed_nbytes sparse_nbytes is_layer hooked
         replace_module batchnorm_pairs cubic_schedule choose_levels density_levels pareto_front layer_nbytes
         layer_time layer_energy balance_tokens peak_rate batch_starts committed_table committed_results
-        python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches""",
+        python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches
+        lora_layers lora_parameters""",
+    "it takes models of transformers, and its own test calls it": "export_compressed_tensors",
     "it calls the model as its caller would": "call_model",
     "they run a model that is fetched, through functions that are called here": "measure_method picture_of_methods",
 }

@@ -56,6 +56,7 @@ def good() -> dict[str, object]:
         "codes": torch.arange(6),
         "packed": torch.arange(3, dtype=torch.uint8),
         "unpack.shape": 8,
+        "unpack_planes.shape": (8,),
         "source": drawn(40),
         "tensor": drawn(40),
         "corrected_input_mean": drawn(INP),

@@ -380,12 +380,20 @@ def test_resume_after_a_real_kill(tmp_path):
 
 
 def test_sequential_passes_are_counted_and_cut_short():
-    model, batches = mlp(), Counting([data()])
+    class Branches(nn.Module):  # no block follows another, so the model is run from its beginning for each layer
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+
+        def forward(self, x):
+            return self.c(1 + self.b(1 + self.a(x)))
+
+    model, batches = Branches(), Counting([data()])
     forwards = []
-    model[4].register_forward_hook(lambda *_: forwards.append(1))
+    model.c.register_forward_hook(lambda *_: forwards.append(1))
     run(model, batches, half)
-    assert batches.reads == 4  # the trace, then one for each of three layers
-    assert len(forwards) == 1  # only the trace runs to the end: the passes stop where they have what they need
+    assert batches.reads == 5  # the first batch to look for blocks, the trace, then one for each of three layers
+    assert len(forwards) == 2  # only the first two run to the end: the passes stop where they have what they need
 
 
 def test_check_sparsity_errors_name_the_layer():
