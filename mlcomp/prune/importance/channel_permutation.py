@@ -19,8 +19,8 @@ hi the two largest of the other three: a swap is the sum of two entries. Two col
 others l' ≤ h' keep max(l, h') + max(h, l'). Both are sums of maxima over the rows, and
 $\sum \max(a, b) = (\sum a + \sum b + \lVert a - b\rVert_1)/2$, so a table is a matrix of L1 distances. A round
 changes some stripes, and only their entries are computed anew.
-Source: Pool and Yu 2021, "Channel Permutations for N:M Sparsity" (NeurIPS), sections 3 and 4, without its random
-steps out of local optima; the tables are ours.   Syllabus: 3.07
+Source: Pool and Yu 2021, "Channel Permutations for N:M Sparsity" (NeurIPS), without its random steps out of local
+optima; the tables are ours.   Syllabus: 3.07
 """
 
 from itertools import combinations

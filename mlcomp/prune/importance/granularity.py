@@ -13,7 +13,7 @@ groups of a layer have the same size, so the smallest ones are the best choice u
 | channel | all weights of one input | out, height, width |
 
 In a linear layer a kernel is one weight, a filter a row and a channel a column of the matrix.
-Source: Mao et al. 2017, arXiv:1705.08922, sections 2 and 3 (they rank groups by the sum of magnitudes).
+Source: Mao et al. 2017, arXiv:1705.08922 (they rank groups by the sum of magnitudes).
 Syllabus: 3.05
 """
 

@@ -5,7 +5,7 @@ $W_2\,f(W_1 x + b) = (W_2 P^\top)\,f(P W_1 x + P b)$ for every f that treats all
 layer and the rows of whatever makes its inputs are put in the same order, and so is what stands between and has a
 number for each channel, BatchNorm or a depthwise convolution: the members of a dependency group.
 
-Source: Pool and Yu 2021, "Channel Permutations for N:M Sparsity" (NeurIPS), section 5.   Syllabus: 3.07
+Source: Pool and Yu 2021, "Channel Permutations for N:M Sparsity" (NeurIPS).   Syllabus: 3.07
 """
 
 import torch
