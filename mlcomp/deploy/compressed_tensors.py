@@ -24,9 +24,10 @@ from mlcomp.formats.bitmask import Bitmask
 from mlcomp.formats.csr import CSR
 from mlcomp.formats.stored import Dense, Stored, restore
 from mlcomp.formats.two_four import TwoFour
-from mlcomp.layerwise.packed_linear import Packed
+from mlcomp.layerwise.weights import Replacement
 from mlcomp.models.quiet import quiet_transformers
 from mlcomp.resume import check_new_folder, new_folder
+from mlcomp.train.lora import LoRALinear
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Pruned weights, which no tool reads in such a form today.
@@ -65,7 +66,8 @@ def export_compressed_tensors(
 
     Uniform grids are packed: per row or in groups of consecutive columns, symmetric or affine, 1 to 8 bits. They may
     differ from layer to layer; layers with the same bits and group size share a config group. Every other layer is
-    stored dense and stands in the list ``ignore``.
+    stored dense and stands in the list ``ignore``. Writing needs no more than the model's own library; who reads it
+    needs transformers and compressed-tensors (the extra "deploy"), of 0.19 or later where bits do not divide 8.
 
     What the format no longer holds: `sparse-24-bitmask` and `sparse-bitmask` were removed from compressed-tensors
     after 0.14 and nothing installed today reads them. So a layer that is only pruned is stored dense, with its zeros;
@@ -84,6 +86,7 @@ def export_compressed_tensors(
         The names of the packed layers and of those left, and the bytes.
     Raises:
         TypeError: not a transformers model. ValueError: before anything is written: a folder that holds something; a
+            model with layers of another kind in it (packed, with adapters, quantized by others); a
             result that the format cannot hold, with the layer and the reason; a weight that is not what its result
             decodes to; without ``dtype`` a step that is no number of the model's dtype (pass ``scale_dtype`` to the
             method, or ``dtype`` here). What the format holds but transformers 5.23 does not read: affine grids of
@@ -119,8 +122,12 @@ def _check_model(model: Any, tokenizer: Any) -> None:
     config = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or config is None or not hasattr(model, "save_pretrained"):
         raise TypeError(f"model must be a transformers model, with its config, got {type(model).__name__}")
-    if any(isinstance(module, Packed) for module in model.modules()):
-        raise ValueError("model multiplies from packed weights: load it with packed=False")
+    for name, module in model.named_modules():
+        if isinstance(module, Replacement | LoRALinear):
+            raise ValueError(
+                f"layer {name!r} is a {type(module).__name__}, which no other program knows: load the model with "
+                "packed=False, merge_lora(model), or whatever gives it plain layers again"
+            )
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError("model is quantized already: its config has a quantization_config")
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):

@@ -6,9 +6,9 @@ gptq and rtn: at 4 bits in groups of 64 an affine grid with steps in float16 tak
 symmetric one with steps in float32 4.5; the affine grid has the smaller error all the same, for the range of a group
 is rarely symmetric. The range is cut where the squared error of the group is least. GPTQ then rounds the columns with
 the largest inputs first, while all others can still make up for them; the groups stay runs of neighbours, fitted to
-the weights as they were, so files and kernels need no permutation. Measured on SmolLM2 by
-``experiments/four_bit_recipes.py``: perplexity 18.3 (dense 16.9), where the same order on a symmetric grid without
-clipping has 20.2.
+the weights as they were, so files and kernels need no permutation. On SmolLM2, one draw of calibration text, inputs
+taken block by block, the perplexity is 18.3 (dense 16.9), where the same order on a symmetric grid without clipping
+has 20.2; ``experiments/four_bit_recipes.py`` measures it on several draws, stage by stage.
 """
 
 from collections.abc import Mapping

@@ -35,6 +35,8 @@ def unfit(layer: Layer, *, product: bool) -> str | None:
             return 'its weight is computed (pruned with a mask): torch.nn.utils.prune.remove(layer, "weight") first'
         if "weight_g" in parameters:
             return "its weight is computed (weight norm): torch.nn.utils.remove_weight_norm(layer) first"
+        if isinstance(vars(layer).get("weight"), Tensor):
+            return "its weight is packed: load the folder without packed=True"
         return (
             "its weight is computed (parametrized): torch.nn.utils.parametrize.remove_parametrizations(layer, "
             '"weight") first'

@@ -83,7 +83,8 @@ def _about(model: nn.Module, source: str | None, options: Mapping[str, Any] | No
     kind = type(model)
     about: dict[str, Any] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
     if source is not None:
-        check_source(source, options or {})
+        if check_source(source, options or {})[0] == "transformers":
+            raise ValueError("a model of transformers is built from its own configuration: leave source out")
         return about | {"source": source, "options": dict(options or {})}
     if options:
         raise ValueError(f"options belong to a source, and there is none: {dict(options)}")
@@ -142,7 +143,12 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         yield draft
         if folder.exists():
             os.replace(folder, old)
-        os.replace(draft, folder)
+        try:
+            os.replace(draft, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -26,12 +26,12 @@ Weights = dict[str, Tensor]
 
 def without_inputs(run: "CompressionRun", plan: Plan, bar: tqdm) -> Rows:
     """Compress layers whose methods look at the weight alone; the model runs only to see which experts it uses."""
-    methods = plan.methods
-    if plan.guessed and run.parts[0] is not None:
-        calls = trace_layers(run.model, run.parts[0], plan.guessed, plan.layers).calls
-        methods = plan.without_idle_experts(calls)
+    batches = run.parts[0]
+    calls: dict[str, int] = {}
+    if plan.guessed and batches is not None:
+        calls = dict(trace_layers(run.model, batches, plan.guessed, plan.layers).calls)
     rows: Rows = {}
-    _compress(run, plan, list(methods), [{}, {}], rows, bar, None)
+    _compress(run, plan, list(plan.without_idle_experts(calls)), [{}, {}], rows, bar, None)
     return rows
 
 
@@ -83,8 +83,8 @@ def all_from_the_dense(run: "CompressionRun", plan: Plan, size: int | None, bar:
     found: list[Walk] = []
     if size is None and not any(isinstance(part, Iterator) for part in run.parts):
         with walks(run.model, run.parts, plan.layers, plan.methods, run.valid) as proven:
-            for part in run.parts:
-                for call, _ in whole_runs(run.model, part or (), run.valid):
+            for batches in run.parts:
+                for call, _ in () if batches is None else whole_runs(run.model, batches, run.valid):
                     call()
         found = proven()
     rows: Rows = {}

@@ -121,7 +121,7 @@ def walks(
 
     Yields a function that then returns a :class:`Walk` for each chain that held. ``model`` is in eval mode already.
     """
-    first = next(iter(parts[0] or ()), None)
+    first = None if parts[0] is None else next(iter(parts[0]), None)
     followers: list[Follower] = []
     if first is not None:
         with suppress(Exception):  # a model that cannot be run on it says so to the caller

@@ -1,5 +1,6 @@
 """Every public function gives the same result whatever context its caller stands in, bit for bit."""
 
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -158,6 +159,13 @@ def saved_model() -> str:
     return path
 
 
+def kept() -> list[str]:
+    path = f"{FOLDER.name}/kept"
+    shutil.rmtree(path, ignore_errors=True)
+    deploy.compress_model("mlp", method="rtn", bits=4, out=path, data="noise", samples=8, progress=False)
+    return [path]
+
+
 def flat() -> object:
     return obs.flatten_network(*small())
 
@@ -181,8 +189,7 @@ def restored(kept):
 
 
 def loaded(folder):
-    model = layerwise.load(folder, net(), packed=True)
-    return layerwise.load(folder, net()), model, model[1].weight
+    return layerwise.load(folder, net()), layerwise.load(folder, net(), packed=True)
 
 
 def of_source(make, share, *arguments):
@@ -396,6 +403,12 @@ OTHERS = {
     # deploy, train, models, data
     "save_lora_adapter": lambda: partial(bytes_of_adapter, corrected()),
     "load_lora_adapter": lambda: partial(deploy.load_lora_adapter, net(), saved_adapter(corrected())),
+    # deploy
+    "compress_model": lambda: partial(
+        deploy.compress_model, conv_net(), method="gptq", bits=4, data=batches(), held_out=batches(), progress=False
+    ),
+    "compare_models": lambda: partial(deploy.compare_models, kept()),
+    "open_model": lambda: partial(deploy.open_model, "mlp"),
     "train": lambda: partial(trained, net(), images(), labels()),
     "add_lora": lambda: partial(add_lora, net(), ["1"], rank=2, alpha=4.0),
     "merge_lora": lambda: partial(merge_lora, corrected()),

@@ -21,11 +21,23 @@ FLOORS = (
     ("budget", "compare", "distill"),
     ("kernels",),
     ("deploy",),
+    ("cli",),
 )
 # On one floor the rooms stand apart, but for these.
 DOORS = {"formats": {"sources"}, "models": {"assets", "data"}, "data": {"assets"}}
 # Modules at the root serve every floor.
-GROUND = {"addresses", "checks", "context", "extras", "fingerprint", "modes", "notebook", "references", "resume"}
+GROUND = {
+    "addresses",
+    "checks",
+    "context",
+    "extras",
+    "fingerprint",
+    "modes",
+    "notebook",
+    "references",
+    "resume",
+    "terminal",
+}
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 HEAVY = ["triton", "transformers", "matplotlib", "sklearn", "nbgrader", "IPython", "compressed_tensors", "peft"]
 

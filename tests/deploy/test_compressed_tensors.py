@@ -17,6 +17,7 @@ from mlcomp.layerwise import compress, load, load_results, save
 from mlcomp.models.quiet import quiet_transformers
 from mlcomp.obs import sparsegpt
 from mlcomp.quant import gptq, lloyd_max, rtn, table_quantize
+from mlcomp.train import add_lora
 
 transformers = pytest.importorskip("transformers", reason="needs the extra deploy")
 pytest.importorskip("compressed_tensors", reason="needs the extra deploy")
@@ -84,11 +85,12 @@ AFFINE = partial(gptq, bits=4, group_size=16)
 
 
 @pytest.mark.parametrize("method", [SYMMETRIC, AFFINE, joint], ids=["symmetric", "affine", "2:4 and 4 bits"])
-def test_plain_transformers_reads_the_same_model(tmp_path, method):
+def test_plain_transformers_reads_the_same_model(tmp_path, method, capsys):
     model, results = compressed(made(tmp_path), method)
     done = export_compressed_tensors(model, results, tmp_path / "out")
     assert set(done.packed) == set(results) == {Q, K, V, O, GATE, UP, DOWN} and done.left == ("lm_head",)
     again = read(tmp_path / "out")
+    assert capsys.readouterr() == ("", "")  # no bars, neither written nor read
     assert difference(model, again) == 0.0
     for name, result in results.items():
         assert torch.equal(again.get_submodule(name).weight, result.dequantize())
@@ -185,7 +187,7 @@ def test_what_compress_keeps_and_what_a_saved_model_holds_are_results(tmp_path):
     export_compressed_tensors(load(tmp_path / "saved"), again, tmp_path / "again")
     for name in files(tmp_path / "out"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    with pytest.raises(ValueError, match="multiplies from packed weights: load it with packed=False"):
+    with pytest.raises(ValueError, match=r"q_proj' is a PackedLinear, .*load the model with packed=False"):
         export_compressed_tensors(load(tmp_path / "saved", packed=True), again, tmp_path / "packed")
 
 
@@ -287,6 +289,7 @@ def test_what_cannot_be_expressed_is_refused_by_the_layers_name(tmp_path):
 
 
 def test_other_models_are_refused(tmp_path):
+    llama = made(tmp_path)
     config = transformers.GPT2Config(vocab_size=61, n_embd=32, n_layer=1, n_head=4, n_positions=40)
     model = made(tmp_path, config)
     result = rtn(model.transformer.h[0].attn.c_attn.weight.detach().T, bits=4)
@@ -294,6 +297,8 @@ def test_other_models_are_refused(tmp_path):
     refused(tmp_path, nn.Linear(3, 3), {}, TypeError, "must be a transformers model, with its config, got Linear")
     refused(tmp_path, model, {}, TypeError, "dtype must be one of", dtype=torch.int8)
     refused(tmp_path, model, {}, TypeError, "tokenizer must be one of transformers, got str", tokenizer="gpt2")
+    with pytest.raises(ValueError, match=r"q_proj' is a LoRALinear, .*merge_lora\(model\)"):
+        export_compressed_tensors(add_lora(llama, [Q], rank=1, alpha=1), {}, tmp_path / "out")
     model.config.quantization_config = {"quant_method": "gptq"}
     refused(tmp_path, model, {}, ValueError, "is quantized already")
 

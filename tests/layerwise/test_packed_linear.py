@@ -6,7 +6,15 @@ import torch
 from torch import nn
 
 from mlcomp.formats import Stored, TwoFour, store
-from mlcomp.layerwise import PackedConv, PackedLinear, is_layer, packed_linear, set_weight_matrix, weight_matrix
+from mlcomp.layerwise import (
+    PackedConv,
+    PackedLinear,
+    compress,
+    is_layer,
+    packed_linear,
+    set_weight_matrix,
+    weight_matrix,
+)
 from mlcomp.layerwise.packed_linear import packed_layer
 from mlcomp.prune import magnitude
 from mlcomp.quant import onebit_decompose, quip, rtn
@@ -145,6 +153,12 @@ def test_transformers_conv1d():
     x = torch.randn(2, 3, 6)
     torch.testing.assert_close(packed(x), layer(x), rtol=1e-6, atol=1e-6)
     assert torch.equal(packed.weight, layer.weight)
+
+
+def test_a_packed_model_is_not_compressed_again(as_user):
+    _, packed = pair("four_bits")
+    with pytest.raises(ValueError, match="load the folder without packed=True"):
+        compress(nn.Sequential(packed), [torch.randn(3, 16)], KINDS["three_bits"], progress=False)
 
 
 def test_bad_input(as_user):

@@ -1,4 +1,5 @@
 import functools
+import os
 import sys
 
 import pytest
@@ -216,6 +217,18 @@ def test_an_error_while_writing_leaves_the_old_folder(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save(mlp(), {}, tmp_path / "m", overwrite=True)
     assert same(load(tmp_path / "m", fresh), model) and [p.name for p in tmp_path.iterdir()] == ["m"]
+    monkeypatch.undo()
+    replace = os.replace
+
+    def refused(old, new):
+        if str(old).endswith(".partial") and str(new).endswith("m"):
+            raise OSError(13, "Permission denied")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(OSError, match="Permission"):
+        save(mlp(), {}, tmp_path / "m", overwrite=True)
+    assert same(load(tmp_path / "m", fresh), model) and [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def test_models_that_cannot_be_saved_are_told(tmp_path, as_user):
@@ -237,6 +250,8 @@ def test_models_that_cannot_be_saved_are_told(tmp_path, as_user):
     for source in ("resnet18", "timm:hf-hub:a/b", "torchvision:../x", 3):
         with pytest.raises(ValueError, match="source must be"):
             save(model, report.results, tmp_path / "n", source=source)
+    with pytest.raises(ValueError, match="leave source out"):
+        save(model, report.results, tmp_path / "n", source="transformers:BertModel")
     for options in ({"pretrained": True}, {"name": "x"}, {"weights_backbone": None}):
         with pytest.raises(ValueError, match="option"):
             save(model, report.results, tmp_path / "n", source="timm:x", options=options)

@@ -224,6 +224,33 @@ def test_the_plain_stack_is_a_chain(parts):
     assert check_same(parts, Stack(), list(torch.randn(2, 5, 8))) == [["blocks.0", "blocks.1", "blocks.2"]]
 
 
+class Routed(Stack):
+    """Three experts in one tensor; the sign and size of a token's first entry say which of them it goes to."""
+
+    class Mixture(Plain):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(3, 8, 8) / 3)
+
+        def forward(self, x):
+            x, y = super().forward(x), torch.zeros_like(x)
+            where = (x[:, 0] > -0.5).long() + (x[:, 0] > 0.5).long()
+            for i in range(3):
+                y[where == i] = F.linear(x[where == i], self.experts[i])
+            return x + torch.tanh(y)
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Mixture() for _ in range(2))
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_experts(parts, sequential):
+    torch.manual_seed(0)
+    found = check_same(parts, Routed(), list(torch.randn(3, 20, 8)), sequential=sequential)
+    assert found == [["blocks.0", "blocks.1"]]
+
+
 class Twice(Stack):
     def forward(self, x):
         return self.blocks[1](self.blocks[0](self.blocks[1](x)))

@@ -31,6 +31,7 @@ def test_at_first_nothing_changes_to_the_bit(dtype):
     assert list(lora_layers(model)) == ["0"] and model[0].lora_A.shape == (3, 6)
     assert model[0].lora_A.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert torch.equal(model(X.to(dtype)), dense(X.to(dtype)))
+    assert {p for p in model.parameters() if p.requires_grad} == set(lora_parameters(model))  # "2.0" is frozen, too
 
 
 def test_the_formula_by_hand():
