@@ -3,7 +3,7 @@ r"""A sparse matrix as a bitmask: one bit for each weight says whether it is kep
 Notation: W weight (out, inp), nnz weights that are not zero, v bits of a value: $v\,\mathrm{nnz}$ bits, and out·inp
 more for the mask. A bit for every weight is 1/16 of a dense 16-bit matrix, so the format is smaller than dense from
 6.25 % zeros on. The price is the product: the place of a value in the list is the number of ones before it.
-Source: Zhu and Gupta 2017, arXiv:1710.01878, section 5 (what bit-mask and CSR cost).   Syllabus: 3.06
+Source: Zhu and Gupta 2017, arXiv:1710.01878 (what bit-mask and CSR cost).   Syllabus: 3.06
 """
 
 from dataclasses import dataclass

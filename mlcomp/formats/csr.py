@@ -3,7 +3,7 @@ r"""Compressed sparse rows (CSR): the kept weights row by row, the column of eac
 Notation: W weight (out, inp), nnz weights that are not zero; row n holds the values $p_n, \dots, p_{n+1} - 1$ of the
 list, so $y_n = \sum_{i=p_n}^{p_{n+1}-1} v_i\, x_{c_i}$. A column index of 32 bits beside a 16-bit value is the
 lecture's overhead of 200 %: the format is smaller than dense from 66.7 % zeros on.
-Source: Zhu and Gupta 2017, arXiv:1710.01878, section 5 (what bit-mask and CSR cost).   Syllabus: 3.06
+Source: Zhu and Gupta 2017, arXiv:1710.01878 (what bit-mask and CSR cost).   Syllabus: 3.06
 """
 
 from dataclasses import dataclass

@@ -22,7 +22,17 @@ from mlcomp.prune.during_training import (
     rigl,
     sparse_evolution,
 )
-from mlcomp.prune.importance import global_magnitude, layer_normalized, magnitude, random_pruning, wanda
+from mlcomp.prune.importance import (
+    channel_permutation,
+    global_magnitude,
+    group_magnitude,
+    kept_magnitude,
+    layer_normalized,
+    magnitude,
+    permutation_efficacy,
+    random_pruning,
+    wanda,
+)
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 from mlcomp.prune.post_training import (
     FinetunedLayer,
@@ -32,11 +42,23 @@ from mlcomp.prune.post_training import (
     sparsegpt,
     weight_correction,
 )
+from mlcomp.prune.structured import (
+    Group,
+    Member,
+    dependency_groups,
+    find_group,
+    fixed_channels,
+    group_weights,
+    permute_channels,
+    remove_channels,
+)
 
 __all__ = [
     "BestSubset",
     "FinetunedLayer",
     "GradualPruning",
+    "Group",
+    "Member",
     "SparseTraining",
     "Ticket",
     "adaprune",
@@ -44,15 +66,22 @@ __all__ = [
     "best_subset",
     "bias_correction",
     "calibrate",
+    "channel_permutation",
     "connection_sensitivity",
     "cubic_schedule",
+    "dependency_groups",
     "erdos_renyi",
     "erdos_renyi_densities",
+    "find_group",
+    "fixed_channels",
     "global_magnitude",
     "gradient_flow",
     "gradual_pruning",
     "grasp",
+    "group_magnitude",
+    "group_weights",
     "keep_zeros",
+    "kept_magnitude",
     "kept_share",
     "layer_normalized",
     "layer_weights",
@@ -61,8 +90,11 @@ __all__ = [
     "masked_finetune",
     "network_sparsity",
     "nm_mask",
+    "permutation_efficacy",
+    "permute_channels",
     "pruning_snr",
     "random_pruning",
+    "remove_channels",
     "rigl",
     "shuffled_zeros",
     "smallest_mask",

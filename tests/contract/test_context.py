@@ -347,6 +347,10 @@ OTHERS = {
     "pack_w4": lambda: partial(quant.pack_w4, quant.rtn(W, bits=4)),
     "w4a16_matmul": lambda: partial(quant.w4a16_matmul, drawn(3, 16), quant.pack_w4(quant.rtn(W, bits=4))),
     # prune
+    "group_magnitude": lambda: partial(prune.group_magnitude, drawn(4, 3, 3, 3), granularity="kernel", sparsity=0.5),
+    "permute_channels": lambda: partial(
+        prune.permute_channels, net(), prune.dependency_groups(net(), images(2))[0], torch.arange(8).flip(0)
+    ),
     "connection_sensitivity": lambda: partial(prune.connection_sensitivity, net(), images(), labels()),
     "snip": lambda: partial(prune.snip, net(), images(), labels(), sparsity=0.5),
     "gradual_pruning": lambda: partial(

@@ -85,6 +85,7 @@ def good() -> dict[str, object]:
         "kmeans.entries": 3,
         "kmeans.generator": None,
         "kmeans_assign.codebook": points[:3],
+        "granularity": "filter",
         "weights": weight,  # in a list, see call()
         "scores": weight,
         "count": 3,
