@@ -1,4 +1,4 @@
-"""The one training loop of the course: mini-batches, AdamW, warm-up and cosine decay, checkpoints.
+"""The one training loop of the course: mini-batches, AdamW or SGD, warm-up and cosine decay, checkpoints.
 
 Notation: an epoch is one pass over the inputs in a fresh random order.
 Source: Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW); the same 2017, arXiv:1608.03983, eq. (5)
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from mlcomp.checks import check_finite, check_positive, check_whole
+from mlcomp.checks import check_finite, check_interval, check_positive, check_whole
 from mlcomp.context import isolated_run
 from mlcomp.modes import keeping_modes
 from mlcomp.resume import hash_model, hash_values, replacing
@@ -40,8 +40,10 @@ def train(
     batch_size: int = 64,
     seed: int = 0,
     weight_decay: float = 0.0,
+    momentum: float | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    before_step: Callable[[int], None] | None = None,
     after_step: Callable[[int], None] | None = None,
     checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
@@ -56,9 +58,12 @@ def train(
         lr: peak learning rate, reached linearly over the first tenth of the steps; then it falls to zero as a cosine.
         batch_size: the last batch of an epoch may be smaller, unless it would hold one sample (BatchNorm needs two).
         seed: of the order, the augmentation and layers such as dropout; the global random state is left alone.
-        weight_decay: decoupled, as in AdamW.
+        weight_decay: decoupled, as in AdamW; with ``momentum`` a part of the gradient.
+        momentum: train by SGD with this momentum, in [0, 1). None: by AdamW.
         augment: ``augment(batch, generator)`` returns the batch to train on.
         loss: ``loss(model(batch), labels)``, a scalar mean.
+        before_step: ``before_step(n)`` is called between the n-th gradient and its step; it may change the gradients
+            in place (add that of a penalty, say).
         after_step: ``after_step(n)`` is called after the n-th optimizer step, n = 1, 2, … through all epochs; it may
             change the model in place (keep masked weights at zero, say). What it remembers between calls is not in
             the checkpoint unless it is a parameter or buffer of the model.
@@ -73,26 +78,31 @@ def train(
     Guarantee: the same arguments give the same weights, bit for bit, on the same machine and number of threads,
         whether or not the run was interrupted and resumed.
     """
-    _check(model, inputs, labels, epochs=epochs, lr=lr)
+    _check(model, inputs, labels, epochs=epochs, lr=lr, momentum=momentum)
     trained = [p for p in model.parameters() if p.requires_grad]
     starts = batch_starts(len(inputs), batch_size)
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(epochs * len(starts)))
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+    if momentum is not None:
+        optimizer = torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_share(epochs * len(starts)))
     state = _State(model, optimizer, schedule, [])
     run: dict[str, object] = {}
     if checkpoint is not None:
         run = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "weight_decay": weight_decay}
         run |= {"model": hash_model(model), "trained": [n for n, p in model.named_parameters() if p.requires_grad]}
         parts = {"inputs": inputs, "labels": labels, "augment": augment, "loss": loss, "after_step": after_step}
+        if before_step is not None:
+            parts["before_step"] = before_step
+        if momentum is not None:
+            run["momentum"] = momentum
         run |= {name: hash_values(part) for name, part in parts.items()}
         state.load(Path(checkpoint), run)
+    hooks = (before_step, after_step)
     with keeping_modes(model):
         model.train()
         bar = tqdm(range(len(state.loss), epochs), desc="epochs", disable=not progress)
         for epoch in bar:
-            state.loss.append(
-                _epoch(state, inputs, labels, starts, batch_size, (seed, epoch), augment, loss, after_step)
-            )
+            state.loss.append(_epoch(state, inputs, labels, starts, batch_size, (seed, epoch), augment, loss, hooks))
             bar.set_postfix(loss=f"{state.loss[-1]:.4f}")
             if checkpoint is not None:
                 state.save(Path(checkpoint), run)
@@ -125,8 +135,8 @@ def random_batches(samples: int, batch_size: int, *, seed: int) -> Iterator[Tens
                 yield chosen
 
 
-def _factor(steps: int) -> Callable[[int], float]:
-    """Return the share of the peak learning rate at each of ``steps`` steps: never zero, 1 at the end of warm-up."""
+def learning_rate_share(steps: int) -> Callable[[int], float]:
+    """Return the share of the peak learning rate at step 0, 1, …, ``steps`` − 1: never zero, 1 when warm-up ends."""
     warm = max(1, round(0.1 * steps))
 
     def share(step: int) -> float:
@@ -146,9 +156,10 @@ def _epoch(
     seeds: tuple[int, int],
     augment: Callable[[Tensor, torch.Generator], Tensor] | None,
     loss: Callable[[Tensor, Tensor], Tensor],
-    after_step: Callable[[int], None] | None,
+    hooks: tuple[Callable[[int], None] | None, Callable[[int], None] | None],
 ) -> float:
     """Train one epoch; all its randomness comes from (seed, epoch), so that a resumed run repeats it."""
+    before_step, after_step = hooks
     generator = torch.Generator().manual_seed(seeds[0] * 1_000_003 + seeds[1])
     order = torch.randperm(len(inputs), generator=generator, device="cpu")
     device = next(state.model.parameters()).device
@@ -165,6 +176,8 @@ def _epoch(
             check_finite(f"the loss in epoch {seeds[1]}", value.detach())
             state.optimizer.zero_grad()
             value.backward()
+            if before_step is not None:
+                before_step(done)
             state.optimizer.step()
             state.schedule.step()
             if after_step is not None:
@@ -212,13 +225,17 @@ class _State:
         self.loss[:] = saved["loss"]
 
 
-def _check(model: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, lr: float) -> None:
+def _check(
+    model: nn.Module, inputs: Tensor, labels: Tensor, *, epochs: int, lr: float, momentum: float | None
+) -> None:
     if len(inputs) != len(labels) or len(inputs) == 0:
         raise ValueError(f"inputs and labels must have the same length ≥ 1, got {len(inputs)} and {len(labels)}")
     if inputs.is_floating_point():
         check_finite("inputs", inputs)
     check_whole("epochs", epochs, 1)
     check_positive("lr", lr)
+    if momentum is not None:
+        check_interval("momentum", momentum, "[0, 1)")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("the model has no parameter that requires a gradient, so there is nothing to train")
     if any(p.is_inference() for p in model.parameters()):
