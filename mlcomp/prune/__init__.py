@@ -5,7 +5,16 @@ from mlcomp.layerwise.bias_correction import bias_correction
 from mlcomp.layerwise.weights import keep_zeros, layer_weights, network_sparsity, with_weights
 from mlcomp.prune.at_initialization import connection_sensitivity, snip
 from mlcomp.prune.during_training import GradualPruning, cubic_schedule, gradual_pruning
-from mlcomp.prune.importance import global_magnitude, layer_normalized, magnitude, random_pruning, wanda
+from mlcomp.prune.importance import (
+    channel_importance,
+    channel_loss_changes,
+    global_magnitude,
+    layer_normalized,
+    magnitude,
+    random_pruning,
+    wanda,
+    weight_importance,
+)
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 from mlcomp.prune.post_training import (
     FinetunedLayer,
@@ -41,6 +50,8 @@ __all__ = [
     "best_subset",
     "bias_correction",
     "calibrate",
+    "channel_importance",
+    "channel_loss_changes",
     "connection_sensitivity",
     "cubic_schedule",
     "dependency_groups",
@@ -68,6 +79,7 @@ __all__ = [
     "train_gammas",
     "wanda",
     "weight_correction",
+    "weight_importance",
     "with_weights",
 ]
 

@@ -54,7 +54,7 @@ def test_one_step_is_adamws():
     assert history.loss[0] == pytest.approx(nn.functional.cross_entropy(start(x), y).item(), rel=1e-5)
 
 
-def test_sgd_with_momentum_and_a_gradient_changed_before_the_step():
+def test_sgd_with_momentum_and_a_gradient_changed_before_the_step(as_user):
     """Three steps on one batch, written out: v ← μv + g + decay·w + 1, w ← w − lr·share·v."""
     x, y = problem(10)
     model, by_hand = nn.Linear(8, 3).double(), nn.Linear(8, 3).double()
@@ -89,7 +89,7 @@ def test_learning_rate_rises_for_a_tenth_then_falls_as_a_cosine():
     assert shares[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
     assert shares[9] == 1 == max(shares) and 0 < shares[100] < 1e-3
     assert shares[55] == pytest.approx(0.5)  # half way down: 46 of 92 steps after the peak
-    assert _factor(1)(0) == 1
+    assert learning_rate_share(1)(0) == 1
 
 
 def test_same_seed_same_weights_another_seed_others():

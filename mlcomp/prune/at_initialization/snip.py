@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from mlcomp.checks import check_finite, check_sparsity
 from mlcomp.context import isolated_run
 from mlcomp.layerwise.attention import split_attention
-from mlcomp.layerwise.fit import choose_layers, copy_model
+from mlcomp.layerwise.fit import copy_model
 from mlcomp.layerwise.weights import layer_weights
 from mlcomp.prune.importance.magnitude import prune_lowest
+from mlcomp.prune.importance.taylor import weight_gradients
 
 
 @isolated_run
@@ -50,21 +51,12 @@ def connection_sensitivity(
         check_finite("inputs", inputs)
     student = split_attention(copy_model(model).train())
     names = list(layer_weights(student, layers))
-    chosen, _ = choose_layers(student, names, tied="allow")
-    parameters = [layer.weight.requires_grad_() for layer in chosen.values()]
-    device = parameters[0].device
-    with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    device = next(student.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        value = loss(student(inputs.to(device)), labels.to(device))
-        check_finite("the loss", value.detach())
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    scores = {}
-    for name, weight, gradient in zip(names, parameters, gradients, strict=True):
-        if gradient is None:
-            raise ValueError(f"layer {name!r} has no part in the loss: leave it out through layers=")
-        check_finite(f"the gradient of layer {name!r}", gradient)
-        scores[name] = (gradient * weight.detach()).abs()
-    return scores
+        gradients = weight_gradients(student, names, inputs.to(device), labels.to(device), loss)
+    weights = layer_weights(student, names)
+    return {name: (gradients[name] * weights[name]).abs() for name in names}
 
 
 @isolated_run

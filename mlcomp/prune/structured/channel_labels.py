@@ -17,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 Labels = dict[int, Tensor]
 
 WHOLE = -1
+UNLABELLED = torch.zeros(1, dtype=torch.int64, device="cpu")
 
 
 class LabelTrace:
@@ -45,7 +46,7 @@ class LabelTrace:
         """Return ``count`` new labels."""
         first = len(self.parent)
         self.parent.extend(range(first, first + count))
-        return torch.arange(first, first + count)
+        return torch.arange(first, first + count, device="cpu")
 
     def anchors(self, labels: Tensor) -> list[int]:
         """Return for each label the smallest of those joined with it."""
@@ -61,7 +62,7 @@ class LabelTrace:
         """Return for each label the one that stands for all those joined with it; 0 if they cannot be removed."""
         reasons = self.reasons
         found = [0 if anchor in reasons else anchor for anchor in self.anchors(labels)]
-        return torch.tensor(found, dtype=torch.int64).reshape(labels.shape)
+        return torch.tensor(found, dtype=torch.int64, device="cpu").reshape(labels.shape)
 
     def join(self, a: Tensor, b: Tensor, reason: str = "") -> None:
         """Join the labels at the same places of two tensors; ``reason`` is kept where one of them is 0."""
@@ -118,10 +119,7 @@ class LabelTrace:
         """
         if not any(dim in labels for labels, dim in places):
             return None
-        rows = [
-            labels.get(dim, labels.get(WHOLE, torch.zeros(1, dtype=torch.int64))).expand(size)
-            for labels, dim in places
-        ]
+        rows = [labels.get(dim, labels.get(WHOLE, UNLABELLED)).expand(size) for labels, dim in places]
         for row in rows[1:]:
             self.join(rows[0], row, reason)
         return self.roots(rows[0])

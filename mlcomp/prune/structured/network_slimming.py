@@ -101,7 +101,7 @@ def train_gammas(
         strength: λ. All in all a γ without other gradient moves by λ·Σ(learning rates)/(1 − momentum), without the
             last factor in the proximal form: a λ for which this is one to three times the γ of the start works.
         step: "subgradient", as in the paper, after which γ swings around 0 by about the last learning rate times λ;
-            or "proximal", after which it is exactly 0. There momentum belongs to the loss alone; give it 0.
+            or "proximal", after which it is exactly 0. There momentum is of the loss alone, so λ has to be larger.
         options: all others of ``train``. An optimizer that rescales gradients, such as AdamW, would rescale the
             penalty away: here it is always SGD.
     Raises:
@@ -201,9 +201,8 @@ def _call(hook: Callable[[int], None] | None, number: int) -> None:
 
 def _scores(group: Group, gammas: dict[str, Tensor]) -> list[float]:
     """Return the largest |γ| of each channel; nothing where none of the members is a BatchNorm."""
-    rows = [
-        gammas[m.name][torch.tensor(m.indices)].amax(1) for m in group.members if m.axis == "out" and m.name in gammas
-    ]
+    norms = [member for member in group.members if member.axis == "out" and member.name in gammas]
+    rows = [gammas[member.name].cpu()[torch.tensor(member.indices)].amax(1) for member in norms]
     return torch.stack(rows).amax(0).tolist() if rows else []
 
 
