@@ -99,7 +99,7 @@ def train_gammas(
         model: not modified.
         inputs, labels, epochs, lr, momentum: as for :func:`mlcomp.train.train`.
         strength: λ. All in all a γ without other gradient moves by λ·Σ(learning rates)/(1 − momentum), without the
-            last factor in the proximal form: a λ for which this is one to three times the γ of the start works.
+            last factor in the proximal form: a λ for which this is a few times the γ of the start works.
         step: "subgradient", as in the paper, after which γ swings around 0 by about the last learning rate times λ;
             or "proximal", after which it is exactly 0. There momentum is of the loss alone, so λ has to be larger.
         options: all others of ``train``. An optimizer that rescales gradients, such as AdamW, would rescale the
