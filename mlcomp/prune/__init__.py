@@ -23,6 +23,8 @@ from mlcomp.prune.during_training import (
     sparse_evolution,
 )
 from mlcomp.prune.importance import (
+    channel_importance,
+    channel_loss_changes,
     channel_permutation,
     global_magnitude,
     group_magnitude,
@@ -32,6 +34,7 @@ from mlcomp.prune.importance import (
     permutation_efficacy,
     random_pruning,
     wanda,
+    weight_importance,
 )
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 from mlcomp.prune.post_training import (
@@ -45,12 +48,16 @@ from mlcomp.prune.post_training import (
 from mlcomp.prune.structured import (
     Group,
     Member,
+    Slimmed,
     dependency_groups,
     find_group,
     fixed_channels,
     group_weights,
+    network_slimming,
     permute_channels,
     remove_channels,
+    slimming_channels,
+    train_gammas,
 )
 
 __all__ = [
@@ -59,6 +66,7 @@ __all__ = [
     "GradualPruning",
     "Group",
     "Member",
+    "Slimmed",
     "SparseTraining",
     "Ticket",
     "adaprune",
@@ -66,6 +74,8 @@ __all__ = [
     "best_subset",
     "bias_correction",
     "calibrate",
+    "channel_importance",
+    "channel_loss_changes",
     "channel_permutation",
     "connection_sensitivity",
     "cubic_schedule",
@@ -88,6 +98,7 @@ __all__ = [
     "lottery_tickets",
     "magnitude",
     "masked_finetune",
+    "network_slimming",
     "network_sparsity",
     "nm_mask",
     "permutation_efficacy",
@@ -97,12 +108,15 @@ __all__ = [
     "remove_channels",
     "rigl",
     "shuffled_zeros",
+    "slimming_channels",
     "smallest_mask",
     "snip",
     "sparse_evolution",
     "sparsegpt",
+    "train_gammas",
     "wanda",
     "weight_correction",
+    "weight_importance",
     "with_weights",
 ]
 

@@ -87,7 +87,7 @@ def train(
     state = _State(model, optimizer(trained, lr=lr, weight_decay=weight_decay), [])
     for group in state.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    calls = _Calls(_factor(epochs * len(starts)), augment, loss, before_step, after_step)
+    calls = _Calls(learning_rate_share(epochs * len(starts)), augment, loss, before_step, after_step)
     run: dict[str, object] = {}
     if checkpoint is not None:
         run = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "weight_decay": weight_decay}
@@ -139,8 +139,8 @@ def random_batches(samples: int, batch_size: int, *, seed: int) -> Iterator[Tens
                 yield chosen
 
 
-def _factor(steps: int) -> Callable[[int], float]:
-    """Return the share of the peak learning rate at each of ``steps`` steps: never zero, 1 at the end of warm-up."""
+def learning_rate_share(steps: int) -> Callable[[int], float]:
+    """Return the share of the peak learning rate at step 0, 1, …, ``steps`` − 1: never zero, 1 when warm-up ends."""
     warm = max(1, round(0.1 * steps))
 
     def share(step: int) -> float:

@@ -77,6 +77,10 @@ def conv_net() -> nn.Sequential:
     return nn.Sequential(conv, norm, nn.ReLU(), nn.Flatten(), linear)
 
 
+def conv_group() -> prune.Group:
+    return prune.dependency_groups(conv_net(), images(1))[0]
+
+
 def small() -> tuple:
     model = seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)))
     return model, drawn(8, 3), labels(8) % 2, cross_entropy
@@ -362,6 +366,30 @@ OTHERS = {
     "smallest_mask": lambda: partial(prune.smallest_mask, W, 5),
     "nm_mask": lambda: partial(prune.nm_mask, W, (2, 4)),
     "calibrate": lambda: partial(prune.calibrate, net(), sparse_net(), batches(), finetune_steps=3),
+    "channel_importance": lambda: partial(prune.channel_importance, conv_net(), images(), labels(), ["0", "1"]),
+    "channel_loss_changes": lambda: partial(
+        prune.channel_loss_changes, conv_net(), images(), labels(), {"1": [0, 2]}
+    ),
+    "weight_importance": lambda: partial(prune.weight_importance, conv_net(), images(), labels()),
+    "dependency_groups": lambda: partial(prune.dependency_groups, conv_net(), images(1)),
+    "fixed_channels": lambda: partial(prune.fixed_channels, conv_net(), images(1)),
+    "group_weights": lambda: partial(prune.group_weights, conv_net(), conv_group()),
+    "remove_channels": lambda: partial(prune.remove_channels, conv_net(), {conv_group(): [1]}, fold=batches()),
+    "train_gammas": lambda: partial(
+        prune.train_gammas, conv_net(), images(), labels(), strength=0.1, epochs=2, progress=False
+    ),
+    "slimming_channels": lambda: partial(prune.slimming_channels, conv_net(), [conv_group()], share=0.5),
+    "network_slimming": lambda: partial(
+        prune.network_slimming,
+        conv_net(),
+        images(),
+        labels(),
+        share=0.5,
+        strength=0.1,
+        epochs=2,
+        finetune_epochs=1,
+        progress=False,
+    ),
     # obs
     "fisher_inverse": lambda: partial(obs.fisher_inverse, drawn(5, 4), damping=0.1),
     "empirical_fisher_gradients": lambda: (lambda f: partial(obs.empirical_fisher_gradients, f, f.theta))(flat()),
@@ -424,7 +452,7 @@ OTHERS = {
 LEFT_OUT = {
     "they make no tensors, or a generator makes them where it is read": """packed_nbytes sparse_nbytes is_layer hooked
         replace_module batchnorm_pairs cubic_schedule choose_levels density_levels pareto_front layer_nbytes
-        layer_time layer_energy balance_tokens peak_rate batch_starts committed_table committed_results
+        layer_time layer_energy balance_tokens peak_rate batch_starts find_group committed_table committed_results
         python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches
         lora_layers lora_parameters""",
     "it takes models of transformers, and its own test calls it": "export_compressed_tensors",

@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch import nn
 
 from mlcomp.train import random_batches, train
-from mlcomp.train.loop import _factor
+from mlcomp.train.loop import learning_rate_share
 
 
 def problem(n=60):
@@ -54,12 +55,40 @@ def test_one_step_is_adamws():
     assert history.loss[0] == pytest.approx(nn.functional.cross_entropy(start(x), y).item(), rel=1e-5)
 
 
+def test_sgd_with_momentum_and_a_gradient_changed_before_the_step(as_user):
+    """Three steps on one batch, written out: v ← μv + g + decay·w + 1, w ← w − lr·share·v."""
+    x, y = problem(10)
+    model, by_hand = nn.Linear(8, 3).double(), nn.Linear(8, 3).double()
+    by_hand.load_state_dict(model.state_dict())
+    seen = []
+
+    def before_step(step, optimizer):
+        seen.append(step)
+        for p in model.parameters():
+            p.grad.add_(1)
+
+    sgd = functools.partial(torch.optim.SGD, momentum=0.9)
+    options = {"lr": 0.1, "optimizer": sgd, "weight_decay": 0.01, "before_step": before_step}
+    train(model, x.double(), y, epochs=3, batch_size=10, progress=False, **options)
+    velocity = [torch.zeros_like(p) for p in by_hand.parameters()]
+    for step in range(3):
+        gradients = torch.autograd.grad(
+            nn.functional.cross_entropy(by_hand(x.double()), y), list(by_hand.parameters())
+        )
+        for p, v, g in zip(by_hand.parameters(), velocity, gradients, strict=True):
+            v.mul_(0.9).add_(g + 0.01 * p.detach() + 1)
+            p.data.sub_(0.1 * learning_rate_share(3)(step) * v)
+    assert seen == [1, 2, 3]
+    for p, q in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)  # sums of ten samples, in another order
+
+
 def test_learning_rate_rises_for_a_tenth_then_falls_as_a_cosine():
-    shares = [_factor(101)(step) for step in range(101)]
+    shares = [learning_rate_share(101)(step) for step in range(101)]
     assert shares[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
     assert shares[9] == 1 == max(shares) and 0 < shares[100] < 1e-3
     assert shares[55] == pytest.approx(0.5)  # half way down: 46 of 92 steps after the peak
-    assert _factor(1)(0) == 1
+    assert learning_rate_share(1)(0) == 1
 
 
 def test_same_seed_same_weights_another_seed_others():

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from mlcomp.checks import check_finite, check_positive, check_sparsity
 from mlcomp.context import isolated_run
 from mlcomp.layerwise.weights import layer_weights
-from mlcomp.prune.at_initialization.snip import gradients, scoring_loss
+from mlcomp.prune.at_initialization.snip import batch_gradients
 from mlcomp.prune.importance.magnitude import prune_lowest
 
 
@@ -52,14 +52,16 @@ def gradient_flow(
     def cooled(outputs: Tensor, labels: Tensor) -> Tensor:
         return loss(outputs / temperature, labels)
 
-    with scoring_loss(model, inputs, labels, loss=cooled, layers=layers, seed=seed) as (value, weights):
-        first = gradients(value, weights, create_graph=True)
-        flow = torch.stack([(g.detach() * g).sum() for g in first.values()]).sum()
-        parameters = list(weights.values())
-        if flow.requires_grad:
-            products = torch.autograd.grad(flow, parameters, materialize_grads=True)
-        else:  # a loss that is linear in the weights has no second derivatives
-            products = tuple(map(torch.zeros_like, parameters))
+    weights, gradients = batch_gradients(
+        model, inputs, labels, loss=cooled, layers=layers, seed=seed, create_graph=True
+    )
+    parameters = list(weights.values())
+    with torch.enable_grad():
+        flow = torch.stack([(g.detach() * g).sum() for g in gradients.values()]).sum()
+    if flow.requires_grad:
+        products = torch.autograd.grad(flow, parameters, materialize_grads=True)
+    else:  # a loss that is linear in the weights has no second derivatives
+        products = tuple(map(torch.zeros_like, parameters))
     for name, product in zip(weights, products, strict=True):
         check_finite(f"the Hessian's product of layer {name!r}", product)
     return {name: weight.detach() * hg for (name, weight), hg in zip(weights.items(), products, strict=True)}

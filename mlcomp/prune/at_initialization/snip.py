@@ -6,8 +6,7 @@ sum, which changes no order). The largest stay.
 Source: Lee, Ajanthan, Torr 2019, arXiv:1810.02340, eq. (4)–(6) and algorithm 1.   Syllabus: 1.17
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from mlcomp.layerwise.attention import split_attention
 from mlcomp.layerwise.fit import choose_layers, copy_model
 from mlcomp.layerwise.weights import layer_weights
 from mlcomp.prune.importance.magnitude import prune_lowest
+from mlcomp.prune.importance.taylor import weight_gradients
 
 
 @isolated_run
@@ -45,12 +45,11 @@ def connection_sensitivity(
     Raises:
         ValueError: no samples, lengths that differ, NaN or inf in the inputs, the loss or a gradient, no such layer.
     """
-    with scoring_loss(model, inputs, labels, loss=loss, layers=layers, seed=seed) as (value, weights):
-        return {name: (g * weights[name].detach()).abs() for name, g in gradients(value, weights).items()}
+    weights, gradients = batch_gradients(model, inputs, labels, loss=loss, layers=layers, seed=seed)
+    return {name: (gradients[name] * weight.detach()).abs() for name, weight in weights.items()}
 
 
-@contextmanager
-def scoring_loss(
+def batch_gradients(
     model: nn.Module,
     inputs: Tensor,
     labels: Tensor,
@@ -58,34 +57,26 @@ def scoring_loss(
     loss: Callable[[Tensor, Tensor], Tensor],
     layers: Iterable[str] | None,
     seed: int,
-) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Give the loss of a copy of ``model`` on one batch, and name → weight of the layers, to differentiate it by.
+    create_graph: bool = False,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return name → weight of a copy of ``model`` in training mode, and the gradient of its loss by it on one batch.
 
-    Gradients are recorded inside, whatever the caller has set. Arguments and errors: :func:`connection_sensitivity`.
+    With ``create_graph`` the gradients can be differentiated again. Arguments and errors as in
+    :func:`connection_sensitivity`.
     """
     if len(inputs) != len(labels) or len(inputs) == 0:
         raise ValueError(f"inputs and labels must have the same length ≥ 1, got {len(inputs)} and {len(labels)}")
     if inputs.is_floating_point():
         check_finite("inputs", inputs)
     student = split_attention(copy_model(model).train())
-    chosen, _ = choose_layers(student, list(layer_weights(student, layers)), tied="allow")
-    weights = {name: layer.weight.requires_grad_() for name, layer in chosen.items()}
-    device = next(iter(weights.values())).device
-    with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    names = list(layer_weights(student, layers))
+    chosen, _ = choose_layers(student, names, tied="allow")
+    device = next(student.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        value = loss(student(inputs.to(device)), labels.to(device))
-        check_finite("the loss", value.detach())
-        yield value, weights
-
-
-def gradients(value: Tensor, weights: Mapping[str, Tensor], *, create_graph: bool = False) -> dict[str, Tensor]:
-    """Return name → gradient of ``value`` by each weight; a layer without a part in it, NaN and inf are errors."""
-    parts = torch.autograd.grad(value, list(weights.values()), allow_unused=True, create_graph=create_graph)
-    for name, part in zip(weights, parts, strict=True):
-        if part is None:
-            raise ValueError(f"layer {name!r} has no part in the loss: leave it out through layers=")
-        check_finite(f"the gradient of layer {name!r}", part.detach())
-    return dict(zip(weights, parts, strict=True))
+        x, y = inputs.to(device), labels.to(device)
+        gradients = weight_gradients(student, names, x, y, loss, create_graph=create_graph)
+    return {name: layer.weight for name, layer in chosen.items()}, gradients
 
 
 @isolated_run

@@ -17,13 +17,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 Labels = dict[int, Tensor]
 
 WHOLE = -1
+UNLABELLED = torch.zeros(1, dtype=torch.int64, device="cpu")
 
 
 class LabelTrace:
     """Labels in a union–find structure, and the tensors that carry them.
 
     Attributes:
-        reasons: why labels cannot be removed, by :meth:`anchor`.
+        reasons: why labels cannot be removed, by :meth:`anchors`.
         read: the ids of the tensors that an operation has read.
         averages: names of modules that average over channels, with the labels there.
         equal: labels of the inputs or outputs of a grouped layer, with its number of groups: each must lose as many.
@@ -45,39 +46,47 @@ class LabelTrace:
         """Return ``count`` new labels."""
         first = len(self.parent)
         self.parent.extend(range(first, first + count))
-        return torch.arange(first, first + count)
+        return torch.arange(first, first + count, device="cpu")
 
-    def anchor(self, label: int) -> int:
-        """Return the smallest of the labels that were joined with this one."""
-        parent = self.parent
-        while parent[label] != label:
-            parent[label] = parent[parent[label]]
-            label = parent[label]
-        return label
-
-    def root(self, label: int) -> int:
-        """Return the label that stands for all those joined with this one; 0 if they cannot be removed."""
-        anchor = self.anchor(label)
-        return 0 if anchor in self.reasons else anchor
+    def anchors(self, labels: Tensor) -> list[int]:
+        """Return for each label the smallest of those joined with it."""
+        parent, found = self.parent, []
+        for label in labels.flatten().tolist():
+            while parent[label] != label:
+                parent[label] = parent[parent[label]]
+                label = parent[label]
+            found.append(label)
+        return found
 
     def roots(self, labels: Tensor) -> Tensor:
-        """Return :meth:`root` of each."""
-        return torch.tensor([self.root(label) for label in labels.flatten().tolist()]).reshape(labels.shape)
+        """Return for each label the one that stands for all those joined with it; 0 if they cannot be removed."""
+        reasons = self.reasons
+        found = [0 if anchor in reasons else anchor for anchor in self.anchors(labels)]
+        return torch.tensor(found, dtype=torch.int64, device="cpu").reshape(labels.shape)
 
     def join(self, a: Tensor, b: Tensor, reason: str = "") -> None:
         """Join the labels at the same places of two tensors; ``reason`` is kept where one of them is 0."""
-        for left, right in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True):
-            low, high = sorted((self.anchor(left), self.anchor(right)))
+        parent = self.parent
+        for left, right in dict.fromkeys(zip(self.anchors(a), self.anchors(b), strict=True)):
+            while parent[left] != left:  # joined a moment ago
+                left = parent[left]
+            while parent[right] != right:
+                right = parent[right]
+            low, high = (left, right) if left < right else (right, left)
             if low == 0 and high:
                 self.reasons.setdefault(high, reason)
             elif low != high:
-                self.parent[high] = low
+                parent[high] = low
                 if high in self.reasons:
                     self.reasons.setdefault(low, self.reasons.pop(high))
 
     def fix(self, labels: Tensor, reason: str) -> None:
         """Say that these channels cannot be removed, and why."""
         self.join(labels, torch.zeros_like(labels), reason)
+
+    def labelled(self, tensor: Tensor) -> bool:
+        """Return whether a tensor has labels."""
+        return tensor in self._labels
 
     def get(self, tensor: object) -> Labels:
         """Return the labels of a tensor, each by its root."""
@@ -110,10 +119,7 @@ class LabelTrace:
         """
         if not any(dim in labels for labels, dim in places):
             return None
-        rows = [
-            labels.get(dim, labels.get(WHOLE, torch.zeros(1, dtype=torch.int64))).expand(size)
-            for labels, dim in places
-        ]
+        rows = [labels.get(dim, labels.get(WHOLE, UNLABELLED)).expand(size) for labels, dim in places]
         for row in rows[1:]:
             self.join(rows[0], row, reason)
         return self.roots(rows[0])

@@ -8,10 +8,9 @@ An operation that is not known here makes the channels that it reads fixed, so n
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mlcomp.prune.structured.channel_labels import WHOLE, Labels, LabelTrace
+from mlcomp.prune.structured.channel_labels import UNLABELLED, WHOLE, Labels, LabelTrace
 
 FIXED_SIZE = "they are combined with numbers that are no channels (a constant, or what the model is given)"
 
@@ -64,7 +63,7 @@ def move(trace: LabelTrace, func: Any, args: tuple, kwargs: dict, out: Any) -> N
     for dim in sorted({dim for labels in every for dim in labels}):
         planes = [_plane(x, labels, dim) for x, labels in zip(data, every, strict=True)]
         given = planes if isinstance(first, list | tuple) else planes[0]
-        rest = [0 if isinstance(v, float) else v for v in args[1:]]  # padding: whatever is put there is no channel
+        rest = [_for_labels(value) for value in args[1:]]
         try:
             moved = func(given, *rest, **kwargs)
         except RuntimeError:  # a view that is none of expanded labels
@@ -75,10 +74,17 @@ def move(trace: LabelTrace, func: Any, args: tuple, kwargs: dict, out: Any) -> N
         trace.put(result, labels)
 
 
+def _for_labels(value: Any) -> Any:
+    """Return an argument as it is for labels: on the CPU; whatever number is put into padding is no channel."""
+    if isinstance(value, list | tuple):
+        return [_for_labels(part) for part in value]
+    return value.cpu() if isinstance(value, Tensor) else 0 if isinstance(value, float) else value
+
+
 def _plane(x: Tensor, labels: Labels, dim: int) -> Tensor:
     """Return the labels along one dimension in the shape of ``x``, without memory for the others."""
     shape = [-1 if d == dim else 1 for d in range(x.ndim)]
-    here = labels.get(dim, labels.get(WHOLE, torch.zeros(1, dtype=torch.int64)))
+    here = labels.get(dim, labels.get(WHOLE, UNLABELLED))
     return here.reshape(shape if len(here) > 1 else [1] * x.ndim).expand(x.shape)
 
 
@@ -164,8 +170,8 @@ def _convolution(trace: LabelTrace, func: Any, args: tuple, kwargs: dict, out: T
             trace.fix(labels, "a convolution slides over them")
     channels = trace.channels.get(id(weight))
     if channels is None and groups == 1:  # a computed weight
-        of_weight, none = trace.get(weight), torch.zeros(1, dtype=torch.int64)
-        sides = [of_weight.get(d, none).expand(weight.shape[d]) for d in ((0, 1) if transposed else (1, 0))]
+        of_weight = trace.get(weight)
+        sides = [of_weight.get(d, UNLABELLED).expand(weight.shape[d]) for d in ((0, 1) if transposed else (1, 0))]
         channels = (sides[0], sides[1])
     if channels is None:
         for read in tensors(list(args)):

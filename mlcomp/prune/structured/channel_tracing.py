@@ -29,7 +29,7 @@ class ChannelTracing(TorchDispatchMode):
 def _follow(trace: LabelTrace, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
     read = tensors([args, kwargs])
     trace.read.update(map(id, read))
-    if not any(trace.get(x) for x in read):
+    if not any(map(trace.labelled, read)):
         return
     name = func.overloadpacket.__name__.removesuffix("_")
     if name in RULES:

@@ -242,8 +242,8 @@ class _Grouping:
         """Return "name.axis" → the reasons why channels along it cannot be removed."""
         reasons: dict[str, str] = {}
         for axis, labels in self.axes:
-            anchors = [self.trace.anchor(label) for label in labels.tolist()]
-            why = dict.fromkeys(self.trace.reasons[a] for a in anchors if a in self.trace.reasons)
+            stated = self.trace.reasons
+            why = dict.fromkeys(stated[anchor] for anchor in self.trace.anchors(labels) if anchor in stated)
             if why:
                 reasons[f"{axis.name}.{axis.axis}"] = "; ".join(why)
         return reasons

@@ -194,6 +194,6 @@ def _is_grouped(module: nn.Module, key: str) -> bool:
 
 
 def _kept(size: int, gone: Iterable[int]) -> Tensor:
-    mask = torch.ones(size, dtype=torch.bool)
+    mask = torch.ones(size, dtype=torch.bool, device="cpu")
     mask[sorted(gone)] = False
     return mask.nonzero().flatten()
