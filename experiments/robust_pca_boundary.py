@@ -4,8 +4,8 @@
     python experiments/robust_pca_boundary.py --seeds 5 6        # more seeds, added to what is there
     python experiments/robust_pca_boundary.py --size 20 --seeds 0 --out FILE    # a try
 
-L is Gaussian of a rank, S has uniform entries in a share of the places (``planted_matrix``). A method recovers them if
-its L is within 1e-3 of the true one. Principal component pursuit runs with two speeds of its multiplier; the
+L is Gaussian of a rank, S has uniform entries in a share of the places (``planted_matrix``). A method recovers them
+if its L is within 1e-3 of the true one. Principal component pursuit runs with two speeds of its multiplier; the
 alternating projections are told the rank and the number of spikes. Numbers go to
 ``mlcomp/data/tables/robust_pca_boundary.json``, a row for each rank, share and seed. Finished rows are not repeated.
 """

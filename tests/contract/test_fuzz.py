@@ -19,7 +19,7 @@ from torch import Tensor
 
 import mlcomp
 from mlcomp.formats import AdditiveCodes, absmax_int8
-from mlcomp.obs import exact_obs_trace
+from mlcomp.obs import block_fisher_inverse, exact_obs_trace
 from mlcomp.quant import pack_w4, rtn
 from tests.contract.public import public_functions
 from tests.contract.test_checks import INP, OUT, changed, drawn, layer
@@ -105,6 +105,29 @@ def good() -> dict[str, object]:
         "embeddings": weight.round(decimals=1),
         "images": drawn(2, 1, 4, 4),
         "int8_matmul.x": absmax_int8(weight, dim=-1),
+        # a root with two leaves
+        "left": torch.tensor([1, -1, -1]),
+        "right": torch.tensor([2, -1, -1]),
+        "feature": torch.tensor([0, -2, -2]),
+        "tree_leaves.threshold": torch.tensor([0.1, -2.0, -2.0]),
+        "splits": torch.tensor([True, False, False]),
+        "impurity": torch.tensor([0.5, 0.1, 0.0]),
+        "samples": torch.tensor([4.0, 2.0, 2.0]),
+        "errors": positive,
+        "features": points,
+        "lasso.targets": drawn(12),
+        "lasso_path.targets": drawn(12),
+        "penalty": 0.5,
+        "rank": 2,
+        "nonzeros": 5,
+        "ebd_saliency.weights": drawn(6),
+        "gradient": drawn(6),
+        "curvature": drawn(6).abs() + 0.1,
+        "obert_saliency.weights": drawn(8),
+        "obert_saliency.inverse": block_fisher_inverse(vectors, damping=0.1, block_size=4),
+        **{f"{name}.weights": drawn(8) for name in ("woodfisher", "obert", "mfac", "joint_step")},
+        "gradients": vectors,
+        "joint_step.removed": drawn(8) > 0,
     }
 
 

@@ -57,12 +57,12 @@ def lasso(
     penalty: float,
     start: Float[Tensor, " p"] | None = None,
     tolerance: float = 1e-9,
-    max_sweeps: int = 10_000,
+    max_sweeps: int = 2000,
 ) -> Lasso:
     r"""Minimize $\lVert y - X\beta\rVert^2 + \lambda\sum_j|\beta_j|$: one coordinate at a time, each exactly.
 
-    With the others fixed, $\beta_j = S(x_j^\top r_{-j}, \lambda/2)/\lVert x_j\rVert^2$; $r_{-j}$ leaves feature j out, and
-    $S(z, t) = \mathrm{sign}(z)\max(|z| - t, 0)$. At λ ≥ 2·max|Xᵀy| all are zero.
+    With the others fixed, $\beta_j = S(x_j^\top r_{-j}, \lambda/2)/\lVert x_j\rVert^2$, where $r_{-j}$ is the
+    residual without feature j and $S(z, t) = \mathrm{sign}(z)\max(|z| - t, 0)$. At λ ≥ 2·max|Xᵀy| all are zero.
 
     Args:
         features: (samples, p); not modified. There is no intercept: centre features and targets first.
@@ -100,15 +100,18 @@ def _descend(x: Tensor, y: Tensor, penalty: float, beta: Tensor, gap_allowed: fl
     live = squares.nonzero().flatten().tolist()
     sizes, values = squares.tolist(), beta.tolist()  # plain numbers: a tensor operation costs more than they do
     while gap > gap_allowed and sweeps < max_sweeps:
+        largest = 0.0  # decrease of the objective by one coordinate, at least
         for j in live:
             z = float(slope[j]) + sizes[j] * values[j]
             new = math.copysign(max(abs(z) - penalty / 2, 0.0), z) / sizes[j]
             if new != values[j]:
+                largest = max(largest, sizes[j] * (new - values[j]) ** 2)
                 slope.sub_(gram[j], alpha=new - values[j])
                 values[j] = new
         sweeps += 1
-        beta = beta.new_tensor(values)
-        gap = _gap(x, y, beta, penalty)
+        if largest <= gap_allowed or sweeps == max_sweeps:
+            beta = beta.new_tensor(values)
+            gap = _gap(x, y, beta, penalty)
     return Lasso(beta, gap, sweeps)
 
 
@@ -127,10 +130,10 @@ def lasso_path(
     features: Float[Tensor, "samples p"],
     targets: Float[Tensor, " samples"],
     *,
-    steps: int = 100,
+    steps: int = 50,
     smallest: float = 1e-3,
     tolerance: float = 1e-9,
-    max_sweeps: int = 10_000,
+    max_sweeps: int = 2000,
 ) -> LassoPath:
     r"""Return fits for penalties that fall evenly on a log axis from $2\max_j|x_j^\top y|$, where all is zero.
 

@@ -27,7 +27,7 @@ class SparsePlusLowRank:
         rank: of L.
         residual: ‖W − S − L‖/‖W‖, Frobenius.
         gap: of the convex method: its objective is at most this share above the least one, apart from the residual.
-            Infinite for alternating projections, which certify nothing.
+            None for alternating projections, which certify nothing.
         steps: singular value decompositions that were taken.
     """
 
@@ -35,7 +35,7 @@ class SparsePlusLowRank:
     low_rank: Float[Tensor, "m n"]
     rank: int
     residual: float
-    gap: float
+    gap: float | None
     steps: int
 
 
@@ -141,7 +141,7 @@ def alternating_projections(
         low = (u[:, :rank] * sigma[:rank]) @ vh[:rank]
         s = _largest(w - low, nonzeros)
         before, residual, steps = residual if steps else torch.inf, float((w - low - s).norm()) / size, steps + 1
-    return SparsePlusLowRank(s, low, min(rank, int((sigma[:rank] > 0).sum())), residual, torch.inf, steps)
+    return SparsePlusLowRank(s, low, min(rank, int((sigma[:rank] > 0).sum())), residual, None, steps)
 
 
 def _largest(x: Tensor, count: int) -> Tensor:

@@ -1,8 +1,8 @@
 r"""Cost-complexity pruning: all the best subtrees of a decision tree, from the whole tree down to its root.
 
 Notation: t a node, $T_t$ the branch below it, |T_t| its leaves, R(t) the risk of t as a leaf (its impurity times
-its share of the samples), R(T_t) the sum over the branch's leaves, α the price of a leaf; T(α) minimizes R(T) + α·|T|.
-The link at t breaks at $g(t) = (R(t) - R(T_t))/(|T_t| - 1)$.
+its share of the samples), R(T_t) the sum over the branch's leaves, α the price of a leaf; the best tree has the
+least R(T) + α·|T|. The link at t breaks at $g(t) = (R(t) - R(T_t))/(|T_t| - 1)$.
 Source: Breiman, Friedman, Olshen, Stone 1984, Classification and Regression Trees, chapter 3 (the path in 3.3, the
 choice of α with one standard error in 3.4).   Syllabus: 3.01
 """
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mlcomp.checks import check_interval, check_matrix, check_tensor, check_values
+from mlcomp.checks import check_interval, check_like, check_mask, check_matrix, check_tensor, check_values
 from mlcomp.context import isolated
 
 
@@ -65,7 +65,7 @@ def cost_complexity_path(
     """
     check_interval("tolerance", tolerance, "[0, 1)")
     order = _check_tree(left, right, impurity, samples)
-    risk = (impurity.detach().double() * samples.detach().double() / float(samples[0])).tolist()
+    risk = (impurity.detach().double() * samples.detach().double() / samples[0].detach().double()).tolist()
     lefts, rights = left.tolist(), right.tolist()
     inner = [child >= 0 for child in lefts]
     below = [0.0] * len(inner)
@@ -113,16 +113,14 @@ def _cut(t: int, inner: list[bool], left: list[int], right: list[int], below: li
 
 def _check_tree(left: Tensor, right: Tensor, impurity: Tensor, samples: Tensor) -> list[int]:
     """Return the nodes that are reached from the root, parents first; raise unless the arrays are one tree."""
-    for name, x in (("left", left), ("right", right)):
-        check_tensor(name, x)
-        if x.ndim != 1 or not len(x) or x.dtype == torch.bool or x.is_floating_point():
-            raise ValueError(f"{name} must hold a child's number for each node, got {x.dtype} {tuple(x.shape)}")
+    _check_numbers("left", left, left)
+    _check_numbers("right", right, left)
     for name, x in (("impurity", impurity), ("samples", samples)):
         check_values(name, x)
         if x.shape != left.shape or bool((x < 0).any()):
             raise ValueError(f"{name} must hold a number ≥ 0 for each of {len(left)} nodes, got {tuple(x.shape)}")
-    if right.shape != left.shape or float(samples[0]) <= 0:
-        raise ValueError(f"right must be like left, {tuple(left.shape)}, and the root must have samples")
+    if not samples[0] > 0:
+        raise ValueError("samples must be positive at the root, got 0")
     nodes, pairs = len(left), list(zip(left.tolist(), right.tolist(), strict=True))
     children = [c for pair in pairs for c in pair if pair != (-1, -1)]
     forward = all(t < a < nodes and t < b < nodes for t, (a, b) in enumerate(pairs) if (a, b) != (-1, -1))
@@ -131,6 +129,14 @@ def _check_tree(left: Tensor, right: Tensor, impurity: Tensor, samples: Tensor) 
             "left and right must be a binary tree: each node but the root once a child of an earlier one"
         )
     return list(range(nodes))
+
+
+def _check_numbers(name: str, x: Tensor, like: Tensor) -> None:
+    """Raise unless ``x`` holds a whole number for each node."""
+    check_tensor(name, x)
+    whole = not x.is_floating_point() and x.dtype != torch.bool
+    if not whole or x.ndim != 1 or not len(x) or x.shape != like.shape:
+        raise ValueError(f"{name} must hold a whole number for each node, (nodes,), got {x.dtype} {tuple(x.shape)}")
 
 
 @isolated
@@ -154,14 +160,11 @@ def tree_leaves(
     Guarantee: each sample ends in a node that does not split.
     """
     check_matrix("inputs", inputs)
-    for name, x in (("left", left), ("right", right), ("feature", feature), ("threshold", threshold)):
-        check_tensor(name, x)
-        if x.shape != left.shape or x.ndim != 1:
-            raise ValueError(f"{name} must have a number for each node, (nodes,), got {tuple(x.shape)}")
-    check_values("threshold", threshold)
-    check_tensor("splits", splits)
-    if splits.dtype != torch.bool or splits.shape != left.shape:
-        raise ValueError(f"splits must be boolean, {tuple(left.shape)} like left, got {splits.dtype}")
+    for name, x in (("left", left), ("right", right), ("feature", feature)):
+        _check_numbers(name, x, left)
+    check_like("threshold", threshold, tuple(left.shape), "left")
+    check_mask("splits", splits, left)
+    left, right, feature = left.long(), right.long(), feature.long()
     numbers = torch.arange(len(left), device=left.device)
     good = (left > numbers) & (right > numbers) & (left < len(left)) & (right < len(left))
     good &= (feature >= 0) & (feature < inputs.shape[1])
@@ -169,9 +172,9 @@ def tree_leaves(
         raise ValueError(f"splits must be True only where a node has children and one of {inputs.shape[1]} features")
     x, at = inputs.detach().float(), torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)
     while bool((moving := splits[at]).any()):
-        value = x.gather(1, feature[at].long().clamp(min=0)[:, None])[:, 0].double()
+        value = x.gather(1, feature[at].clamp(min=0)[:, None])[:, 0].double()
         following = torch.where(value <= threshold.double()[at], left[at], right[at])
-        at = torch.where(moving, following.long(), at)
+        at = torch.where(moving, following, at)
     return at
 
 
