@@ -174,6 +174,7 @@ class DynamicMFAC:
         factorization of the same m × m matrix is safe and exists on every device.
     """
 
+    @isolated
     def __init__(self, size: int, window: int, *, damping: float) -> None:
         check_whole("size", size, 1)
         check_whole("window", window, 1)
