@@ -97,8 +97,8 @@ def test_the_rule_of_one_standard_error():
     # Means .3, .2, .21, .5; the standard error at the least is .05/√2·… = std(.15, .25)/√2 = .05.
     errors = torch.tensor([[0.3, 0.15, 0.21, 0.5], [0.3, 0.25, 0.21, 0.5]])
     assert choose_alpha(errors) == 2
-    assert choose_alpha(errors, standard_errors=0) == 1
-    assert choose_alpha(errors, standard_errors=10) == 3
+    assert choose_alpha(errors, standard_errors=0.0) == 1
+    assert choose_alpha(errors, standard_errors=10.0) == 3
 
 
 @pytest.mark.parametrize(
