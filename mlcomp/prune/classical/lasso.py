@@ -89,7 +89,7 @@ def lasso(
         check_vector("start", start)
         if len(start) != len(beta):
             raise ValueError(f"start must have {len(beta)} coefficients, got {len(start)}")
-        beta = start.detach().to(beta).clone()
+        beta = start.detach().to(beta).masked_fill((x == 0).all(0), 0)
     return _descend(x, y, float(penalty), beta, tolerance * float(y @ y), max_sweeps)
 
 
@@ -158,8 +158,9 @@ def lasso_path(
     fits: list[Lasso] = []
     for penalty in penalties.tolist():
         start = fits[-1].coefficients if fits else None
-        options = {"tolerance": tolerance, "max_sweeps": max_sweeps}
-        fits.append(lasso(features, targets, penalty=penalty, start=start, **options))
+        fits.append(
+            lasso(features, targets, penalty=penalty, start=start, tolerance=tolerance, max_sweeps=max_sweeps)
+        )
     coefficients = torch.stack([fit.coefficients for fit in fits])
     inside = (coefficients != 0).double()
     entered = [j for j in inside.argmax(0).argsort(stable=True).tolist() if inside[:, j].any()]
