@@ -12,8 +12,10 @@ def how_to_get(extra: str) -> str:
     )
 
 
-def need(module: str, extra: str) -> ModuleType:
+def need(module: str, extra: str | None) -> ModuleType:
     """Return the imported ``module``, which comes with the optional extra ``extra`` of the package.
+
+    Without an extra it is a library of which only the release that fits the installed torch is of use.
 
     Raises:
         ImportError: it is not installed; the message says how to install it.
@@ -23,6 +25,6 @@ def need(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise  # the module is there, but something it needs is not: its own message is the better one
-        raise ImportError(
-            f"this needs {module.partition('.')[0]}, which is not installed ({how_to_get(extra)})"
-        ) from error
+        name = module.partition(".")[0]
+        how = f"pip install {name}, from where your torch came" if extra is None else how_to_get(extra)
+        raise ImportError(f"this needs {name}, which is not installed ({how})") from error

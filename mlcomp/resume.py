@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,7 +23,16 @@ from torch import Tensor
 
 from mlcomp.fingerprint import hash_batches, hash_model, hash_values
 
-__all__ = ["ResumeFolder", "hash_batches", "hash_model", "hash_values", "load_piece", "replacing", "save_piece"]
+__all__ = [
+    "ResumeFolder",
+    "hash_batches",
+    "hash_model",
+    "hash_values",
+    "load_piece",
+    "new_folder",
+    "replacing",
+    "save_piece",
+]
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +63,54 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a new folder beside ``path`` to fill; afterwards it takes its place, whole.
+
+    An error leaves nothing.
+
+    Raises:
+        ValueError: before anything is written: ``path`` is there, and no empty folder. Nothing is overwritten.
+    """
+    path = Path(path)
+    check_new_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear(path.parent, f"{glob.escape(path.name)}.*{DRAFT}")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{DRAFT}")
+    draft.mkdir()
+    try:
+        yield draft
+        for file in filter(Path.is_file, draft.rglob("*")):
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+        check_new_folder(path)
+        if path.exists():
+            path.rmdir()  # empty: only on some systems does a folder take an empty one's place
+        os.rename(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_new_folder(path: str | os.PathLike) -> None:
+    """Raise unless ``path`` is free to become a folder: nothing is there, or an empty folder."""
+    path = Path(path)
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise ValueError(f"{path} is no folder: give a new or an empty one")
+    if path.exists() and any(path.iterdir()):
+        names = sorted(entry.name for entry in path.iterdir())
+        raise ValueError(f"{path} holds {names[:3]}: give a new or an empty folder, or delete it first")
+
+
 def _clear(folder: Path, pattern: str) -> None:
     """Delete the drafts that killed processes left: nobody writes one for an hour."""
     for draft in folder.glob(pattern):
         with suppress(FileNotFoundError):  # another process may do the same
             if time.time() - draft.lstat().st_mtime > 3600:
-                draft.unlink()
+                shutil.rmtree(draft, ignore_errors=True) if _is_folder(draft) else draft.unlink()
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def save_piece(path: str | os.PathLike, tensors: Mapping[str, Tensor], facts: Any, *, of: object = None) -> None:

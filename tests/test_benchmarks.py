@@ -12,6 +12,8 @@ import torch
 
 import benchmarks.kernels
 from benchmarks.__main__ import main
+from benchmarks.granularity import break_even
+from benchmarks.granularity import compare as compare_granularities
 from benchmarks.measure import Case, Limits, Timer
 from benchmarks.record import RESULTS, append, origin
 
@@ -114,9 +116,25 @@ def test_two_runs_that_append_to_one_table_lose_no_row(tmp_path):
     assert sorted(found) == [(who, n) for who in "xy" for n in range(40)]
 
 
-@pytest.mark.parametrize("name", ["exact_obs", "kmeans", "ldlq", "ptq"])
+@pytest.mark.parametrize("name", ["exact_obs", "granularity", "kmeans", "ldlq", "ptq"])
 def test_committed_columns_are_those_that_the_next_run_appends(name):
     """The origin's columns stand together at the front, in the order in which they are written."""
     path = RESULTS.with_name(f"{name}.csv")
     header = path.read_text(encoding="utf-8").partition("\n")[0].split(",")
     assert header[: len(origin(seed=0))] == list(origin(seed=0))
+
+
+def test_the_break_even_of_granularities():
+    s = [0.5, 0.75, 0.875]
+    assert break_even(s, [2.0, 1.5, 1.2]) is None
+    assert break_even(s, [0.9, 0.5, 0.2]) == 0.5
+    # Time in proportion to the weights left, 2.4 of them at half: 1 where 1/4.8 are left.
+    assert break_even(s, [2.4, 1.2, 0.6]) == pytest.approx(1 - 1 / 4.8)
+    assert break_even(s, [0.9, 1.2, 0.6]) == pytest.approx(1 - 1 / 4.8)  # from where on it *stays* below
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_case_of_granularities():
+    rows = list(compare_granularities((32, 48), 3, 0.75, rounds=1))
+    assert [row["version"] for row in rows] == ["dense", "masked dense", "CSR", "blocks", "filters", "channels"]
+    assert rows[0]["ratio"] == 1 and all(row["cpu_us"] > 0 for row in rows)

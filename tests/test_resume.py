@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mlcomp.layerwise import compress
 from mlcomp.quant import rtn
-from mlcomp.resume import ResumeFolder, load_piece, replacing, save_piece
+from mlcomp.resume import ResumeFolder, load_piece, new_folder, replacing, save_piece
 
 SETTINGS = {"method": "1", "model": "2"}
 
@@ -244,3 +244,45 @@ def test_compress_goes_on_with_a_set_of_names_in_a_process_of_another_hash_seed(
         command = [sys.executable, "-c", ONE_RUN, str(tmp_path)]
         done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "model"
+    with new_folder(path) as draft:
+        (draft / "inner").mkdir()
+        (draft / "inner" / "a.txt").write_text("a")
+        assert not path.exists()
+    assert (path / "inner" / "a.txt").read_text() == "a" and os.listdir(path.parent) == ["model"]
+    with pytest.raises(KeyError), new_folder(tmp_path / "other") as draft:
+        (draft / "half").write_text("h")
+        raise KeyError
+    assert os.listdir(tmp_path) == ["deep"]
+
+
+def test_a_new_folder_overwrites_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with new_folder(tmp_path / "empty") as draft:
+        (draft / "a").touch()
+    with (
+        pytest.raises(ValueError, match=r"empty holds \['a'\]: give a new or an empty folder"),
+        new_folder(tmp_path / "empty"),
+    ):
+        raise AssertionError("nothing is begun")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is no folder"), new_folder(tmp_path / "file"):
+        raise AssertionError("nothing is begun")
+    with pytest.raises(ValueError, match="late holds"), new_folder(tmp_path / "late") as draft:
+        (tmp_path / "late").mkdir()
+        (tmp_path / "late" / "mine").touch()  # by another process, meanwhile
+    assert sorted(os.listdir(tmp_path)) == ["empty", "file", "late"] and os.listdir(tmp_path / "late") == ["mine"]
+
+
+def test_folders_that_killed_processes_left_are_cleared(tmp_path):
+    for name, age in (("old", 4000), ("new", 0)):
+        folder = tmp_path / f"model.{name}.partial"
+        folder.mkdir()
+        (folder / "half").touch()
+        os.utime(folder, (time.time() - age,) * 2)
+    with new_folder(tmp_path / "model"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["model", "model.new.partial"]

@@ -31,6 +31,7 @@ PACKAGES = {
     "metrics": "Metrics",
     "cost": "What a model costs",
     "train": "Training",
+    "deploy": "What an engineer takes along",
     "models": "Models",
     "data": "Data",
     "assets": "Files that are fetched",
@@ -191,7 +192,8 @@ def api() -> dict[str, dict[str, list[str]]]:
             if module.name.startswith(f"{package}."):
                 names = [node.name for node in module.public if by_name.get(node.name) == module.name]
                 homes |= {module.name: names} if names else {}
-    kernels = [m for m in modules() if m.name.startswith("mlcomp.kernels.") and "REFERENCE" in m.path.read_text()]
+    kernels = [m for m in modules() if m.name.startswith("mlcomp.kernels.")]
+    kernels = [m for m in kernels if m.path.stem in {node.name for node in m.public}]
     found["mlcomp.kernels"] = {m.name: [m.path.stem] for m in kernels}
     return found
 

@@ -19,7 +19,7 @@ from method_index import Generated
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-CASES = ROOT / "book" / "cases.yml"
+CASES, LIBRARIES = ROOT / "book" / "cases.yml", ROOT / "book" / "libraries.yml"
 TABLES = ROOT / "mlcomp" / "data" / "tables"
 # What whole_model.csv calls its methods → as people say it.
 NAMES = {
@@ -129,8 +129,11 @@ class Cases(Generated):
 
     def lines(self) -> list[str]:
         """Return the table."""
-        self.watch(CASES, *(TABLES / f"{name}.csv" for name in ("every_method", "whole_model")))
-        lines = ["| You want | You have | Take | Stored | What it gave | What it took |", "|---|---|---|---|---|---|"]
+        self.watch(CASES, LIBRARIES, *(TABLES / f"{name}.csv" for name in ("every_method", "whole_model")))
+        lines = [
+            "| You want | You have | Take | Stored | What it gave | What it took | In a library for large models |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for case in yaml.safe_load(CASES.read_text(encoding="utf-8")):
             ((name, key),) = case["measured"].items()
             told = READ[name](**key)
@@ -139,9 +142,18 @@ class Cases(Generated):
                 f"| **{case['want']}**<br>faster on: {case['hardware']} | {case['have']} "
                 f"| [{case['take']}](/lectures/{case['notebook']}.ipynb) "
                 f"| {told.size}{'' if 'zeros' in told.size else ' bits a weight'} | {told.quality}<br>{model} "
-                f"| {took(told.seconds)} |"
+                f"| {took(told.seconds)} | {elsewhere(case)} |"
             )
         return lines
+
+
+def elsewhere(case: dict) -> str:
+    """Return which other library has a case's method, and its name there."""
+    libraries = yaml.safe_load(LIBRARIES.read_text(encoding="utf-8"))
+    return "<br>".join(
+        f"[{libraries[key]['name']}]({libraries[key]['url']})<br>`{path.rpartition('.')[2]}`"
+        for key, path in case.get("elsewhere", {}).items()
+    )
 
 
 class AtBits(Generated):

@@ -1,6 +1,5 @@
 """What a compressed layer is on disk: the arrays that are written, really packed, and the weight they stand for."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlcomp.formats import AbsmaxInt8, AdditiveCodes, pack, packed_nbytes, sparse_nbytes
-from mlcomp.quant import Blockwise, Quantized, TableQuantized, VectorQuantized
+from mlcomp.formats import AbsmaxInt8, pack, packed_nbytes, sparse_nbytes
+from mlcomp.formats import store as packed
+from mlcomp.quant import Quantized
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,15 @@ class Stored:
 
 @singledispatch
 def store(result: Any, pattern: tuple[int, int] | None = None) -> Stored:
-    """Return what is stored of a method's result.
+    """Return what is stored of a method's result: its stored form, or its own account where it has none.
 
     Raises:
         TypeError: neither a tensor nor a result with ``dequantize()`` and ``nbytes``.
     """
     if not (hasattr(result, "dequantize") and hasattr(result, "nbytes")):
         raise TypeError(f"a method returns a tensor, or a result with dequantize() and nbytes; got {type(result)}")
-    return Stored(result.dequantize().float(), result.nbytes, None)
+    arrays = tuple(packed(result).tensors.values()) if hasattr(result, "stored") else None
+    return Stored(result.dequantize().float(), result.nbytes, arrays)
 
 
 @store.register
@@ -57,61 +58,17 @@ def _(result: Tensor, pattern: tuple[int, int] | None = None) -> Stored:
 @store.register
 def _(result: Quantized, pattern: tuple[int, int] | None = None) -> Stored:
     """Codes, steps, zero codes; with a pattern only the codes of its slots, and their places."""
-    arrays = [pack(result.codes, result.bits), result.step]
-    if not result.symmetric:
-        arrays.append(pack(result.zero.to(torch.uint8), result.bits))
-    if result.group is not None:
-        arrays.append(pack(result.group, max(1, (result.step.shape[1] - 1).bit_length())))
-    _same_account(result, arrays)
-    weight = result.dequantize().float()
+    tensors, weight = dict(packed(result).tensors), result.dequantize().float()
     if pattern is not None:
         codes, places = _slots(result.codes, weight != 0, pattern, result.bits)
-        arrays[:1] = [pack(codes, result.bits), places]
-    return Stored(weight, sum(a.nbytes for a in arrays), tuple(arrays))
-
-
-@store.register
-def _(result: Blockwise, pattern: tuple[int, int] | None = None) -> Stored:
-    arrays = [pack(result.codes, result.bits), result.scale]
-    if result.stored_levels:
-        arrays.append(result.levels.half())
-    _same_account(result, arrays)
-    return Stored(result.dequantize(), sum(a.nbytes for a in arrays), tuple(arrays))
-
-
-@store.register
-def _(result: AdditiveCodes, pattern: tuple[int, int] | None = None) -> Stored:
-    bits = (result.codebooks.shape[1] - 1).bit_length()
-    arrays = (pack(result.codes, bits), result.codebooks, result.scale)
-    _same_account(result, arrays)
-    return Stored(result.dequantize().float(), sum(a.nbytes for a in arrays), arrays)
-
-
-@store.register
-def _(result: VectorQuantized, pattern: tuple[int, int] | None = None) -> Stored:
-    bits = (result.codebooks.shape[1] - 1).bit_length()
-    arrays = (pack(result.codes, bits), result.codebooks)
-    _same_account(result, arrays)
-    return Stored(result.dequantize().float(), sum(a.nbytes for a in arrays), arrays)
-
-
-@store.register
-def _(result: TableQuantized, pattern: tuple[int, int] | None = None) -> Stored:
-    levels = result.codebook.levels.to(result.scale.dtype)
-    arrays = (pack(result.codes, (len(levels) - 1).bit_length()), result.scale, levels)
-    _same_account(result, arrays)
-    return Stored(result.dequantize().float(), sum(a.nbytes for a in arrays), arrays)
+        del tensors["codes"]
+        tensors = {"codes": pack(codes, result.bits), "places": places} | tensors
+    return Stored(weight, sum(t.nbytes for t in tensors.values()), tuple(tensors.values()))
 
 
 @store.register
 def _(result: AbsmaxInt8, pattern: tuple[int, int] | None = None) -> Stored:
     return Stored(result.dequantize().float(), sum(a.nbytes for a in result), tuple(result))
-
-
-def _same_account(result: Any, arrays: Sequence[Tensor]) -> None:
-    """Raise if a result's own account of its size is not what was packed."""
-    if sum(a.nbytes for a in arrays) != result.nbytes:
-        raise AssertionError(f"{type(result).__name__} says {result.nbytes} bytes, the packed arrays differ")
 
 
 def _slots(values: Tensor, kept: Tensor, pattern: tuple[int, int], value_bits: int) -> tuple[Tensor, Tensor]:

@@ -2,25 +2,40 @@
 
 from mlcomp.formats.absmax_int8 import AbsmaxInt8, absmax_int8
 from mlcomp.formats.additive_codebook import AdditiveCodes, additive_decode, additive_matvec
+from mlcomp.formats.bitmask import Bitmask
+from mlcomp.formats.csr import CSR, csr_matmul
 from mlcomp.formats.int8_matmul import int8_matmul
 from mlcomp.formats.int_format import IntFormat
 from mlcomp.formats.number_format import NUMBER_FORMATS, FloatFormat
-from mlcomp.formats.packing import pack, packed_nbytes, unpack
+from mlcomp.formats.packing import pack, pack_planes, packed_nbytes, unpack, unpack_planes
 from mlcomp.formats.storage import sparse_nbytes, stored_nbytes
+from mlcomp.formats.stored import Dense, Stored, restore, store
+from mlcomp.formats.two_four import TwoFour, two_four_matmul
 
 __all__ = [
+    "CSR",
     "NUMBER_FORMATS",
     "AbsmaxInt8",
     "AdditiveCodes",
+    "Bitmask",
+    "Dense",
     "FloatFormat",
     "IntFormat",
+    "Stored",
+    "TwoFour",
     "absmax_int8",
     "additive_decode",
     "additive_matvec",
+    "csr_matmul",
     "int8_matmul",
     "pack",
+    "pack_planes",
     "packed_nbytes",
+    "restore",
     "sparse_nbytes",
+    "store",
     "stored_nbytes",
+    "two_four_matmul",
     "unpack",
+    "unpack_planes",
 ]

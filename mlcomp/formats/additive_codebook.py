@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mlcomp.checks import check_floating, check_tensor, check_values, narrowed
 from mlcomp.context import isolated
-from mlcomp.formats.packing import packed_nbytes
+from mlcomp.formats.packing import pack_planes, packed_nbytes, unpack_planes
+from mlcomp.formats.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,26 @@ class AdditiveCodes:
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp), see :func:`additive_decode`."""
         return additive_decode(self)
+
+    def stored(self) -> Stored:
+        """Return the codes, packed, codebooks and scales."""
+        codes = pack_planes(self.codes, (self.codebooks.shape[1] - 1).bit_length())
+        tensors = {"codes": codes, "codebooks": self.codebooks.contiguous(), "scale": self.scale.contiguous()}
+        return Stored("additive", tensors, {"shape": [len(self.codes), self.inp]})
+
+    @classmethod
+    def from_stored(cls, stored: Stored, start: int = 0, stop: int | None = None) -> "AdditiveCodes":
+        """Return what was stored, or some of its rows."""
+        tensors, (out, inp) = stored.tensors, stored.shape
+        books, entries, dim = tensors["codebooks"].shape
+        shape = (out, inp // dim, books)
+        codes = unpack_planes(tensors["codes"], (entries - 1).bit_length(), shape, start=start, stop=stop)
+        return cls(codes, tensors["codebooks"], tensors["scale"][start:stop])
+
+    @staticmethod
+    def by_rows(stored: Stored) -> bool:
+        """Return True: each row has its own codes and scale."""
+        return True
 
 
 @isolated

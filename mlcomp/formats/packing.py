@@ -4,7 +4,8 @@ Notation: b bits per code. Layout: the stream is little-endian throughout. Code 
 $ib, \dots, ib + b - 1$, its lowest bit first; bit k of the stream is bit $k \bmod 8$ (counted from the least
 significant) of byte $\lfloor k/8 \rfloor$. The unused high bits of the last byte are zero.
 For b = 8, 4, 2, 1 this is the usual layout with the first code in the lowest bits (``np.packbits`` with
-``bitorder="little"`` for b = 1).   Syllabus: 1.03, 2.09
+``bitorder="little"`` for b = 1). Wider codes lie in planes: the stream of the lowest 8 bits of all codes, then that
+of the next 8 bits, and so on.   Syllabus: 1.03, 2.09
 """
 
 import math
@@ -13,8 +14,11 @@ import torch
 from jaxtyping import Integer, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_bits, check_codes, check_tensor
+from mlcomp.checks import check_bits, check_codes, check_tensor, check_whole
 from mlcomp.context import isolated
+
+# Bits of a code → a word with a byte for each code of a byte.
+_WORDS = {4: torch.int16, 2: torch.int32, 1: torch.int64}
 
 
 def packed_nbytes(count: int, bits: int) -> int:
@@ -72,9 +76,100 @@ def unpack(packed: UInt8[Tensor, " nbytes"], bits: int, shape: int | tuple[int, 
             f"{count} codes of {bits} bits are {need} bytes of uint8, "
             f"got {packed.dtype} of shape {tuple(packed.shape)}"
         )
+    if bits in _WORDS:
+        return _spread(packed, bits)[:count].reshape(shape)
+    if bits == 8:
+        return packed.clone().reshape(shape)
     stream = torch.nn.functional.pad(packed, (0, -need % bits)).reshape(-1, bits)
     word = torch.zeros(len(stream), dtype=torch.int64, device=packed.device)
     for j in range(bits):
         word |= stream[:, j].long() << (8 * j)
     codes = torch.stack([((word >> (i * bits)) & (2**bits - 1)).to(torch.uint8) for i in range(8)], dim=1)
     return codes.reshape(-1)[:count].reshape(shape)
+
+
+def _spread(packed: Tensor, bits: int) -> Tensor:
+    """Return the codes of whole bytes, a byte each: a byte becomes a word of as many bytes as it has codes.
+
+    Code i moves up by i·(8 − bits), from bit i·bits to bit 8·i. (On a little-endian machine, as files have it.)
+    """
+    dtype = _WORDS[bits]
+    word = packed.to(dtype)
+    codes = word.clone()
+    for i in range(1, 8 // bits):
+        codes |= word << (i * (8 - bits))
+    codes &= int.from_bytes([2**bits - 1] * (8 // bits), "little")
+    return codes.view(torch.uint8)
+
+
+@isolated
+def pack_planes(codes: Integer[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " nbytes"]:
+    """Pack codes of any width up to 31 bits; up to 8 bits this is :func:`pack`.
+
+    Args:
+        codes: any shape and integer dtype, each 0 … 2^bits − 1; not modified.
+        bits: bits per code, 0 to 31. Codes of no bits are all 0 and take no byte.
+    Returns:
+        (packed_nbytes(count, bits),) uint8.
+    Raises:
+        ValueError: bits outside 0..31, or a code that does not fit. TypeError: codes are not integers.
+    Guarantee: unpack_planes(pack_planes(codes, bits), bits, codes.shape) equals codes.
+    """
+    check_whole("bits", bits, 0, 31)
+    check_codes("codes", codes, 2**bits - 1)
+    if 1 <= bits <= 8:
+        return pack(codes, bits)
+    wide = codes.long()
+    parts = [pack((wide >> at) & 255, 8) for at in range(0, bits - 7, 8)]
+    if bits % 8:
+        parts.append(pack(wide >> (bits - bits % 8), bits % 8))
+    return torch.cat([torch.zeros(0, dtype=torch.uint8, device=codes.device), *parts])
+
+
+@isolated
+def unpack_planes(
+    packed: UInt8[Tensor, " nbytes"], bits: int, shape: tuple[int, ...], *, start: int = 0, stop: int | None = None
+) -> Integer[Tensor, "..."]:
+    """Return the codes that :func:`pack_planes` stored, or those of some rows alone.
+
+    Args:
+        packed: (packed_nbytes(count, bits),) uint8; not modified.
+        bits: bits per code, 0 to 31, as packed.
+        shape: the shape of all codes.
+        start, stop: the rows (first dimension) that are wanted; the bytes of others are not read. None: to the last.
+    Returns:
+        (stop − start, …) uint8 (of 8 bits: a view of ``packed``), or int32 for more than 8 bits.
+    Raises:
+        ValueError: bits outside 0..31, the number of bytes is not that of ``shape``, rows that it does not have.
+    """
+    check_whole("bits", bits, 0, 31)
+    count, need = math.prod(shape), packed_nbytes(math.prod(shape), bits)
+    check_tensor("packed", packed)
+    if packed.dtype != torch.uint8 or packed.shape != (need,):
+        raise ValueError(
+            f"{count} codes of {bits} bits are {need} bytes of uint8, "
+            f"got {packed.dtype} of shape {tuple(packed.shape)}"
+        )
+    if not shape:  # one code, which has no rows
+        return unpack_planes(packed, bits, (1,))[0]
+    stop = shape[0] if stop is None else stop
+    if not 0 <= start <= stop <= shape[0]:
+        raise ValueError(f"rows must lie in 0 … {shape[0]}, got {start} … {stop}")
+    width = math.prod(shape[1:])
+    first, last = start * width, stop * width
+    lead = first % 8  # eight codes end on a whole byte, whatever their width
+    planes = []
+    offset = 0
+    for at in range(0, bits, 8):
+        b = min(8, bits - at)
+        part = packed[offset + (first - lead) * b // 8 : offset + packed_nbytes(last, b)]
+        planes.append((part if b == 8 else unpack(part, b, last - first + lead))[lead:])
+        offset += packed_nbytes(count, b)
+    if len(planes) == 1:
+        codes = planes[0]
+    else:
+        dtype = torch.uint8 if bits == 0 else torch.int32
+        codes = torch.zeros(last - first, dtype=dtype, device=packed.device)
+        for at, plane in enumerate(planes):
+            codes |= plane.to(dtype) << (8 * at)
+    return codes.reshape(stop - start, *shape[1:])

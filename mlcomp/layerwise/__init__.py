@@ -19,9 +19,12 @@ from mlcomp.layerwise.hessian import (
     output_loss,
 )
 from mlcomp.layerwise.inputs import LayerTrace, collect_hessians, trace_layers
+from mlcomp.layerwise.load import load, load_results
 from mlcomp.layerwise.matrix import input_matrices, is_layer, set_weight_matrix, weight_matrix
+from mlcomp.layerwise.packed_linear import PackedConv, PackedLinear
 from mlcomp.layerwise.report import CompressionReport, LayerRow, LeftOut, output_error
 from mlcomp.layerwise.running import StopForward, call_model, hooked
+from mlcomp.layerwise.save import save
 from mlcomp.layerwise.weights import keep_zeros, layer_weights, network_sparsity, replace_module, with_weights
 
 __all__ = [
@@ -32,6 +35,8 @@ __all__ = [
     "LayerRow",
     "LayerTrace",
     "LeftOut",
+    "PackedConv",
+    "PackedLinear",
     "StopForward",
     "analytic_correction",
     "bias_correction",
@@ -49,6 +54,8 @@ __all__ = [
     "keep_zeros",
     "layer_hessian",
     "layer_weights",
+    "load",
+    "load_results",
     "network_sparsity",
     "output_error",
     "output_loss",
@@ -56,6 +63,7 @@ __all__ = [
     "reestimate_batchnorm",
     "relu_mean",
     "replace_module",
+    "save",
     "set_weight_matrix",
     "trace_layers",
     "weight_matrix",

@@ -8,7 +8,7 @@ part: Hubara et al. 2021, arXiv:2006.10518 (sequential AdaQuant).   Syllabus: 2.
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,24 +17,29 @@ from tqdm import tqdm
 from mlcomp.checks import check_choice, check_finite
 from mlcomp.context import isolated_run
 from mlcomp.formats.storage import stored_nbytes
+from mlcomp.formats.stored import Stored, store
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.fit import copy_model
-from mlcomp.layerwise.inputs import HessianSum, add_hessians, collect_hessians, trace_layers
-from mlcomp.layerwise.matrix import Layer, set_weight_matrix, weight_matrix
-from mlcomp.layerwise.plan import Chosen, Method, Plan, call_method, check_layers, make_plan
+from mlcomp.layerwise.inputs import HessianSum, collect_hessians
+from mlcomp.layerwise.kept import kept_matrix, pack_parts, unpack_parts
+from mlcomp.layerwise.matrix import Layer, weight_matrix
+from mlcomp.layerwise.plan import Chosen, Method, call_method, check_layers, make_plan, needed_inputs
 from mlcomp.layerwise.report import CompressionReport, LayerRow, left_out, output_error, skipped_row
-from mlcomp.layerwise.running import check_batches, check_called, no_sample
+from mlcomp.layerwise.running import check_batches, no_sample
+from mlcomp.layerwise.staging import all_from_the_dense, one_after_the_other, without_inputs
 from mlcomp.layerwise.valid import Valid, check_valid
 from mlcomp.modes import evaluating
 from mlcomp.resume import ResumeFolder, hash_batches, hash_model, hash_values
 
 __all__ = ["CompressionReport", "LayerRow", "collect_hessians", "compress"]
 
+PIECES = "packed"  # how a resume folder holds a layer: one begun by a version that did otherwise is another run's
+
 
 @isolated_run
 def compress(
     model: nn.Module,
-    batches: Iterable,
+    batches: Iterable | None,
     method: Method | Mapping[str, Method],
     *,
     layers: Chosen = None,
@@ -47,6 +52,8 @@ def compress(
     on_error: str = "raise",
     layers_per_pass: int | None = None,
     dtype: torch.dtype = torch.float32,
+    errors: bool = False,
+    inplace: bool = False,
 ) -> tuple[nn.Module, CompressionReport]:
     r"""Return a copy of ``model`` with compressed layers, and a report with one row for each layer.
 
@@ -60,17 +67,20 @@ def compress(
             ``nn.MultiheadAttention`` are layers of its name with "q_proj", "k_proj", "v_proj" and "out_proj". Experts
             that lie in one 3-D parameter (experts, out, inp) are layers "path.parameter.0", … .
         batches: calibration batches, each a tensor, a tuple of positional or a mapping of keyword arguments. They are
-            read several times (a list or DataLoader, in the same order each time), or once with sequential=False.
+            read several times (a list or DataLoader, in the same order each time); an iterator that can be read only
+            once needs sequential=False, and all layers' H at once. None if no method looks at the inputs.
         method: method(weight, hessian) → a tensor like weight, or a result with ``.dequantize()`` and ``.nbytes``
             (:class:`mlcomp.quant.Quantized`). Options are bound by functools.partial. A method of the weight alone
             (:func:`mlcomp.quant.rtn`, :func:`mlcomp.prune.magnitude`) is called with it alone, one whose second
-            argument is ``input_norm`` (:func:`mlcomp.prune.wanda`) with the norms of the inputs, from the diagonal of
-            H. A mapping from layer names to methods compresses those layers, each by its own.
+            argument is ``input_norm`` (:func:`mlcomp.prune.wanda`) with the norms of the inputs. No H is made for
+            these, and where all methods are of the weight alone, the model is not run. A mapping from layer names to
+            methods compresses those layers, each by its own.
         layers: names, or a predicate (name, module) → bool. None: all, or the keys of a mapping.
         sequential: take a layer's inputs from the model whose earlier layers are compressed already. False: all from
             the dense model.
         progress: show a progress bar.
-        resume: folder in which finished layers are stored; a run with the same settings continues after the last.
+        resume: folder in which finished layers are stored, packed as the report counts them; a run with the same
+            settings continues after the last.
         held_out: batches on which the error is also measured.
         valid: padded positions to ignore, see :func:`collect_hessians`.
         tied: a weight whose memory another module holds, too (an output head tied to the embedding, a transposed
@@ -78,11 +88,16 @@ def compress(
             a weight of its own.
         on_error: a layer whose method raises ValueError, or that no sample reaches (an expert, once the layers before
             it are compressed), is an error ("raise") or left as it is, with the message in the report ("skip").
-        layers_per_pass: with sequential=False, how many layers' H are held at once (None: all), one pass each.
+        layers_per_pass: with sequential=False, how many layers' H are held at once, one pass each. None: those of
+            one block, and of all layers that are in no block.
         dtype: of H, float32 or float64. The weight is passed in float32 (float64 if it is float64).
+        errors: measure ``error`` of layers whose method needs no H, too; for this one is made. The held-out error is
+            measured wherever there are held-out batches.
+        inplace: compress ``model`` itself, for want of memory; an error then leaves it half compressed.
     Returns:
         The copy, each module in the mode it had, weights in their dtype; and the report, which also has a line for
-        each parameter of two or more dimensions that was left, with the reason.
+        each parameter of two or more dimensions that was left, with the reason, and the packed results
+        (``report.results``, for :func:`mlcomp.layerwise.save`).
     Raises:
         ValueError: before any layer is compressed: no layer chosen, unknown name, a layer whose weight is no plain
             parameter with values, or that has a forward of its own (an error if it was asked for by name, else left
@@ -90,22 +105,30 @@ def compress(
             layers are named); a layer that is never called; batches that the model does not take, or that can be read
             only once; a resume folder of other settings. Later: a result of wrong shape or with NaN.
     Guarantee: ``model`` is bit for bit as before; a run killed at any time and resumed gives the same result.
-    Cost: sequential: one pass over all batches to find the order and check them, then one for each stage (a stage is
-        a layer, or several that read the same tensor), each ended at its layer: about stages/2 forward passes in all.
-        Memory: a second model and the H of one stage, whatever the number of batches.
+    Cost: one pass over all batches to find the order and check them. Where blocks follow one another, as the layers
+        of a transformer do (see :mod:`mlcomp.layerwise.chains`), each is run for its stages (a stage is a layer, or
+        several that read the same tensor) and once more for the inputs of the next: some five passes in all; with
+        sequential=False, once. A model without such blocks is run from its beginning for each stage, up to its
+        layers: stages/2 passes. Both ways give the same bits. Memory: a second model (none with inplace=True), the
+        H of one stage (of one block with sequential=False), and the inputs of one block for all batches.
     """
     _check_options(tied, on_error, sequential, layers_per_pass)
-    check_batches(batches, again=_why_again(sequential, resume, layers_per_pass))
+    if batches is not None:
+        check_batches(batches, again=_why_again(sequential, resume, layers_per_pass))
     if held_out is not None:
         check_batches(held_out, again="measuring held-out errors")
-    result = copy_model(model)
+    result = model if inplace else copy_model(model)
     with attention_split(result) as split:
         plan = make_plan(split, method, layers, tied)
         check_valid(valid, plan.methods)
         check_layers(plan, on_error)
+        needs = {name: "hessian" if errors else needed_inputs(chosen) for name, chosen in plan.methods.items()}
+        reads = held_out is not None or set(needs.values()) != {"nothing"}
+        if reads and batches is None:
+            raise ValueError("batches is None, and the inputs of the layers are needed: give calibration batches")
         store = None
         if resume is not None:
-            options = (sequential, valid, tied, on_error, str(dtype))
+            options = (sequential, valid, tied, on_error, str(dtype), errors, PIECES)
             print_of = {
                 "model": hash_model(model),
                 "method": hash_values(plan.methods),
@@ -113,133 +136,126 @@ def compress(
             }
             print_of |= {"batches": hash_batches(batches), "held_out": hash_batches(held_out)}
             store = ResumeFolder(resume, print_of)
-        run = _Run(split, plan.layers, batches, held_out, valid, on_error, dtype, store)
+        run = CompressionRun(split, plan.layers, (batches, held_out), needs, valid, on_error, dtype, store)
         with (
             evaluating(split),
             tqdm(total=len(plan.methods), disable=not progress, desc="layers", unit="layer") as bar,
         ):
-            rows = _sequential(run, plan, bar) if sequential else _parallel(run, plan, layers_per_pass, bar)
+            if not reads:
+                rows = without_inputs(run, plan, bar)
+            elif sequential:
+                rows = one_after_the_other(run, plan, bar)
+            else:
+                rows = all_from_the_dense(run, plan, layers_per_pass, bar)
         rows |= {name: skipped_row(name, plan.layers[name], reason) for name, reason in plan.skipped.items()}
         left = left_out(split, plan.parameters(split, rows))
     ordered = tuple(rows[name] for name in plan.layers if name in rows)
-    return result, CompressionReport(ordered, left, sum(p.numel() for p in model.parameters()))
-
-
-def _sequential(run: "_Run", plan: "Plan", bar: tqdm) -> dict[str, LayerRow]:
-    trace = trace_layers(run.model, run.batches, plan.methods, plan.layers, valid=run.valid)
-    if run.held_out is not None:  # whatever is wrong with these batches is told before any work, too
-        trace_layers(run.model, run.held_out, plan.methods, plan.layers, valid=run.valid)
-    methods = plan.without_idle_experts(trace.calls)
-    if run.on_error == "raise" or not any(trace.calls[name] for name in methods):
-        check_called({name: trace.calls[name] for name in methods})
-    rows = {}
-    stages = [[name for name in stage if name in methods] for stage in trace.stages]
-    stages.append([name for name in methods if not trace.calls[name]])
-    for stage in stages:
-        # A layer that is called more than once has its inputs all over the pass, so that one must run to the end.
-        sums = run.hessians(stage, stop=all(trace.calls[name] == 1 for name in stage))
-        for name in stage:
-            weight, rows[name] = run.compress_layer(name, methods[name], sums)
-            set_weight_matrix(run.layers[name], weight)
-            bar.update()
-    return rows
-
-
-def _parallel(run: "_Run", plan: "Plan", size: int | None, bar: tqdm) -> dict[str, LayerRow]:
-    names = list(plan.methods)
-    size = size or len(names)
-    rows: dict[str, LayerRow] = {}
-    weights: dict[str, Tensor] = {}
-    for start in range(0, len(names), size):
-        sums = run.hessians(names[start : start + size], stop=False)
-        seen = {name: total.samples for name, total in sums[0].items()}
-        if seen and not any(seen.values()):
-            check_called(seen)  # raises
-        for name in names[start : start + size]:
-            if name in seen and name not in plan.without_idle_experts(seen):
-                continue
-            weights[name], rows[name] = run.compress_layer(name, plan.methods[name], sums)
-            bar.update()
-    for name, weight in weights.items():  # only now, so that every pass saw the dense model
-        set_weight_matrix(run.layers[name], weight)
-    return rows
+    results = {name: run.results[name] for name in plan.layers if name in run.results}
+    return result, CompressionReport(ordered, left, sum(p.numel() for p in model.parameters()), results)
 
 
 @dataclass
-class _Run:
+class CompressionRun:
     """What all layers of one call share."""
 
     model: nn.Module
     layers: Mapping[str, Layer]
-    batches: Iterable
-    held_out: Iterable | None
+    parts: tuple[Iterable | None, Iterable | None]
+    needs: Mapping[str, str]
     valid: Valid
     on_error: str
     dtype: torch.dtype
     store: ResumeFolder | None
+    results: dict[str, tuple[Stored, ...]] = field(default_factory=dict)
 
-    def hessians(self, names: Iterable[str], *, stop: bool) -> list[dict[str, HessianSum]]:
-        """Return the sums on calibration and held-out batches, for those layers that are not finished."""
+    def empty_sums(self, names: Iterable[str]) -> list[dict[str, HessianSum]]:
+        """Return the sums, of calibration and of held-out batches, that layers which are not finished still need."""
         todo = [name for name in names if self.store is None or name not in self.store]
-        sums = []
-        for batches in (self.batches, self.held_out):
-            part = {name: HessianSum(name, self.layers[name], self.dtype) for name in todo}
-            if batches is not None and todo:
-                add_hessians(self.model, batches, self.layers, part, stop=stop, valid=self.valid)
-            sums.append(part)
+        sums: list[dict[str, HessianSum]] = [{}, {}]
+        for name in todo:
+            layer, need = self.layers[name], self.needs[name]
+            if need != "nothing":
+                sums[0][name] = HessianSum(name, layer, self.dtype, diagonal=need == "norms")
+            if self.parts[1] is not None:
+                sums[1][name] = HessianSum(name, layer, self.dtype)
         return sums
 
     def compress_layer(self, name: str, method: Method, sums: list[dict[str, HessianSum]]) -> tuple[Tensor, LayerRow]:
         """Return the new weight matrices (groups, out, inp) and the row, from the store if they are there."""
         module = self.layers[name]
         if self.store is not None and name in self.store:
-            tensors, facts = self.store.load(name)
-            return tensors["weight"].to(module.weight.device), LayerRow(**{**facts, "shape": tuple(facts["shape"])})
-        weight, (calibration, held_out) = weight_matrix(module), (part[name] for part in sums)
+            return self._finished(name)
+        weight, (calibration, held_out) = weight_matrix(module), (part.get(name) for part in sums)
         start = time.perf_counter()
         try:
-            if not calibration.samples:
+            if calibration is not None and not calibration.samples:
                 raise ValueError(no_sample([name]))
-            matrix, nbytes = _apply(method, weight, calibration.hessian)
+            matrix, nbytes, parts = _apply(method, weight, None if calibration is None else calibration.hessian)
             status = "compressed"
         except (ValueError, TypeError) as problem:
             if self.on_error == "raise" or isinstance(problem, TypeError):
                 raise type(problem)(f"layer {name!r}: {problem}") from problem
-            matrix, nbytes, status = weight, None, f"skipped: {problem}"
+            matrix, nbytes, parts, status = weight, None, (), f"skipped: {problem}"
         seconds = time.perf_counter() - start
         matrix = matrix.to(module.weight.dtype).to(weight.dtype)  # what the model can hold is what is measured
         row = LayerRow(
             name=name,
             shape=tuple(module.weight.shape),
             status=status,
-            error=output_error(weight, matrix, calibration.hessian),
-            held_out_error=output_error(weight, matrix, held_out.hessian) if held_out.samples else None,
-            samples=calibration.samples,
+            error=_error(weight, matrix, calibration),
+            held_out_error=_error(weight, matrix, held_out) if held_out is not None and held_out.samples else None,
+            samples=0 if calibration is None else calibration.samples,
             nbytes_before=weight.numel() * module.weight.element_size(),
             nbytes_after=nbytes if nbytes is not None else stored_nbytes(matrix.to(module.weight.dtype)),
             sparsity=float((matrix == 0).double().mean()),
             seconds=seconds,
         )
+        if parts:
+            self.results[name] = parts
         if self.store is not None:
-            self.store.save(name, {"weight": matrix.to(module.weight.dtype)}, asdict(row))
+            tensors, facts = pack_parts(parts or (store(matrix.flatten(0, 1).to(module.weight.dtype)),))
+            self.store.save(name, tensors, {"row": asdict(row), "kept": bool(parts), "parts": facts})
         return matrix, row
 
+    def _finished(self, name: str) -> tuple[Tensor, LayerRow]:
+        """Return what :meth:`compress_layer` did for a layer that is in the store."""
+        module = self.layers[name]
+        assert self.store is not None
+        tensors, facts = self.store.load(name)
+        device = module.weight.device
+        parts = unpack_parts({key: tensor.to(device) for key, tensor in tensors.items()}, facts["parts"])
+        if facts["kept"]:
+            self.results[name] = parts
+        row = LayerRow(**{**facts["row"], "shape": tuple(facts["row"]["shape"])})
+        return kept_matrix(module, parts), row
 
-def _apply(method: Method, weight: Tensor, hessian: Tensor) -> tuple[Tensor, int | None]:
-    """Run the method on each group; return the matrices and the bytes of quantized results (None for tensors)."""
-    matrices, nbytes = [], None
-    for w, h in zip(weight, hessian, strict=True):
-        result = call_method(method, w.clone(), h.clone())  # a method that writes into its arguments does no harm
+
+def _error(weight: Tensor, matrix: Tensor, total: HessianSum | None) -> float | None:
+    return None if total is None or total.diagonal else output_error(weight, matrix, total.hessian)
+
+
+def _apply(method: Method, weight: Tensor, hessian: Tensor | None) -> tuple[Tensor, int | None, tuple[Stored, ...]]:
+    """Run the method on each group; return the matrices, and bytes and packed form of quantized results.
+
+    A result that has no stored form, and a plain weight, is not kept.
+    """
+    matrices: list[Tensor] = []
+    parts: list[Stored] = []
+    nbytes = None
+    for w, h in zip(weight, [None] * len(weight) if hessian is None else hessian, strict=True):
+        copied = None if h is None else h.clone()
+        result = call_method(method, w.clone(), copied)  # a method that writes into its arguments does no harm
         if not isinstance(result, Tensor):
             if not (hasattr(result, "dequantize") and hasattr(result, "nbytes")):
                 raise TypeError(f"the method must return a tensor or a Quantized, got {type(result).__name__}")
             nbytes = (nbytes or 0) + result.nbytes
+            parts += [store(result)] if hasattr(result, "stored") else []
             result = result.dequantize()
         if result.shape != w.shape:
             raise ValueError(f"the method returned shape {tuple(result.shape)} for a weight {tuple(w.shape)}")
         check_finite("the method's result", result)
         matrices.append(result.to(w.dtype))
-    return torch.stack(matrices), nbytes
+    return torch.stack(matrices), nbytes, tuple(parts) if len(parts) == len(matrices) else ()
 
 
 def _why_again(sequential: bool, resume: object, layers_per_pass: int | None) -> str | None:

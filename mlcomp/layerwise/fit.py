@@ -35,6 +35,8 @@ def unfit(layer: Layer, *, product: bool) -> str | None:
             return 'its weight is computed (pruned with a mask): torch.nn.utils.prune.remove(layer, "weight") first'
         if "weight_g" in parameters:
             return "its weight is computed (weight norm): torch.nn.utils.remove_weight_norm(layer) first"
+        if isinstance(vars(layer).get("weight"), Tensor):
+            return "its weight is packed: load the folder without packed=True"
         return (
             "its weight is computed (parametrized): torch.nn.utils.parametrize.remove_parametrizations(layer, "
             '"weight") first'
@@ -48,10 +50,11 @@ def unfit(layer: Layer, *, product: bool) -> str | None:
         return f"its weight is packed or of another layout ({type(weight.data).__name__}, {weight.dtype})"
     if weight.dtype not in DTYPES:
         return f"its weight is {weight.dtype}, packed or with scales of its own: only 16 to 64 bit floats are taken"
-    return _own_forward(layer) if product else None
+    return own_forward(layer) if product else None
 
 
-def _own_forward(layer: Layer) -> str | None:
+def own_forward(layer: Layer) -> str | None:
+    """Return that the layer has a forward of its own; None if it computes what its kind does."""
     kind = next(c for c in type(layer).__mro__ if "forward" in vars(c) or "_conv_forward" in vars(c))
     # A wrapper that only moves tensors to the device (accelerate's) leaves this mark.
     exchanged = "forward" in vars(layer) and not hasattr(layer, "_hf_hook")

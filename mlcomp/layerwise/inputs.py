@@ -5,8 +5,9 @@ Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 3.   Syllabus: 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.attention import attention_split
+from mlcomp.layerwise.chains import Token, Tokens
 from mlcomp.layerwise.experts import ExpertCalls, expert_by_expert, find_experts
 from mlcomp.layerwise.fit import unfit
 from mlcomp.layerwise.matrix import Layer, find_layers, input_matrices, weight_matrix
@@ -50,18 +52,19 @@ def first_argument(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
 
 
 class HessianSum:
-    """Running sum of $2XX^\top$ of one layer, (groups, inp, inp).
+    """Running sum of $2XX^\top$ of one layer, (groups, inp, inp); with ``diagonal`` of its diagonal, (groups, inp).
 
     ``samples`` counts the columns of X: input vectors of a linear layer, patches of a convolution. Each group of a
     grouped convolution has an X of its own, with as many columns as every other; they are counted once, not summed.
     """
 
     @isolated
-    def __init__(self, name: str, module: Layer, dtype: torch.dtype) -> None:
+    def __init__(self, name: str, module: Layer, dtype: torch.dtype, *, diagonal: bool = False) -> None:
         groups, _, inp = weight_matrix(module).shape
-        self.name = name
+        self.name, self.diagonal = name, diagonal
         self.samples = 0
-        self.hessian = torch.zeros(groups, inp, inp, dtype=dtype, device=module.weight.device)
+        shape = (groups, inp) if diagonal else (groups, inp, inp)
+        self.hessian = torch.zeros(shape, dtype=dtype, device=module.weight.device)
 
     @isolated
     def add(self, module: Layer, x: Tensor, valid: Tensor | None = None) -> None:
@@ -71,7 +74,10 @@ class HessianSum:
             x = x[valid.to(x.device, torch.bool)]
         for columns in input_matrices(module, x.to(self.hessian.dtype)):
             self.samples += columns.shape[-1]
-            self.hessian.baddbmm_(columns, columns.mT, alpha=2)
+            if self.diagonal:
+                self.hessian += 2 * columns.square().sum(-1)
+            else:
+                self.hessian.baddbmm_(columns, columns.mT, alpha=2)
 
 
 def check_input(name: str, x: Tensor) -> None:
@@ -81,21 +87,24 @@ def check_input(name: str, x: Tensor) -> None:
         raise ValueError(f"layer {name!r}: its input holds {bad} NaN or infinite value(s) of {x.numel()}")
 
 
+Run = tuple[Callable[[], Any], ValidPositions]  # what runs one batch, and which of its positions count
+
+
+def whole_runs(model: nn.Module, batches: Iterable, valid: Valid) -> Iterator[Run]:
+    """Yield what runs the whole model on each batch."""
+    for batch in batches:
+        yield partial(call_model, model, batch), ValidPositions(batch, valid)
+
+
 def add_hessians(
-    model: nn.Module,
-    batches: Iterable,
-    layers: Mapping[str, Layer],
-    sums: Mapping[str, HessianSum],
-    *,
-    stop: bool,
-    valid: Valid = None,
+    model: nn.Module, runs: Iterable[Run], layers: Mapping[str, Layer], sums: Mapping[str, HessianSum], *, stop: bool
 ) -> None:
-    """Run ``model`` (in eval mode already) on ``batches`` and add each layer's inputs to its sum in ``sums``.
+    """Add to ``sums`` the inputs that layers of ``model`` (in eval mode already) have in the runs.
 
     Args:
+        runs: of the model, or of a part of it.
         layers: the layers of ``sums``, modules or experts of the model.
-        stop: end each forward pass as soon as all the layers were called once.
-        valid: see :func:`collect_hessians`.
+        stop: end each run as soon as all the layers were called once.
     """
     positions = ValidPositions(None, None)
     waiting: set[str] = set()
@@ -107,12 +116,10 @@ def add_hessians(
             raise StopForward
 
     with watching(model, {name: layers[name] for name in sums}, see):
-        for batch in batches:
-            positions, waiting = ValidPositions(batch, valid), set(sums)
-            try:
-                call_model(model, batch)
-            except StopForward:
-                pass
+        for run, counted in runs:
+            positions, waiting = counted, set(sums)
+            with suppress(StopForward):
+                run()
 
 
 def first_calls(model: nn.Module, name: str, batches: Iterable) -> Iterator[tuple[tuple, dict[str, Any]]]:
@@ -163,20 +170,19 @@ def trace_layers(
         valid: only checked against the inputs, see :func:`collect_hessians`.
     Raises:
         ValueError: unknown name; NaN or inf in an input; a mask that does not fit one.
-    Cost: one forward pass over the calibration set; the inputs of one batch are kept alive for its time.
+    Cost: one forward pass over the calibration set.
     """
     names = list(names)
     order: list[str] = []
     calls = dict.fromkeys(names, 0)
     leaders: dict[str, list[str | None]] = {name: [] for name in names}
-    seen: list[tuple[str, Tensor, int]] = []
+    tokens, seen = Tokens(), list[tuple[str, Token]]()
     positions = ValidPositions(None, None)
 
     def see(name: str, x: Tensor) -> None:
         check_input(name, x)
         positions.fitted(name, found[name], x)
-        # Tensors of inference mode do not count their changes: each call of theirs then stands for itself.
-        seen.append((name, x, -1 - len(seen) if x.is_inference() else x._version))
+        seen.append((name, tokens.of(x)))
 
     with attention_split(model) as split:
         found = find_layers(split, names) if layers is None else layers
@@ -185,12 +191,12 @@ def trace_layers(
                 seen.clear()
                 positions = ValidPositions(batch, valid)
                 call_model(split, batch)
-                first: dict[tuple[int, int], str] = {}
+                first: dict[Token, str] = {}
                 leader: dict[str, str] = {}
-                for name, x, version in seen:
-                    leader.setdefault(name, first.setdefault((id(x), version), name))
+                for name, token in seen:
+                    leader.setdefault(name, first.setdefault(token, name))
                 for name in names:
-                    calls[name] = max(calls[name], sum(name == other for other, _, _ in seen))
+                    calls[name] = max(calls[name], sum(name == other for other, _ in seen))
                     leaders[name].append(leader.get(name))
                 order.extend(name for name in leader if name not in order)
     stages: dict[tuple, list[str]] = {}
@@ -236,7 +242,7 @@ def collect_hessians(
         check_known(chosen)
         check_valid(valid, chosen)
         sums = {name: HessianSum(name, layer, dtype) for name, layer in chosen.items()}
-        add_hessians(split, batches, chosen, sums, stop=False, valid=valid)
+        add_hessians(split, whole_runs(split, batches, valid), chosen, sums, stop=False)
     check_called({name: total.samples for name, total in sums.items()})
     return {name: total.hessian[0] if len(total.hessian) == 1 else total.hessian for name, total in sums.items()}
 

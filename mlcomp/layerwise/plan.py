@@ -50,13 +50,24 @@ def _parameter(expert: str) -> str:
     return expert.rpartition(".")[0]
 
 
-def call_method(method: Method, weight: Tensor, hessian: Tensor) -> Any:
-    """Call a method of the weight alone, of the weight and the norms of its inputs, or of the weight and H."""
+def needed_inputs(method: Method) -> str:
+    """Return what a method looks at besides the weight: "nothing", the "norms" of the inputs, or the "hessian"."""
     second = _second_argument(method)
-    if second is None:
+    return "nothing" if second is None else "norms" if second == "input_norm" else "hessian"
+
+
+def call_method(method: Method, weight: Tensor, hessian: Tensor | None) -> Any:
+    """Call a method of the weight alone, of the weight and the norms of its inputs, or of the weight and H.
+
+    Args:
+        hessian: H; its diagonal is enough for the norms, and None for nothing.
+    """
+    need = needed_inputs(method)
+    if need == "nothing" or hessian is None:
         return method(weight)
-    if second == "input_norm":
-        return method(weight, (hessian.diagonal() / 2).sqrt())  # ‖x_j‖ over the samples: H = 2XXᵀ
+    if need == "norms":
+        diagonal = hessian if hessian.ndim == 1 else hessian.diagonal()
+        return method(weight, (diagonal / 2).sqrt())  # ‖x_j‖ over the samples: H = 2XXᵀ
     return method(weight, hessian)
 
 
@@ -111,8 +122,8 @@ def check_layers(plan: Plan, on_error: str) -> None:
         out, inp = weight.shape[1:]
         key = (id(method), out, inp, weight.dtype)
         if key not in asked:
-            second = _second_argument(method)
-            shapes = [(out, inp), *([] if second is None else [(inp,)] if second == "input_norm" else [(inp, inp)])]
+            more: dict[str, list] = {"nothing": [], "norms": [(inp,)], "hessian": [(inp, inp)]}
+            shapes = [(out, inp), *more[needed_inputs(method)]]
             asked[key] = refusal(method, shapes, weight.dtype)
         problem = asked[key]
         if problem is not None:

@@ -5,18 +5,34 @@ Syllabus: 2.01
 
 import html
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mlcomp.context import isolated
 from mlcomp.extras import need
+from mlcomp.formats.stored import Stored
 from mlcomp.layerwise.attention import is_attention
 from mlcomp.layerwise.hessian import output_loss
 from mlcomp.layerwise.matrix import Layer, is_layer
+from mlcomp.layerwise.report_picture import picture_of, svg_of
+from mlcomp.layerwise.report_tables import (
+    csv_text,
+    html_table,
+    json_text,
+    layer_dicts,
+    page,
+    read_json,
+    worst_layers,
+    write,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,8 @@ class LayerRow:
         name: as in ``model.named_modules()``.
         shape: of the weight.
         status: "compressed", or "skipped: " and the reason.
-        error: ‖(W − Ŵ)X‖²/‖WX‖² on the calibration inputs that the method saw (0 if skipped; 0/0 is 0, else inf).
+        error: ‖(W − Ŵ)X‖²/‖WX‖² on the calibration inputs that the method saw (0 if skipped; 0/0 is 0, else inf);
+            None where the method needs no H and ``errors=True`` was not asked for.
         held_out_error: the same on the held-out batches; None without them.
         samples: columns of X, those of one group where a convolution has several (all have the same number).
         nbytes_before: dense, in the model's dtype.
@@ -39,7 +56,7 @@ class LayerRow:
     name: str
     shape: tuple[int, ...]
     status: str
-    error: float
+    error: float | None
     held_out_error: float | None
     samples: int
     nbytes_before: int
@@ -76,11 +93,14 @@ class CompressionReport:
         rows: the linear and convolutional layers, and experts.
         left: all other parameters of two or more dimensions, with the reason.
         parameters: of the whole model, a shared one counted once.
+        results: layer → what its method returned, packed, one for each group of a convolution; layers whose method
+            returned a plain weight have none. :func:`mlcomp.layerwise.save` writes them.
     """
 
     rows: tuple[LayerRow, ...]
     left: tuple[LeftOut, ...] = ()
     parameters: int = 0
+    results: Mapping[str, tuple[Stored, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def __getitem__(self, name: str) -> LayerRow:
         for row in self.rows:
@@ -123,8 +143,8 @@ class CompressionReport:
         head = f"{'layer':<32} {'error':>9} {'held out':>9} {'sparsity':>8} {'bits/w':>7} {'seconds':>8}  status"
         lines = [self.summary, head]
         for r in self.rows:
-            held_out = "" if r.held_out_error is None else f"{r.held_out_error:.5f}"
-            numbers = f"{r.error:>9.5f} {held_out:>9} {r.sparsity:>8.3f} {r.bits_per_weight:>7.3f} {r.seconds:>8.2f}"
+            error, held_out = ("" if e is None else f"{e:.5f}" for e in (r.error, r.held_out_error))
+            numbers = f"{error:>9} {held_out:>9} {r.sparsity:>8.3f} {r.bits_per_weight:>7.3f} {r.seconds:>8.2f}"
             lines.append(f"{r.name:<32} {numbers}  {r.status}")
         lines += [f"{left.name:<32} {tuple(left.shape)} left as it is: {left.reason}" for left in self.left]
         lines.append(f"{self.nbytes_before} → {self.nbytes_after} bytes; {len(self.skipped)} layer(s) skipped")
@@ -132,30 +152,52 @@ class CompressionReport:
 
     def _repr_html_(self) -> str:
         """Short, for a notebook: the share covered, the layers with the largest errors, and what was left."""
-        worst = sorted((r for r in self.rows if r.status == "compressed"), key=lambda r: -r.error)[:5]
-        cells = [(r.name, f"{r.error:.5f}", f"{r.bits_per_weight:.3f}", f"{r.sparsity:.3f}") for r in worst]
+        worst = worst_layers(self.rows)
+        cells = [(r.name, f"{error:.5f}", f"{r.bits_per_weight:.3f}", f"{r.sparsity:.3f}") for error, r in worst]
         left = [(r.name, r.status.removeprefix("skipped: ")) for r in self.skipped]
         left += [(x.name, x.reason) for x in self.left]
         parts = [f"<p>{html.escape(self.summary)}</p>"]
         if cells:
-            parts.append(_html_table(("largest errors", "error", "bits/w", "sparsity"), cells))
+            parts.append(html_table(("largest errors", "error", "bits/w", "sparsity"), cells))
         if left:
             more = f"<p>and {len(left) - 5} more</p>" if len(left) > 5 else ""
-            parts.append(_html_table(("left as it is", "reason"), left[:5]) + more)
+            parts.append(html_table(("left as it is", "reason"), left[:5]) + more)
         return "\n".join(parts)
 
     def to_frame(self) -> Any:
         """Return a pandas DataFrame with a row for each layer; needs the extra "tables"."""
         pandas = need("pandas", "tables")
-        rows = [{**asdict(row), "bits_per_weight": row.bits_per_weight} for row in self.rows]
-        return pandas.DataFrame(rows)
+        return pandas.DataFrame(layer_dicts(self.rows))
 
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Write the columns of :meth:`to_frame` as comma-separated values, one line for each layer."""
+        write(path, csv_text(self.rows))
 
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    def to_json(self, path: str | os.PathLike) -> None:
+        """Write everything as JSON, for :meth:`from_json`."""
+        write(path, json_text(self))
 
-    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
+    @classmethod
+    def from_json(cls, path: str | os.PathLike) -> "CompressionReport":
+        """Read what :meth:`to_json` wrote: an equal report.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file holds no report; the message names it.
+        """
+        return cls(**read_json(path, LayerRow, LeftOut))
+
+    def to_html(self, path: str | os.PathLike) -> None:
+        """Write a page with the picture and all layers, which needs no other file and no network."""
+        write(path, page(self, svg_of(self)))
+
+    def picture(self) -> "Figure":
+        """Return a matplotlib figure: each layer's output error and size, in the order of the model.
+
+        The error is the held-out one where it was measured, on a logarithmic axis; the size is that of the weight
+        before and after. Layers of one kind (the last word of the name, as q_proj) have a colour and a mark.
+        """
+        return picture_of(self)
 
 
 @isolated
@@ -174,7 +216,9 @@ def skipped_row(name: str, module: Layer, reason: str) -> LayerRow:
     weight = module.weight.detach()
     nbytes = weight.numel() * weight.element_size()
     known = not weight.is_meta and weight.layout == torch.strided and weight.numel()
-    sparsity = float((weight == 0).double().mean()) if known else 0.0
+    # Counted without a matrix of zeros and ones: an output head can be the largest weight of all.
+    zeros = weight.numel() - int(weight.count_nonzero()) if known else 0
+    sparsity = zeros / max(weight.numel(), 1)
     return LayerRow(name, tuple(weight.shape), f"skipped: {reason}", 0.0, None, 0, nbytes, nbytes, sparsity, 0.0)
 
 

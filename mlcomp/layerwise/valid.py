@@ -55,6 +55,10 @@ class ValidPositions:
         self.masks = {prefix: _mask(batch, rule) for prefix, rule in self.rules.items()}
         self.tokens_first = False  # seen in this pass: later inputs with one row for each token follow it
 
+    def begin(self) -> None:
+        """Begin another pass over the batch."""
+        self.tokens_first = False
+
     def fitted(self, name: str, layer: nn.Module, x: Tensor) -> Tensor | None:
         """Return which vectors of the layer's input ``x`` count, boolean like its leading dimensions; None: all.
 

@@ -2,9 +2,20 @@
 
 from mlcomp.models.byte_lm import byte_lm
 from mlcomp.models.convnet import convnet
+from mlcomp.models.lenet import lenet_300_100
 from mlcomp.models.minilm import embed, minilm
 from mlcomp.models.mlp import mlp
 from mlcomp.models.mobilenet_v2 import mobilenet_v2, mobilenet_v2_weights
 from mlcomp.models.smollm2 import smollm2
 
-__all__ = ["byte_lm", "convnet", "embed", "minilm", "mlp", "mobilenet_v2", "mobilenet_v2_weights", "smollm2"]
+__all__ = [
+    "byte_lm",
+    "convnet",
+    "embed",
+    "lenet_300_100",
+    "minilm",
+    "mlp",
+    "mobilenet_v2",
+    "mobilenet_v2_weights",
+    "smollm2",
+]

@@ -156,7 +156,7 @@ def joint_step(
 
 
 class DynamicMFAC:
-    r"""$F^{-1}$ of the last m gradients of a training run.
+    r"""$F^{-1}$ of the last m gradients of a training run, kept in float64 on the CPU.
 
     $F^{-1}x = \tfrac1\lambda(x - G^\top(m\lambda I + GG^\top)^{-1}Gx)$: an m × m system, of which a new gradient
     changes one row.

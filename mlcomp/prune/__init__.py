@@ -3,7 +3,17 @@
 from mlcomp.addresses import handed_on, shorten
 from mlcomp.layerwise.bias_correction import bias_correction
 from mlcomp.layerwise.weights import keep_zeros, layer_weights, network_sparsity, with_weights
-from mlcomp.prune.at_initialization import connection_sensitivity, snip
+from mlcomp.prune.at_initialization import (
+    Ticket,
+    connection_sensitivity,
+    erdos_renyi,
+    erdos_renyi_densities,
+    gradient_flow,
+    grasp,
+    lottery_tickets,
+    shuffled_zeros,
+    snip,
+)
 from mlcomp.prune.classical import (
     Lasso,
     LassoPath,
@@ -18,8 +28,25 @@ from mlcomp.prune.classical import (
     robust_pca,
     tree_leaves,
 )
-from mlcomp.prune.during_training import GradualPruning, cubic_schedule, gradual_pruning
-from mlcomp.prune.importance import global_magnitude, layer_normalized, magnitude, random_pruning, wanda
+from mlcomp.prune.during_training import (
+    GradualPruning,
+    SparseTraining,
+    cubic_schedule,
+    gradual_pruning,
+    rigl,
+    sparse_evolution,
+)
+from mlcomp.prune.importance import (
+    channel_permutation,
+    global_magnitude,
+    group_magnitude,
+    kept_magnitude,
+    layer_normalized,
+    magnitude,
+    permutation_efficacy,
+    random_pruning,
+    wanda,
+)
 from mlcomp.prune.pattern import nm_mask, smallest_mask
 from mlcomp.prune.post_training import (
     FinetunedLayer,
@@ -29,14 +56,28 @@ from mlcomp.prune.post_training import (
     sparsegpt,
     weight_correction,
 )
+from mlcomp.prune.structured import (
+    Group,
+    Member,
+    dependency_groups,
+    find_group,
+    fixed_channels,
+    group_weights,
+    permute_channels,
+    remove_channels,
+)
 
 __all__ = [
     "BestSubset",
     "FinetunedLayer",
     "GradualPruning",
+    "Group",
     "Lasso",
     "LassoPath",
+    "Member",
     "SparsePlusLowRank",
+    "SparseTraining",
+    "Ticket",
     "TreePath",
     "adaprune",
     "alternating_projections",
@@ -44,28 +85,46 @@ __all__ = [
     "best_subset",
     "bias_correction",
     "calibrate",
+    "channel_permutation",
     "choose_alpha",
     "connection_sensitivity",
     "cost_complexity_path",
     "cubic_schedule",
+    "dependency_groups",
+    "erdos_renyi",
+    "erdos_renyi_densities",
+    "find_group",
+    "fixed_channels",
     "global_magnitude",
+    "gradient_flow",
     "gradual_pruning",
+    "grasp",
+    "group_magnitude",
+    "group_weights",
     "keep_zeros",
+    "kept_magnitude",
     "kept_share",
     "lasso",
     "lasso_path",
     "layer_normalized",
     "layer_weights",
+    "lottery_tickets",
     "magnitude",
     "masked_finetune",
     "network_sparsity",
     "nm_mask",
+    "permutation_efficacy",
+    "permute_channels",
     "planted_matrix",
     "pruning_snr",
     "random_pruning",
+    "remove_channels",
+    "rigl",
     "robust_pca",
+    "shuffled_zeros",
     "smallest_mask",
     "snip",
+    "sparse_evolution",
     "sparsegpt",
     "tree_leaves",
     "wanda",

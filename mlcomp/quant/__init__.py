@@ -17,6 +17,7 @@ from mlcomp.quant.additive import (
 )
 from mlcomp.quant.aware_training import (
     DiffQLayer,
+    OneBit,
     QATLayer,
     SizeTarget,
     StepQuantizer,
@@ -26,6 +27,7 @@ from mlcomp.quant.aware_training import (
     lsq_initial_step,
     lsq_quantize,
     meet_size,
+    onebit_decompose,
     prepare_diffq,
     prepare_qat,
     pseudo_noise,
@@ -116,6 +118,7 @@ __all__ = [
     "KMeans",
     "MixedBits",
     "MuLaw",
+    "OneBit",
     "PTQResult",
     "PTQRow",
     "PackedW4",
@@ -175,6 +178,7 @@ __all__ = [
     "meet_size",
     "nf4_codebook",
     "observer",
+    "onebit_decompose",
     "optimal_companding",
     "output_means",
     "pack_w4",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mlcomp.checks import check_values, narrowed
 from mlcomp.context import isolated
+from mlcomp.formats.stored import Stored
 from mlcomp.quant.quantized import Quantized
 
 PLANES = 8  # 4-bit codes in a word
@@ -61,6 +62,11 @@ class PackedW4:
         """Bytes as stored: eight codes a word and a word for each group."""
         return (self.words.numel() + self.grid.numel()) * 4
 
+    @property
+    def bits_per_weight(self) -> float:
+        """``nbytes`` in bits over the number of weights, padded columns included."""
+        return self.nbytes * 8 / (len(self.words) * self.inp)
+
     @isolated
     def dequantize(self) -> Float[Tensor, "out inp"]:
         """Return the weight (out, inp) in float32."""
@@ -70,6 +76,22 @@ class PackedW4:
         codes = ((words >> shifts) & 15).reshape(out, -1)[:, : self.inp]
         group = torch.arange(self.inp, device=words.device) // self.group_size
         return (codes - self.zero[:, group]) * self.step[:, group]
+
+    def stored(self) -> Stored:
+        """Return words and grid as they are."""
+        facts = {"shape": [len(self.words), self.inp], "plane": self.plane}
+        return Stored("packed_w4", {"words": self.words.contiguous(), "grid": self.grid.contiguous()}, facts)
+
+    @classmethod
+    def from_stored(cls, stored: Stored, start: int = 0, stop: int | None = None) -> "PackedW4":
+        """Return what was stored, or some of its rows."""
+        words, grid = stored.tensors["words"][start:stop], stored.tensors["grid"][:, start:stop]
+        return cls(words, grid, stored.shape[1], stored.facts["plane"])
+
+    @staticmethod
+    def by_rows(stored: Stored) -> bool:
+        """Return True: each row has its own words and grids."""
+        return True
 
 
 @isolated

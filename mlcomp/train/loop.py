@@ -1,4 +1,4 @@
-"""The one training loop of the course: mini-batches, AdamW, warm-up and cosine decay, checkpoints.
+"""The one training loop of the course: mini-batches, any optimizer, warm-up and cosine decay, checkpoints.
 
 Notation: an epoch is one pass over the inputs in a fresh random order.
 Source: Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW); the same 2017, arXiv:1608.03983, eq. (5)
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from mlcomp.checks import check_finite, check_positive, check_whole
@@ -42,6 +43,8 @@ def train(
     weight_decay: float = 0.0,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    optimizer: Callable[..., Optimizer] = torch.optim.AdamW,
+    before_step: Callable[[int, Optimizer], bool | None] | None = None,
     after_step: Callable[[int], None] | None = None,
     checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
@@ -56,12 +59,17 @@ def train(
         lr: peak learning rate, reached linearly over the first tenth of the steps; then it falls to zero as a cosine.
         batch_size: the last batch of an epoch may be smaller, unless it would hold one sample (BatchNorm needs two).
         seed: of the order, the augmentation and layers such as dropout; the global random state is left alone.
-        weight_decay: decoupled, as in AdamW.
+        weight_decay: decoupled, as in AdamW (added to the gradient by an optimizer that does so).
         augment: ``augment(batch, generator)`` returns the batch to train on.
         loss: ``loss(model(batch), labels)``, a scalar mean.
+        optimizer: ``optimizer(parameters, lr=…, weight_decay=…)``; others than AdamW, or other options of it, by
+            ``functools.partial(torch.optim.SGD, momentum=0.9)`` and its like.
+        before_step: ``before_step(n, optimizer)`` is called before the n-th step of the optimizer, when the gradients
+            are there; it may change them (a penalty's gradient, say), the model and the optimizer's state in place.
+            If it returns False, the weights make no step; the learning rate goes on.
         after_step: ``after_step(n)`` is called after the n-th optimizer step, n = 1, 2, … through all epochs; it may
-            change the model in place (keep masked weights at zero, say). What it remembers between calls is not in
-            the checkpoint unless it is a parameter or buffer of the model.
+            change the model in place (keep masked weights at zero, say). What either remembers between calls is not
+            in the checkpoint unless it is a parameter or buffer of the model, or the optimizer's state.
         checkpoint: a file written after each epoch; if it exists, training goes on from it. It belongs to this
             start of ``model``, these data, options and functions, and to no others (see ``mlcomp.fingerprint``).
         progress: show a tqdm bar.
@@ -76,23 +84,29 @@ def train(
     _check(model, inputs, labels, epochs=epochs, lr=lr)
     trained = [p for p in model.parameters() if p.requires_grad]
     starts = batch_starts(len(inputs), batch_size)
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _factor(epochs * len(starts)))
-    state = _State(model, optimizer, schedule, [])
+    state = _State(model, optimizer(trained, lr=lr, weight_decay=weight_decay), [])
+    for group in state.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    calls = _Calls(_factor(epochs * len(starts)), augment, loss, before_step, after_step)
     run: dict[str, object] = {}
     if checkpoint is not None:
         run = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "weight_decay": weight_decay}
         run |= {"model": hash_model(model), "trained": [n for n, p in model.named_parameters() if p.requires_grad]}
-        parts = {"inputs": inputs, "labels": labels, "augment": augment, "loss": loss, "after_step": after_step}
+        parts: dict[str, object] = {
+            "inputs": inputs,
+            "labels": labels,
+            "augment": augment,
+            "loss": loss,
+            "optimizer": optimizer,
+        }
+        parts |= {"before_step": before_step, "after_step": after_step}
         run |= {name: hash_values(part) for name, part in parts.items()}
         state.load(Path(checkpoint), run)
     with keeping_modes(model):
         model.train()
         bar = tqdm(range(len(state.loss), epochs), desc="epochs", disable=not progress)
         for epoch in bar:
-            state.loss.append(
-                _epoch(state, inputs, labels, starts, batch_size, (seed, epoch), augment, loss, after_step)
-            )
+            state.loss.append(_epoch(state, inputs, labels, starts, batch_size, (seed, epoch), calls))
             bar.set_postfix(loss=f"{state.loss[-1]:.4f}")
             if checkpoint is not None:
                 state.save(Path(checkpoint), run)
@@ -144,9 +158,7 @@ def _epoch(
     starts: list[int],
     batch_size: int,
     seeds: tuple[int, int],
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    after_step: Callable[[int], None] | None,
+    calls: "_Calls",
 ) -> float:
     """Train one epoch; all its randomness comes from (seed, epoch), so that a resumed run repeats it."""
     generator = torch.Generator().manual_seed(seeds[0] * 1_000_003 + seeds[1])
@@ -160,17 +172,30 @@ def _epoch(
         )  # for dropout and its like
         for done, start in enumerate(starts, seeds[1] * len(starts) + 1):
             chosen = order[start : start + batch_size]
-            batch = inputs[chosen] if augment is None else augment(inputs[chosen], generator)
-            value = loss(state.model(batch.to(device)), labels[chosen].to(device))
+            batch = inputs[chosen] if calls.augment is None else calls.augment(inputs[chosen], generator)
+            value = calls.loss(state.model(batch.to(device)), labels[chosen].to(device))
             check_finite(f"the loss in epoch {seeds[1]}", value.detach())
             state.optimizer.zero_grad()
             value.backward()
-            state.optimizer.step()
-            state.schedule.step()
-            if after_step is not None:
-                after_step(done)
+            for group in state.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * calls.share(done - 1)
+            if calls.before_step is None or calls.before_step(done, state.optimizer) is not False:
+                state.optimizer.step()
+            if calls.after_step is not None:
+                calls.after_step(done)
             total, seen = total + float(value.detach()) * len(chosen), seen + len(chosen)
     return total / seen
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """The share of the learning rate at each step, and the caller's functions."""
+
+    share: Callable[[int], float]
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None
+    loss: Callable[[Tensor, Tensor], Tensor]
+    before_step: Callable[[int, Optimizer], bool | None] | None
+    after_step: Callable[[int], None] | None
 
 
 @dataclass
@@ -178,12 +203,11 @@ class _State:
     """What a checkpoint holds."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    optimizer: Optimizer
     loss: list[float]
 
     def save(self, path: Path, run: dict) -> None:
-        saved: dict = {k: getattr(self, k).state_dict() for k in ("model", "optimizer", "schedule")}
+        saved: dict = {k: getattr(self, k).state_dict() for k in ("model", "optimizer")}
         saved |= {"run": run, "loss": self.loss}
         with replacing(path) as draft:
             torch.save(saved | {"sha256": hash_values(saved)}, draft)
@@ -207,7 +231,7 @@ class _State:
             )
         if not whole:
             raise ValueError(f"checkpoint {path} is damaged: delete it, and training begins again")
-        for key in ("model", "optimizer", "schedule"):
+        for key in ("model", "optimizer"):
             getattr(self, key).load_state_dict(saved[key])
         self.loss[:] = saved["loss"]
 

@@ -37,6 +37,7 @@ def layer() -> dict[str, torch.Tensor]:
         "mask": drawn(OUT, INP) > 0,
         "removed": drawn(OUT, INP) > 0,
         "columns": torch.arange(INP),
+        "permutation": torch.arange(INP).flip(0),
         "codebook": Codebook(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-0.5, 0.5])),
         "generator": torch.Generator().manual_seed(0),
         "between": torch.ones(INP, 3),

@@ -1,11 +1,13 @@
 """Every public function gives the same result whatever context its caller stands in, bit for bit."""
 
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mlcomp import budget, compare, data, formats, layerwise, metrics, models, obs, prune, quant, sources
+from mlcomp import budget, compare, data, deploy, formats, layerwise, metrics, models, obs, prune, quant, sources
 from mlcomp.cost import model_cost
-from mlcomp.train import train
+from mlcomp.train import add_lora, merge_lora, train
 from tests.contract.public import public_functions
 from tests.contract.test_checks import FUNCTIONS, drawn, good_arguments, layer
 
@@ -134,6 +136,36 @@ def saved() -> str:
     return path
 
 
+def corrected() -> nn.Module:
+    return add_lora(net(), ["1"], rank=2, alpha=4.0)
+
+
+def saved_adapter(model) -> Path:
+    return deploy.save_lora_adapter(model, tempfile.mkdtemp(dir=FOLDER.name))
+
+
+def bytes_of_adapter(model) -> bytes:
+    return (saved_adapter(model) / "adapter_model.safetensors").read_bytes()
+
+
+def compressed() -> tuple:
+    model, report = layerwise.compress(net(), batches(), partial(quant.rtn, bits=4), progress=False)
+    return model, report.results
+
+
+def saved_model() -> str:
+    path = f"{FOLDER.name}/model"
+    layerwise.save(*compressed(), path, overwrite=True)
+    return path
+
+
+def kept() -> list[str]:
+    path = f"{FOLDER.name}/kept"
+    shutil.rmtree(path, ignore_errors=True)
+    deploy.compress_model("mlp", method="rtn", bits=4, out=path, data="noise", samples=8, progress=False)
+    return [path]
+
+
 def flat() -> object:
     return obs.flatten_network(*small())
 
@@ -144,6 +176,20 @@ def flat() -> object:
 def of_format(number_format, x):
     coded = number_format.encode(x)
     return coded, number_format.decode(coded), number_format.round(x), number_format.values()
+
+
+def stored(kind, weight):
+    matrix = kind.from_dense(weight)
+    return matrix, matrix.dequantize(), matrix.nbytes
+
+
+def restored(kept):
+    result = formats.restore(kept)
+    return result, result.dequantize()
+
+
+def loaded(folder):
+    return layerwise.load(folder, net()), layerwise.load(folder, net(), packed=True)
 
 
 def of_source(make, share, *arguments):
@@ -224,7 +270,20 @@ OTHERS = {
     "int8_matmul": lambda: partial(
         formats.int8_matmul, formats.absmax_int8(drawn(3, 16), 1), formats.absmax_int8(W, 1)
     ),
+    "csr_matmul": lambda: partial(formats.csr_matmul, drawn(3, 16), formats.CSR.from_dense(W)),
+    "two_four_matmul": lambda: partial(
+        formats.two_four_matmul, drawn(3, 16), formats.TwoFour.from_dense(prune.magnitude(W, pattern=(2, 4)))
+    ),
+    "CSR": lambda: partial(stored, formats.CSR, W),
+    "TwoFour": lambda: partial(stored, formats.TwoFour, prune.magnitude(W, pattern=(2, 4))),
+    "Bitmask": lambda: partial(stored, formats.Bitmask, W),
     "pack": lambda: partial(formats.pack, torch.arange(16), 4),
+    "pack_planes": lambda: partial(formats.pack_planes, torch.arange(600), 11),
+    "unpack_planes": lambda: partial(
+        formats.unpack_planes, formats.pack_planes(torch.arange(16), 11), 11, (4, 4), start=1
+    ),
+    "store": lambda: partial(formats.store, quant.quip(W, H, bits=3)),
+    "restore": lambda: partial(restored, formats.store(quant.quip(W, H, bits=3))),
     "unpack": lambda: partial(formats.unpack, formats.pack(torch.arange(16), 4), 4, 16),
     "stored_nbytes": lambda: partial(formats.stored_nbytes, W),
     "FloatFormat": lambda: partial(of_format, formats.FloatFormat(4, 3), drawn(20)),
@@ -246,6 +305,9 @@ OTHERS = {
     "compress": lambda: partial(
         layerwise.compress, conv_net(), batches(), partial(quant.gptq, bits=4), progress=False
     ),
+    "save": lambda: partial(layerwise.save, *compressed(), f"{FOLDER.name}/again", overwrite=True),
+    "load": lambda: partial(loaded, saved_model()),
+    "load_results": lambda: partial(layerwise.load_results, saved_model()),
     "layer_hessian": lambda: partial(layerwise.layer_hessian, layer()["inputs"]),
     "output_loss": lambda: partial(layerwise.output_loss, W, H),
     "trace_layers": lambda: partial(layerwise.trace_layers, net(), batches(), ["1", "3"]),
@@ -305,6 +367,10 @@ OTHERS = {
     "pack_w4": lambda: partial(quant.pack_w4, quant.rtn(W, bits=4)),
     "w4a16_matmul": lambda: partial(quant.w4a16_matmul, drawn(3, 16), quant.pack_w4(quant.rtn(W, bits=4))),
     # prune
+    "group_magnitude": lambda: partial(prune.group_magnitude, drawn(4, 3, 3, 3), granularity="kernel", sparsity=0.5),
+    "permute_channels": lambda: partial(
+        prune.permute_channels, net(), prune.dependency_groups(net(), images(2))[0], torch.arange(8).flip(0)
+    ),
     "connection_sensitivity": lambda: partial(prune.connection_sensitivity, net(), images(), labels()),
     "snip": lambda: partial(prune.snip, net(), images(), labels(), sparsity=0.5),
     "gradual_pruning": lambda: partial(
@@ -371,8 +437,18 @@ OTHERS = {
     "kl_divergence": lambda: partial(metrics.kl_divergence, W, W.round()),
     "embedding_similarity": lambda: partial(metrics.embedding_similarity, W, W + 0.1),
     "model_cost": lambda: partial(model_cost, conv_net(), images(2)),
-    # train, models, data
+    # deploy, train, models, data
+    "save_lora_adapter": lambda: partial(bytes_of_adapter, corrected()),
+    "load_lora_adapter": lambda: partial(deploy.load_lora_adapter, net(), saved_adapter(corrected())),
+    # deploy
+    "compress_model": lambda: partial(
+        deploy.compress_model, conv_net(), method="gptq", bits=4, data=batches(), held_out=batches(), progress=False
+    ),
+    "compare_models": lambda: partial(deploy.compare_models, kept()),
+    "open_model": lambda: partial(deploy.open_model, "mlp"),
     "train": lambda: partial(trained, net(), images(), labels()),
+    "add_lora": lambda: partial(add_lora, net(), ["1"], rank=2, alpha=4.0),
+    "merge_lora": lambda: partial(merge_lora, corrected()),
     "byte_lm": lambda: partial(models.byte_lm, 64, pretrained=False),
     "convnet": lambda: models.convnet,
     "mlp": lambda: models.mlp,
@@ -386,7 +462,9 @@ LEFT_OUT = {
     "they make no tensors, or a generator makes them where it is read": """packed_nbytes sparse_nbytes is_layer hooked
         replace_module batchnorm_pairs cubic_schedule choose_levels density_levels pareto_front layer_nbytes
         layer_time layer_energy balance_tokens peak_rate batch_starts committed_table committed_results
-        python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches""",
+        python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches
+        lora_layers lora_parameters""",
+    "it takes models of transformers, and its own test calls it": "export_compressed_tensors",
     "it calls the model as its caller would": "call_model",
     "they run a model that is fetched, through functions that are called here": "measure_method picture_of_methods",
 }

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 import mlcomp
-from mlcomp.formats import AdditiveCodes, absmax_int8
+from mlcomp.formats import CSR, AdditiveCodes, TwoFour, absmax_int8
 from mlcomp.obs import block_fisher_inverse, exact_obs_trace
+from mlcomp.prune import magnitude
 from mlcomp.quant import pack_w4, rtn
 from tests.contract.public import public_functions
 from tests.contract.test_checks import INP, OUT, changed, drawn, layer
@@ -28,7 +29,7 @@ ROOT = str(Path(mlcomp.__file__).parent)
 # What they return is learned with, so it keeps its gradient.
 LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squared_error", "output_loss")
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
-LEARNED = (*LEARNED, "bias_correction", "relu_mean", "analytic_correction")
+LEARNED = (*LEARNED, "csr_matmul", "two_four_matmul", "bias_correction", "relu_mean", "analytic_correction")
 # Parts of methods that have checked their arguments, and loops to read: they check little themselves.
 PARTS = ("output_loss", "output_error", "inverse_factor", "straight_through", "literal_exact_obs", "literal_obq")
 # Kernels on much data: what is not finite passes through, as torch has it.
@@ -50,9 +51,12 @@ def good() -> dict[str, object]:
         "additive_matvec.x": drawn(INP),
         "additive_matvec.weight": coded,
         "w4a16_matmul.weight": pack_w4(rtn(weight, bits=4)),
+        "csr_matmul.weight": CSR.from_dense(weight),
+        "two_four_matmul.weight": TwoFour.from_dense(magnitude(weight, pattern=(2, 4))),
         "codes": torch.arange(6),
         "packed": torch.arange(3, dtype=torch.uint8),
         "unpack.shape": 8,
+        "unpack_planes.shape": (8,),
         "source": drawn(40),
         "tensor": drawn(40),
         "corrected_input_mean": drawn(INP),
@@ -81,6 +85,7 @@ def good() -> dict[str, object]:
         "kmeans.entries": 3,
         "kmeans.generator": None,
         "kmeans_assign.codebook": points[:3],
+        "granularity": "filter",
         "weights": weight,  # in a list, see call()
         "scores": weight,
         "count": 3,

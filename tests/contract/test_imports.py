@@ -20,13 +20,26 @@ FLOORS = (
     ("obs",),
     ("budget", "compare", "distill"),
     ("kernels",),
+    ("deploy",),
+    ("cli",),
 )
 # On one floor the rooms stand apart, but for these.
 DOORS = {"formats": {"sources"}, "models": {"assets", "data"}, "data": {"assets"}}
 # Modules at the root serve every floor.
-GROUND = {"addresses", "checks", "context", "extras", "fingerprint", "modes", "notebook", "references", "resume"}
+GROUND = {
+    "addresses",
+    "checks",
+    "context",
+    "extras",
+    "fingerprint",
+    "modes",
+    "notebook",
+    "references",
+    "resume",
+    "terminal",
+}
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-HEAVY = ["triton", "transformers", "matplotlib", "sklearn", "nbgrader", "IPython"]
+HEAVY = ["triton", "transformers", "matplotlib", "sklearn", "nbgrader", "IPython", "compressed_tensors", "peft"]
 
 
 def rooms(name: str) -> list[str]:
@@ -101,7 +114,7 @@ for name in {[*HEAVY, "accelerate", "gguf", "hypothesis", "beartype", "scipy"]}:
     sys.modules[name] = None  # an import of it raises ImportError
 import mlcomp, mlcomp.formats, mlcomp.quant, mlcomp.prune, mlcomp.obs, mlcomp.layerwise, mlcomp.metrics
 import mlcomp.sources, mlcomp.models, mlcomp.data, mlcomp.assets, mlcomp.budget, mlcomp.compare, mlcomp.cost
-import mlcomp.train
+import mlcomp.train, mlcomp.deploy
 print("imported")
 """
     assert in_fresh_python(code) == "imported"

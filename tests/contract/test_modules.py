@@ -49,7 +49,14 @@ def test_row_of_a_finished_lecture_has_code_test_and_notebook(row):
 
 
 # Public by their form, and no part of the API: programs, and what the exercises and notebooks import.
-NO_API = ("mlcomp.grading", "mlcomp.notebook", "mlcomp.extras", "mlcomp.addresses", "mlcomp.assets.__main__")
+NO_API = (
+    "mlcomp.cli",
+    "mlcomp.grading",
+    "mlcomp.notebook",
+    "mlcomp.extras",
+    "mlcomp.addresses",
+    "mlcomp.assets.__main__",
+)
 
 
 def test_every_package_is_on_the_api_page():

@@ -14,7 +14,7 @@ from mlcomp.checks import check_sparsity
 from mlcomp.layerwise import compress
 from mlcomp.metrics import relative_error
 from mlcomp.obs import layer_hessian
-from mlcomp.prune import magnitude
+from mlcomp.prune import magnitude, wanda
 from mlcomp.quant import rtn
 
 half = functools.partial(lambda weight, hessian, **options: magnitude(weight, **options), sparsity=0.5)
@@ -336,7 +336,7 @@ KILLED = """
 import sys, time, torch
 from torch import nn
 from mlcomp.layerwise import compress
-from mlcomp.prune import magnitude
+from mlcomp.prune import magnitude, wanda
 
 def slow(weight, hessian):
     print("layer", flush=True)
@@ -380,12 +380,71 @@ def test_resume_after_a_real_kill(tmp_path):
 
 
 def test_sequential_passes_are_counted_and_cut_short():
-    model, batches = mlp(), Counting([data()])
+    class Branches(nn.Module):  # no block follows another, so the model is run from its beginning for each layer
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+
+        def forward(self, x):
+            return self.c(1 + self.b(1 + self.a(x)))
+
+    model, batches = Branches(), Counting([data()])
     forwards = []
-    model[4].register_forward_hook(lambda *_: forwards.append(1))
+    model.c.register_forward_hook(lambda *_: forwards.append(1))
     run(model, batches, half)
-    assert batches.reads == 4  # the trace, then one for each of three layers
-    assert len(forwards) == 1  # only the trace runs to the end: the passes stop where they have what they need
+    assert batches.reads == 5  # the first batch to look for blocks, the trace, then one for each of three layers
+    assert len(forwards) == 2  # only the first two run to the end: the passes stop where they have what they need
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_methods_of_the_weight_alone_do_not_run_the_model(sequential):
+    model, x = mlp(), data()
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model runs"))
+    method = functools.partial(rtn, bits=4)
+    for batches in (None, [x]):
+        result, report = run(model, batches, method, sequential=sequential)
+        assert torch.equal(result[2].weight, rtn(model[2].weight, bits=4).dequantize())
+        assert all(row.error is None and row.samples == 0 and row.status == "compressed" for row in report.rows)
+        assert "compressed" in str(report) and report._repr_html_()
+    with pytest.raises(ValueError, match="batches is None"):
+        run(mlp(), None, half)
+    with pytest.raises(ValueError, match="batches is None"):
+        run(mlp(), None, method, errors=True)
+
+
+def test_errors_of_methods_of_the_weight_alone_are_measured_where_asked_for():
+    model, x, other = mlp(), data(), data(5)
+    method = functools.partial(rtn, bits=4)
+    result, report = run(model, [x], method, sequential=False, errors=True, held_out=[other])
+    for row_error, inputs in ((report["2"].error, x), (report["2"].held_out_error, other)):
+        inputs = model[:2](inputs).detach().T
+        truth = relative_error(model[2].weight.detach(), result[2].weight.detach(), inputs)
+        assert row_error == pytest.approx(truth, rel=1e-4)  # float32 sums against float64
+    _, report = run(model, [x], method, held_out=[other])
+    assert report["2"].error is None and report["2"].held_out_error > 0
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_norms_are_those_of_the_inputs_and_need_no_product(sequential):
+    model, x, seen = mlp(), data(), []
+
+    def method(weight, input_norm):
+        seen.append(input_norm)
+        return wanda(weight, input_norm, sparsity=0.5)
+
+    result, report = run(model, x.split(16), method, sequential=sequential)
+    so_far = result if sequential else model
+    torch.testing.assert_close(seen[1], so_far[:2](x).detach().norm(dim=0), rtol=1e-5, atol=1e-5)
+    assert all(row.error is None and row.samples == 60 for row in report.rows)
+    again, report = run(model, x.split(16), method, sequential=sequential, errors=True)
+    assert same(snapshot(result), snapshot(again)) and all(row.error > 0 for row in report.rows)
+
+
+def test_in_place():
+    model = mlp()
+    truth, _ = run(model, [data()], half)
+    result, _ = run(model, [data()], half, inplace=True)
+    assert result is model and same(snapshot(truth), snapshot(model))
 
 
 def test_check_sparsity_errors_name_the_layer():

@@ -64,8 +64,8 @@ def test_each_expert_is_compressed_with_the_tokens_that_reach_it(turned, sequent
 def test_an_expert_without_a_token_is_a_matter_for_on_error():
     net, x = Mixture(used=2), torch.randn(20, 6)
     with pytest.raises(ValueError, match=r"'experts.up.2', 'experts.down.2'\] saw no sample"):
-        compress(net, [x], functools.partial(rtn, bits=3), progress=False)
-    result, report = compress(net, [x], functools.partial(rtn, bits=3), on_error="skip", progress=False)
+        compress(net, [x], functools.partial(gptq, bits=3), progress=False)
+    result, report = compress(net, [x], functools.partial(gptq, bits=3), on_error="skip", progress=False)
     assert [row.name for row in report.skipped] == ["experts.up.2", "experts.down.2"]
     assert torch.equal(result.experts.up[2], net.experts.up[2]) and not torch.equal(result.experts.up, net.experts.up)
 

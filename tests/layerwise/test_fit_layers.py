@@ -21,6 +21,7 @@ from mlcomp.layerwise import (
     with_weights,
 )
 from mlcomp.layerwise.fit import copy_model
+from mlcomp.obs import gptq
 from mlcomp.prune import calibrate, gradual_pruning, magnitude, snip
 from mlcomp.quant import brecq, prepare_diffq, prepare_qat, ptq, rtn
 
@@ -235,7 +236,7 @@ def test_convolutions_of_other_dimensions_and_transposed_ones(kind):
     net, x = nn.Sequential(make()).double(), torch.randn(shape, dtype=torch.float64)
     assert is_layer(net[0])
     method = functools.partial(rtn, bits=3)
-    result, report = compress(net, [x], method, dtype=torch.float64, progress=False)
+    result, report = compress(net, [x], method, dtype=torch.float64, errors=True, progress=False)
     with torch.no_grad():
         bias = net[0].bias.reshape(-1, *[1] * (x.ndim - 2))
         true = net(x) - bias
@@ -269,7 +270,7 @@ def test_conv1d_of_transformers_is_a_linear_layer():
 def test_weights_without_data_are_named():
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6, device="meta"))
     for call in (
-        lambda: compress(net, [X], functools.partial(rtn, bits=3), progress=False),
+        lambda: compress(net, [X], functools.partial(gptq, bits=3), progress=False),
         lambda: ptq(net, [X]),
         lambda: collect_hessians(net, [X]),
     ):

@@ -162,6 +162,36 @@ def test_after_step_is_called_after_each_step_and_may_change_the_model():
     assert not model[0].weight.any() and model[4].weight.any()
 
 
+def test_before_step_sees_the_gradients_and_may_take_the_step_itself():
+    """SGD written out in the callback, which then says that the weights have been moved, equals the optimizer's."""
+    x, y = problem(40)
+    options = OPTIONS | {"optimizer": torch.optim.SGD}
+    theirs, ours, seen = network(), network(), []
+
+    def by_hand(step, optimizer):
+        seen.append(step)
+        with torch.no_grad():
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    p.add_(p.grad, alpha=-group["lr"])
+        return False
+
+    assert train(theirs, x, y, **options) == train(ours, x, y, before_step=by_hand, **options)
+    assert states_equal(theirs, ours) and seen == list(range(1, 3 * OPTIONS["epochs"] + 1))
+    penalized = network()
+
+    def decay(step, optimizer):  # L2 by the gradient is what SGD calls weight_decay
+        for p in penalized.parameters():
+            p.grad.add_(p.detach(), alpha=0.1)
+
+    train(penalized, x, y, before_step=decay, **options)
+    decayed = network()
+    train(decayed, x, y, **options | {"weight_decay": 0.1})
+    for a, b in zip(penalized.parameters(), decayed.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert not states_equal(penalized, theirs)
+
+
 def test_after_step_counts_on_after_a_resumption(tmp_path):
     x, y = problem()
     steps = ()
@@ -213,6 +243,8 @@ def test_checkpoint_of_another_run_is_refused_and_says_what_differs(tmp_path, mo
         ("labels", network(), x, (y + 1) % 3, {}),
         ("loss", network(), x, y, {"loss": lambda logits, y: 2 * nn.functional.cross_entropy(logits, y)}),
         ("after_step", network(), x, y, {"after_step": lambda step: None}),
+        ("before_step", network(), x, y, {"before_step": lambda step, optimizer: None}),
+        ("optimizer", network(), x, y, {"optimizer": torch.optim.SGD}),
         ("augment", network(), x, y, {"augment": None}),
     ]:
         before = [value.clone() for value in model.state_dict().values()]

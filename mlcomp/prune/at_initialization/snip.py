@@ -6,7 +6,8 @@ sum, which changes no order). The largest stay.
 Source: Lee, Ajanthan, Torr 2019, arXiv:1810.02340, eq. (4)–(6) and algorithm 1.   Syllabus: 1.17
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -44,27 +45,47 @@ def connection_sensitivity(
     Raises:
         ValueError: no samples, lengths that differ, NaN or inf in the inputs, the loss or a gradient, no such layer.
     """
+    with scoring_loss(model, inputs, labels, loss=loss, layers=layers, seed=seed) as (value, weights):
+        return {name: (g * weights[name].detach()).abs() for name, g in gradients(value, weights).items()}
+
+
+@contextmanager
+def scoring_loss(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    layers: Iterable[str] | None,
+    seed: int,
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Give the loss of a copy of ``model`` on one batch, and name → weight of the layers, to differentiate it by.
+
+    Gradients are recorded inside, whatever the caller has set. Arguments and errors: :func:`connection_sensitivity`.
+    """
     if len(inputs) != len(labels) or len(inputs) == 0:
         raise ValueError(f"inputs and labels must have the same length ≥ 1, got {len(inputs)} and {len(labels)}")
     if inputs.is_floating_point():
         check_finite("inputs", inputs)
     student = split_attention(copy_model(model).train())
-    names = list(layer_weights(student, layers))
-    chosen, _ = choose_layers(student, names, tied="allow")
-    parameters = [layer.weight.requires_grad_() for layer in chosen.values()]
-    device = parameters[0].device
+    chosen, _ = choose_layers(student, list(layer_weights(student, layers)), tied="allow")
+    weights = {name: layer.weight.requires_grad_() for name, layer in chosen.items()}
+    device = next(iter(weights.values())).device
     with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         value = loss(student(inputs.to(device)), labels.to(device))
         check_finite("the loss", value.detach())
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    scores = {}
-    for name, weight, gradient in zip(names, parameters, gradients, strict=True):
-        if gradient is None:
+        yield value, weights
+
+
+def gradients(value: Tensor, weights: Mapping[str, Tensor], *, create_graph: bool = False) -> dict[str, Tensor]:
+    """Return name → gradient of ``value`` by each weight; a layer without a part in it, NaN and inf are errors."""
+    parts = torch.autograd.grad(value, list(weights.values()), allow_unused=True, create_graph=create_graph)
+    for name, part in zip(weights, parts, strict=True):
+        if part is None:
             raise ValueError(f"layer {name!r} has no part in the loss: leave it out through layers=")
-        check_finite(f"the gradient of layer {name!r}", gradient)
-        scores[name] = (gradient * weight.detach()).abs()
-    return scores
+        check_finite(f"the gradient of layer {name!r}", part.detach())
+    return dict(zip(weights, parts, strict=True))
 
 
 @isolated_run

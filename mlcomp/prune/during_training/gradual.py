@@ -15,14 +15,11 @@ from torch import Tensor, nn
 
 from mlcomp.checks import check_sparsity, check_whole
 from mlcomp.context import isolated_run
-from mlcomp.layerwise.fit import choose_layers, copy_model
-from mlcomp.layerwise.weights import layer_weights
+from mlcomp.layerwise.fit import copy_model
 from mlcomp.prune.during_training.cubic_schedule import cubic_schedule
+from mlcomp.prune.during_training.training_masks import TrainingMasks
 from mlcomp.prune.importance.magnitude import global_magnitude
 from mlcomp.train.loop import History, batch_starts, train
-
-# Names of the buffers that hold the masks during training, so that they are in the checkpoint.
-_BUFFER = "gradual_pruning_mask_{}"
 
 
 @dataclass(frozen=True)
@@ -83,24 +80,18 @@ def gradual_pruning(
     steps = epochs * len(batch_starts(len(inputs), batch_size))
     plan = _plan(sparsity, max(1, round(begin * steps)), max(1, round(end * steps)), every)
     result = copy_model(model)
-    weights = layer_weights(result, layers)
-    choose_layers(result, weights, tied="allow")  # raises for a layer whose weight is no plain parameter
-    masks = {}
-    for number, (name, weight) in enumerate(weights.items()):
-        result.register_buffer(_BUFFER.format(number), torch.ones_like(weight, dtype=torch.bool))
-        masks[name] = result.get_buffer(_BUFFER.format(number))
+    kept = TrainingMasks(result, layers)
 
     def after_step(step: int) -> None:
         with torch.no_grad():
-            _apply(weights, masks)  # before the ranking, too: what was pruned is zero and goes first
+            kept.apply()  # before the ranking, too: what was pruned is zero and goes first
             if step in plan:
-                for name, pruned in pruner(weights, sparsity=plan[step]).items():
-                    masks[name].logical_and_(pruned != 0)
-                _apply(weights, masks)
+                for name, pruned in pruner(kept.weights, sparsity=plan[step]).items():
+                    kept.masks[name].logical_and_(pruned != 0)
+                kept.apply()
 
     history = train(result, inputs, labels, epochs=epochs, batch_size=batch_size, after_step=after_step, **options)
-    for number in range(len(weights)):
-        delattr(result, _BUFFER.format(number))
+    kept.remove()
     return GradualPruning(result, history, plan)
 
 
@@ -110,8 +101,3 @@ def _plan(sparsity: float, first: int, last: int, every: int) -> dict[int, float
         return {last: sparsity}
     moments = [*range(first, last, every), last]
     return {step: cubic_schedule(step - first, steps=last - first, final=sparsity) for step in moments}
-
-
-def _apply(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    for name, weight in weights.items():
-        weight.masked_fill_(~masks[name], 0)

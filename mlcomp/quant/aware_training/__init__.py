@@ -10,11 +10,13 @@ from mlcomp.quant.aware_training.diffq import (
     pseudo_noise,
 )
 from mlcomp.quant.aware_training.lsq import lsq_initial_step, lsq_quantize
+from mlcomp.quant.aware_training.onebit import OneBit, onebit_decompose
 from mlcomp.quant.aware_training.qat import QATLayer, StepQuantizer, finish_qat, prepare_qat
 from mlcomp.quant.aware_training.ste import ste_round, straight_through
 
 __all__ = [
     "DiffQLayer",
+    "OneBit",
     "QATLayer",
     "SizeTarget",
     "StepQuantizer",
@@ -24,6 +26,7 @@ __all__ = [
     "lsq_initial_step",
     "lsq_quantize",
     "meet_size",
+    "onebit_decompose",
     "prepare_diffq",
     "prepare_qat",
     "pseudo_noise",

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mlcomp.checks import check_bits, check_hessian, check_positive, check_weight, narrowed
 from mlcomp.context import isolated
-from mlcomp.formats.packing import packed_nbytes
+from mlcomp.formats.packing import pack_planes, packed_nbytes, unpack_planes
+from mlcomp.formats.stored import Stored, number
 from mlcomp.layerwise.hessian import damped_hessian
 from mlcomp.quant.post_training.incoherence import check_transform, layer_rotations, rotate_layer, unrotate_layer
 from mlcomp.quant.post_training.ldlq import check_rounding, ldlq_round
@@ -62,6 +63,24 @@ class QuIP:
     def bits_per_weight(self) -> float:
         """``nbytes`` in bits over the number of weights."""
         return self.nbytes * 8 / self.codes.numel()
+
+    def stored(self) -> Stored:
+        """Return codes, scale, seed and the diagonal. Rotations mix all rows, so none is decoded alone."""
+        tensors = {"codes": pack_planes(self.codes, self.bits), "scale": number("scale", self.scale)}
+        tensors["seed"] = torch.tensor([self.seed])
+        if self.columns is not None:
+            tensors["columns"] = self.columns
+        facts = {"shape": list(self.codes.shape), "bits": self.bits, "transform": self.transform}
+        return Stored("quip", tensors, facts)
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> "QuIP":
+        """Return what was stored."""
+        tensors, bits = stored.tensors, stored.facts["bits"]
+        check_transform(stored.facts["transform"], *stored.shape)
+        codes = unpack_planes(tensors["codes"], bits, stored.shape)
+        scale, seed = float(tensors["scale"]), int(tensors["seed"])
+        return cls(codes, scale, tensors.get("columns"), bits, stored.facts["transform"], seed)
 
 
 @isolated

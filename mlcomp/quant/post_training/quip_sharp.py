@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_weight, check_whole, narrowed
 from mlcomp.context import isolated
-from mlcomp.formats.packing import packed_nbytes
+from mlcomp.formats.packing import pack_planes, packed_nbytes, unpack_planes
+from mlcomp.formats.stored import Stored, number
 from mlcomp.layerwise.column_sweep import check_sweep
 from mlcomp.quant.post_training.incoherence import check_transform, layer_rotations, rotate_layer, unrotate_layer
 from mlcomp.quant.post_training.ldlq import feedback_rounding, ldl
@@ -63,6 +64,28 @@ class QuIPSharp:
     def bits_per_weight(self) -> float:
         """``nbytes`` in bits over the number of weights."""
         return self.nbytes * 8 / (8 * self.codes.numel())
+
+    def stored(self) -> Stored:
+        """Return the codes of each stage, scale and seed. Rotations mix all rows, so none is decoded alone."""
+        tensors = {"scale": number("scale", self.scale), "seed": torch.tensor([self.seed])}
+        stages = [self.codes] if self.residual is None else [self.codes, self.residual]
+        for name, codes, bits in zip(("codes", "residual"), stages, STAGE_BITS[self.bits], strict=False):
+            tensors[name] = pack_planes(codes, bits)
+        facts = {"shape": [len(self.codes), 8 * self.codes.shape[1]], "bits": self.bits, "transform": self.transform}
+        return Stored("quip_sharp", tensors, facts)
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> "QuIPSharp":
+        """Return what was stored."""
+        tensors, bits, (out, inp) = stored.tensors, stored.facts["bits"], stored.shape
+        check_transform(stored.facts["transform"], out, inp)
+        stages = [
+            unpack_planes(tensors[name], width, (out, inp // 8)).to(torch.int32)
+            for name, width in zip(("codes", "residual"), STAGE_BITS[bits], strict=False)
+        ]
+        codes, residual = stages if len(stages) == 2 else (stages[0], None)
+        scale, seed = float(tensors["scale"]), int(tensors["seed"])
+        return cls(codes, residual, scale, bits, stored.facts["transform"], seed)
 
 
 @isolated

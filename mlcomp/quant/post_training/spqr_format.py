@@ -7,13 +7,15 @@ Source: Dettmers et al. 2023, arXiv:2306.03078, section 4.2, Figure 3.   Syllabu
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float16, Int32, UInt8
 from torch import Tensor
 
 from mlcomp.context import isolated
-from mlcomp.formats.packing import packed_nbytes
+from mlcomp.formats.packing import pack_planes, packed_nbytes, unpack_planes
+from mlcomp.formats.stored import Stored, dtype_name, float_dtype, number, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Bilevel:
         """Bytes as packed."""
         return packed_nbytes(self.codes.numel(), self.bits) + self.low.nbytes + self.step.nbytes
 
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors that are stored, packed, and the facts."""
+        codes = pack_planes(self.codes, self.bits)
+        facts = {"level": "bilevel", "bits": self.bits, "rows": self.rows}
+        return {"codes": codes, "low": self.low.contiguous(), "step": self.step.contiguous()}, facts
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -59,6 +67,13 @@ class Plain:
     def nbytes(self) -> int:
         """Bytes as packed."""
         return packed_nbytes(self.values.numel(), self.bits)
+
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensor that is stored, packed where the values are codes, and the facts."""
+        facts = {"level": "plain", "bits": self.bits, "dtype": dtype_name(self.values.dtype)}
+        if self.bits == 8 * self.values.element_size():
+            return {"values": self.values.contiguous()}, facts
+        return {"values": pack_planes(whole_numbers("a plain statistic", self.values), self.bits)}, facts
 
 
 @dataclass(frozen=True)
@@ -128,6 +143,32 @@ class SpQR:
         """``nbytes`` in bits over the number of weights."""
         return self.nbytes * 8 / self.codes.numel()
 
+    def stored(self) -> Stored:
+        """Return all parts, packed."""
+        step, step_facts = self.step.parts()
+        zero, zero_facts = self.zero.parts()
+        tensors = {"codes": pack_planes(self.codes, self.bits), "pointers": self.pointers, "values": self.values}
+        tensors |= {"columns": pack_planes(self.columns, 16), "unit": number("unit", self.unit)}
+        tensors |= {f"step.{name}": part for name, part in step.items()}
+        tensors |= {f"zero.{name}": part for name, part in zero.items()}
+        if self.order is not None:
+            tensors["order"] = pack_planes(self.order, 16)
+        facts = {"shape": list(self.codes.shape), "bits": self.bits, "outliers": len(self.columns)}
+        groups = self.step.decode().shape[1]
+        return Stored("spqr", tensors, facts | {"groups": groups, "step": step_facts, "zero": zero_facts})
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> "SpQR":
+        """Return what was stored."""
+        tensors, facts = stored.tensors, stored.facts
+        out, inp = stored.shape
+        step, zero = (_statistic(stored, part, (out, facts["groups"])) for part in ("step", "zero"))
+        codes = unpack_planes(tensors["codes"], facts["bits"], (out, inp))
+        columns = unpack_planes(tensors["columns"], 16, (facts["outliers"],))
+        order = unpack_planes(tensors["order"], 16, (inp,)) if "order" in tensors else None
+        sparse = (tensors["pointers"], columns, tensors["values"])
+        return cls(codes, step, zero, *sparse, float(tensors["unit"]), facts["bits"], order)
+
     @property
     def _row(self) -> Tensor:
         """The row of each outlier."""
@@ -136,3 +177,16 @@ class SpQR:
     def _in_place(self, columns: Tensor) -> Tensor:
         """Return a matrix of stored columns with its columns where they belong."""
         return columns if self.order is None else columns[:, self.order.long().argsort()]
+
+
+def _statistic(stored: Stored, part: str, shape: tuple[int, int]) -> Bilevel | Plain:
+    """Return the statistic that is stored under this name."""
+    facts = stored.facts[part]
+    tensors = {key.removeprefix(f"{part}."): t for key, t in stored.tensors.items() if key.startswith(f"{part}.")}
+    if facts["level"] == "bilevel":
+        codes = unpack_planes(tensors["codes"], facts["bits"], shape)
+        return Bilevel(codes, tensors["low"], tensors["step"], facts["bits"], facts["rows"])
+    values, dtype = tensors["values"], float_dtype(facts["dtype"])
+    if values.dtype == dtype:
+        return Plain(values, facts["bits"])
+    return Plain(unpack_planes(values, facts["bits"], shape).to(dtype), facts["bits"])

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from mlcomp.checks import check_bits, check_choice, check_weight, check_whole
 from mlcomp.context import isolated
-from mlcomp.formats.packing import packed_nbytes
+from mlcomp.formats.packing import pack_planes, packed_nbytes, unpack_planes
+from mlcomp.formats.stored import Stored
 from mlcomp.quant.scalar.quantile import nf4_codebook, quantile_codebook
 
 DATA_TYPES = {"int": range(2, 9), "float": range(3, 9), "quantile": range(1, 9), "nf4": range(4, 5)}  # bits
@@ -65,6 +66,39 @@ class Blockwise:
     def bits_per_weight(self) -> float:
         """``nbytes`` in bits over the number of weights."""
         return self.nbytes * 8 / self.codes.numel()
+
+    def stored(self) -> Stored:
+        """Return codes, scales and the tensor's own levels, packed; levels that everyone has by name.
+
+        Raises:
+            ValueError: levels that are not stored and those of no data type.
+        """
+        tensors = {"codes": pack_planes(self.codes, self.bits), "scale": self.scale.contiguous()}
+        facts = {"shape": list(self.codes.shape), "bits": self.bits, "block_size": self.block_size}
+        if self.stored_levels:
+            tensors["levels"] = self.levels.half()
+            return Stored("blockwise", tensors, facts | {"data_type": "quantile"})
+        for data_type, bits in DATA_TYPES.items():
+            if data_type != "quantile" and self.bits in bits:
+                levels = data_type_levels(data_type, self.bits)
+                if torch.equal(levels, self.levels.cpu()):
+                    return Stored("blockwise", tensors, facts | {"data_type": data_type})
+        raise ValueError(f"these levels are those of no data type of {self.bits} bits, and are not stored themselves")
+
+    @classmethod
+    def from_stored(cls, stored: Stored, start: int = 0, stop: int | None = None) -> "Blockwise":
+        """Return what was stored, or some of its rows."""
+        tensors, facts = stored.tensors, stored.facts
+        (_, inp), size, own = stored.shape, facts["block_size"], facts["data_type"] == "quantile"
+        codes = unpack_planes(tensors["codes"], facts["bits"], stored.shape, start=start, stop=stop)
+        scale = tensors["scale"][start * inp // size : None if stop is None else stop * inp // size]
+        levels = tensors["levels"].float() if own else data_type_levels(facts["data_type"], facts["bits"])
+        return cls(codes, scale, levels.to(codes.device), facts["bits"], size, own)
+
+    @staticmethod
+    def by_rows(stored: Stored) -> bool:
+        """Return whether each row is a whole number of blocks."""
+        return stored.shape[1] % stored.facts["block_size"] == 0
 
 
 @isolated

@@ -16,6 +16,7 @@ from torch import Tensor
 from mlcomp.checks import check_tensor, check_values
 from mlcomp.context import isolated
 from mlcomp.formats.packing import pack, packed_nbytes, unpack
+from mlcomp.formats.stored import Stored
 
 _WIDTHS = range(1, 17)
 
@@ -95,6 +96,18 @@ class MixedBits:
     def bits_per_weight(self) -> float:
         """``nbytes`` in bits over the number of weights."""
         return 8 * self.nbytes / len(self.codes)
+
+    def stored(self) -> Stored:
+        """Return the stream and the range. The widths say where a code lies, so no rows are decoded alone."""
+        facts = {"shape": list(self.shape), "group_size": self.group_size}
+        return Stored("mixed_bits", {"stream": self.pack(), "low": self.low, "high": self.high}, facts)
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> "MixedBits":
+        """Return what was stored."""
+        low, high = stored.tensors["low"], stored.tensors["high"]
+        size = stored.facts["group_size"]
+        return cls.unpack(stored.tensors["stream"], low=low, high=high, group_size=size, shape=stored.shape)
 
     def _widths(self) -> Tensor:
         return self.bits.repeat_interleave(self.group_size)[: len(self.codes)]

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_choice, check_group_size, check_weight
+from mlcomp.checks import check_choice, check_group_size, check_weight, narrowed
 from mlcomp.context import isolated
-from mlcomp.formats.packing import packed_nbytes
-from mlcomp.quant.scalar.codebook import Codebook
+from mlcomp.formats.packing import pack_planes, packed_nbytes, unpack_planes
+from mlcomp.formats.stored import Stored
+from mlcomp.quant.scalar.codebook import Codebook, nearest
 
 SHARES = tuple(
     1 - i / 100 for i in range(96)
@@ -54,6 +55,27 @@ class TableQuantized:
     def bits_per_weight(self) -> float:
         """``nbytes`` in bits over the number of weights."""
         return self.nbytes * 8 / self.codes.numel()
+
+    def stored(self) -> Stored:
+        """Return codes, scales and the table in the scales' dtype; without the thresholds, which only encode."""
+        levels = narrowed(self.codebook.levels, self.scale.dtype).to(self.scale.device)
+        tensors = {"codes": pack_planes(self.codes, (len(levels) - 1).bit_length())}
+        return Stored(
+            "table", tensors | {"scale": self.scale.contiguous(), "levels": levels}, {"shape": list(self.codes.shape)}
+        )
+
+    @classmethod
+    def from_stored(cls, stored: Stored, start: int = 0, stop: int | None = None) -> "TableQuantized":
+        """Return what was stored, or some of its rows; its table gives each value the nearest level."""
+        tensors, levels = stored.tensors, stored.tensors["levels"].double()
+        bits = (len(levels) - 1).bit_length()
+        codes = unpack_planes(tensors["codes"], bits, stored.shape, start=start, stop=stop)
+        return cls(codes, Codebook(levels, nearest(levels)), tensors["scale"][start:stop])
+
+    @staticmethod
+    def by_rows(stored: Stored) -> bool:
+        """Return True: each row has its own codes and scales."""
+        return True
 
 
 @isolated

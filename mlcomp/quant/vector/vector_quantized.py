@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from mlcomp.checks import check_divides, check_weight
+from mlcomp.checks import check_choice, check_divides, check_weight
 from mlcomp.context import isolated
-from mlcomp.formats.packing import packed_nbytes
+from mlcomp.formats.packing import pack_planes, packed_nbytes, unpack_planes
+from mlcomp.formats.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,28 @@ class VectorQuantized:
     def bits_per_weight(self) -> float:
         """``nbytes`` in bits over the number of weights."""
         return self.nbytes * 8 / (self.shape[0] * self.shape[1])
+
+    def stored(self) -> Stored:
+        """Return the codes, packed, and the codebooks."""
+        codes = pack_planes(self.codes, (self.codebooks.shape[1] - 1).bit_length())
+        facts = {"shape": list(self.shape), "combine": self.combine}
+        return Stored("vector", {"codes": codes, "codebooks": self.codebooks.contiguous()}, facts)
+
+    @classmethod
+    def from_stored(cls, stored: Stored, start: int = 0, stop: int | None = None) -> "VectorQuantized":
+        """Return what was stored, or some of its rows."""
+        books, combine = stored.tensors["codebooks"], stored.facts["combine"]
+        check_choice("combine", combine, ("sum", "concatenate"))
+        (out, inp), dim = stored.shape, books.shape[2] * (len(books) if combine == "concatenate" else 1)
+        stop = out if stop is None else stop
+        shape, bits = (out, inp // dim, len(books)), (books.shape[1] - 1).bit_length()
+        codes = unpack_planes(stored.tensors["codes"], bits, shape, start=start, stop=stop)
+        return cls(codes.flatten(0, 1).to(torch.int32), books, (stop - start, inp), combine)
+
+    @staticmethod
+    def by_rows(stored: Stored) -> bool:
+        """Return True: each row is a whole number of vectors."""
+        return True
 
 
 def to_vectors(weight: Float[Tensor, "out inp"], dim: int) -> Float[Tensor, "vectors dim"]:

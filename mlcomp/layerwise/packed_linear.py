@@ -1,0 +1,145 @@
+r"""Layers that multiply from their packed weight: no dense copy of it is kept.
+
+Notation: x inputs (…, inp), $\hat W$ (out, inp) as :class:`mlcomp.formats.Stored`, $y = x\hat W^\top + b$. A tile of
+rows of Ŵ is decoded, multiplied and forgotten, then the next.
+Source: weight-only quantization as in Frantar et al. 2023, arXiv:2210.17323, section 4 (dequantized on the fly).
+Syllabus: 1.03, 2.09
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlcomp.formats.stored import Stored, dtype_name, float_dtype, restore
+from mlcomp.layerwise.kept import kept_matrix
+from mlcomp.layerwise.matrix import Layer, weight_from_rows
+from mlcomp.layerwise.weights import Replacement
+
+# Weights that are decoded at once. A tile costs about 0.1 ms beside its arithmetic; at 2^20 (4 MB) a CPU no longer
+# notices, and the memory is small beside that of a layer's inputs. A GPU wants more of them at once.
+TILE, TILE_ON_GPU = 2**20, 2**24
+
+
+class Packed(Replacement):
+    """What packed layers share: the bytes of the packed tensors as buffers.
+
+    They are uint8, whatever they hold, so ``half()`` and ``to(dtype)`` leave them alone: they change the dtype in
+    which the layer computes, as for a dense layer. Only the bias can be trained; gradients reach the inputs.
+
+    Attributes:
+        layer: the layer without its weight.
+    """
+
+    _like: Tensor
+
+    def __init__(self, layer: Layer, parts: Sequence[Stored]) -> None:
+        kept_matrix(layer, parts)  # raises where they do not fit
+        super().__init__(_without_weight(layer))
+        self.held = dtype_name(layer.weight.dtype)
+        device = layer.weight.device if not layer.weight.is_meta else next(iter(parts[0].tensors.values())).device
+        self.forms: list[tuple[str, dict[str, Any], dict[str, tuple[torch.dtype, torch.Size]]]] = []
+        for i, part in enumerate(parts):
+            for key, tensor in part.tensors.items():
+                held = tensor.detach().to(device).contiguous()
+                self.register_buffer(_name(i, key), held.reshape(-1).view(torch.uint8))
+            shapes = {key: (tensor.dtype, tensor.shape) for key, tensor in part.tensors.items()}
+            self.forms.append((part.kind, dict(part.facts), shapes))
+        like = torch.empty(0, dtype=layer.weight.dtype, device=device)
+        self.register_buffer("_like", like, persistent=False)
+        self.train(layer.training)
+
+    @property
+    def parts(self) -> tuple[Stored, ...]:
+        """The packed weight, one part for each group: views of the buffers."""
+        found = []
+        for i, (kind, facts, shapes) in enumerate(self.forms):
+            buffers = {key: (self.get_buffer(_name(i, key)), *shape) for key, shape in shapes.items()}
+            tensors = {key: held.view(dtype).reshape(shape) for key, (held, dtype, shape) in buffers.items()}
+            found.append(Stored(kind, tensors, facts))
+        return tuple(found)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weight."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, decoded anew at each call."""
+        rows = torch.cat([self._cast(restore(part).dequantize()) for part in self.parts])
+        return weight_from_rows(self.layer, rows)
+
+    def extra_repr(self) -> str:
+        """Name the kind of the packed weight and its size."""
+        return f"kind={self.forms[0][0]}, nbytes={self.nbytes}"
+
+    def _cast(self, rows: Tensor) -> Tensor:
+        """Return decoded rows in the dtype of the layer, as a dense layer would hold them."""
+        held = float_dtype(self.held)
+        wide = torch.float64 if held == torch.float64 else torch.float32
+        return rows.to(wide).to(held).to(self._like.dtype)
+
+
+class PackedLinear(Packed):
+    """A linear layer on a packed weight.
+
+    Args:
+        layer: nn.Linear or transformers' Conv1D; its weight is not kept.
+        parts: the packed weight: one part, see :func:`mlcomp.formats.store`.
+    Raises:
+        ValueError: parts that do not fit the layer.
+    Guarantee: the outputs are those of the dense layer with the decoded weight, up to the order of summation.
+    Cost: each call decodes the whole weight, some rows at a time where its kind allows it, at once where it does not
+        (rotations as in QuIP, bitmasks, SpQR).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x Ŵᵀ + b."""
+        (part,) = self.parts
+        out, inp = part.shape
+        tile = max(1, (TILE_ON_GPU if x.is_cuda else TILE) // inp) if part.by_rows else out
+        results = []
+        for start in range(0, out, tile):
+            stop = min(out, start + tile)
+            whole = stop - start == out
+            rows = self._cast((restore(part) if whole else restore(part, start, stop)).dequantize())
+            results.append(F.linear(x, rows, None if self.bias is None else self.bias[start:stop]))
+        return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
+
+
+class PackedConv(Packed):
+    """A convolution on a packed weight: it is decoded whole, and the layer runs as it does.
+
+    Args:
+        layer: nn.Conv1d to 3d or nn.ConvTranspose1d to 3d; its weight is not kept.
+        parts: the packed weight, one part for each group, or one for all.
+    Raises:
+        ValueError: parts that do not fit the layer.
+    """
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """Return what the layer does with the decoded weight."""
+        layer = copy.copy(self.layer)  # shares all but the weight, which is this call's own
+        layer.weight = self.weight
+        return layer(x, *args)
+
+
+def packed_layer(layer: Layer, parts: Sequence[Stored]) -> Packed:
+    """Return the packed module that computes what ``layer`` does with this weight."""
+    return (PackedConv if isinstance(layer, nn.modules.conv._ConvNd) else PackedLinear)(layer, parts)
+
+
+def _without_weight(layer: Layer) -> Layer:
+    """Return the same layer with a bias of its own; in the place of its weight stands one that has a shape only."""
+    bare = copy.copy(layer)
+    bare._parameters = {key: copy.deepcopy(held) for key, held in layer._parameters.items() if key != "weight"}
+    bare.weight = torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device="meta")
+    return bare
+
+
+def _name(part: int, key: str) -> str:
+    return f"packed_{part}_{key.replace('.', '_')}"
