@@ -1,13 +1,15 @@
-"""Methods that use inverse curvature: OBD, OBS, L-OBS, ExactOBS, OBQ."""
+"""Methods that use inverse curvature: OBD, OBS, L-OBS, ExactOBS, OBQ; EBD, WoodFisher, M-FAC, oBERT."""
 
 from mlcomp.addresses import handed_on, shorten
 from mlcomp.layerwise.hessian import InverseHessian, inverse_hessian, layer_hessian
+from mlcomp.obs.early_brain_damage import ebd_saliency, network_ebd
 from mlcomp.obs.exact_obs import exact_obs, exact_obs_trace
 from mlcomp.obs.fisher_inverse import empirical_fisher_gradients, fisher_inverse
 from mlcomp.obs.global_selection import Selection, select_counts
 from mlcomp.obs.group_update import group_update
 from mlcomp.obs.l_obs import l_obs, l_obs_error_bound
 from mlcomp.obs.literal import literal_exact_obs, literal_obq
+from mlcomp.obs.mfac import DynamicMFAC, MFACInverse, joint_step, mfac, mfac_inverse
 from mlcomp.obs.network_hessian import (
     FlatNetwork,
     flatten_network,
@@ -17,11 +19,13 @@ from mlcomp.obs.network_hessian import (
     network_hessian,
 )
 from mlcomp.obs.obd import NetworkOBD, network_obd, obd, obd_saliency
+from mlcomp.obs.obert import obert, obert_saliency
 from mlcomp.obs.obq import obq
 from mlcomp.obs.obs import NetworkOBS, ObsStep, obs, obs_prune_step
 from mlcomp.obs.refit import refit
 from mlcomp.obs.replay import replay
 from mlcomp.obs.trace import Trace
+from mlcomp.obs.woodfisher import BlockInverse, block_fisher_inverse, woodfisher
 from mlcomp.prune.post_training.sparsegpt import sparsegpt
 from mlcomp.quant.post_training.gptq import gptq
 from mlcomp.quant.post_training.incoherence import hessian_incoherence, weight_incoherence
@@ -32,12 +36,15 @@ from mlcomp.quant.post_training.spqr import spqr
 from mlcomp.quant.post_training.spqr_format import SpQR
 
 __all__ = [
+    "BlockInverse",
     "Choice",
     "Database",
+    "DynamicMFAC",
     "Entry",
     "FlatNetwork",
     "InverseHessian",
     "Level",
+    "MFACInverse",
     "NetworkOBD",
     "NetworkOBS",
     "ObsStep",
@@ -46,9 +53,11 @@ __all__ = [
     "Selection",
     "SpQR",
     "Trace",
+    "block_fisher_inverse",
     "build_database",
     "choose_levels",
     "density_levels",
+    "ebd_saliency",
     "empirical_fisher_gradients",
     "exact_obs",
     "exact_obs_trace",
@@ -61,6 +70,7 @@ __all__ = [
     "hessian_diagonal",
     "hessian_incoherence",
     "inverse_hessian",
+    "joint_step",
     "l_obs",
     "l_obs_error_bound",
     "layer_hessian",
@@ -71,10 +81,15 @@ __all__ = [
     "literal_exact_obs",
     "literal_obq",
     "load_database",
+    "mfac",
+    "mfac_inverse",
+    "network_ebd",
     "network_hessian",
     "network_obd",
     "obd",
     "obd_saliency",
+    "obert",
+    "obert_saliency",
     "obq",
     "obs",
     "obs_prune_step",
@@ -87,6 +102,7 @@ __all__ = [
     "spqr",
     "stitch",
     "weight_incoherence",
+    "woodfisher",
 ]
 
 # They compare methods, or spread them over a network, and stand above this package now.

@@ -32,11 +32,17 @@ def fisher_inverse(vectors: Float[Tensor, "samples n"], *, damping: float) -> Fl
     """
     check_matrix("vectors", vectors)
     check_positive("damping", damping)
-    samples, n = vectors.shape
-    inverse = torch.eye(n, dtype=torch.float64, device=vectors.device) / damping
-    for x in vectors.detach().double():
-        y = inverse @ x
-        inverse -= torch.outer(y, y) / (samples + x @ y)
+    return add_outer_products(vectors.detach().double()[None], damping)[0]
+
+
+def add_outer_products(vectors: Float[Tensor, "blocks samples n"], damping: float) -> Float[Tensor, "blocks n n"]:
+    """Return the recursion's inverse of each block, all blocks at once; float64 in, float64 out."""
+    blocks, samples, n = vectors.shape
+    inverse = (torch.eye(n, dtype=vectors.dtype, device=vectors.device) / damping).repeat(blocks, 1, 1)
+    for x in vectors.unbind(1):
+        y = (inverse @ x[..., None]).squeeze(-1)
+        scale = samples + (x * y).sum(-1)
+        inverse -= y[:, :, None] * (y / scale[:, None])[:, None, :]
     return inverse
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mlcomp.checks import check_choice, check_hessian, check_sparsity, check_target, check_weight, removals
 from mlcomp.context import isolated, isolated_run
 from mlcomp.obs.network_hessian import (
+    FlatNetwork,
     flatten_network,
     gauss_newton_diagonal,
     hessian_diagonal,
@@ -116,7 +117,11 @@ def network_obd(
     check_sparsity(sparsity)
     flat = flatten_network(model, inputs, targets, loss_fn)
     diagonal = hessian_diagonal(flat) if curvature == "exact" else gauss_newton_diagonal(flat)
-    saliency = diagonal * flat.theta.square() / 2
+    return prune_network(model, flat, diagonal * flat.theta.square() / 2, sparsity)
+
+
+def prune_network(model: nn.Module, flat: FlatNetwork, saliency: Float[Tensor, " n"], sparsity: float) -> NetworkOBD:
+    """Return a copy of ``model`` without the prunable weights of least saliency."""
     ranked = saliency.masked_fill(~flat.prunable, torch.inf)
     removed = smallest_mask(ranked, removals(sparsity, int(flat.prunable.sum())))
     return NetworkOBD(

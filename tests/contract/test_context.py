@@ -240,9 +240,29 @@ def letters(text, **options):
     return {"input_ids": [ord(letter) for letter in text]}
 
 
+def blocks() -> obs.BlockInverse:
+    return obs.block_fisher_inverse(drawn(5, 8), damping=0.1, block_size=4)
+
+
+def inverse_parts(gradients):
+    inverse = obs.block_fisher_inverse(gradients, damping=0.1, block_size=4)
+    return inverse, inverse.diagonal(), inverse.product(gradients[0].double()), inverse.dense()
+
+
+def matrix_free(gradients):
+    inverse, window = obs.mfac_inverse(gradients, damping=0.1), obs.DynamicMFAC(8, 3, damping=0.1)
+    for gradient in gradients:
+        window.add(gradient)
+    some = inverse.block(torch.tensor([1, 3], device="cpu"))
+    return inverse, inverse.product(gradients[0]), inverse.diagonal(), some, window.product(gradients[0])
+
+
 LEVELS = budget.Level(), budget.Level(sparsity=0.5), budget.Level(bits=4)
 FOLDER = tempfile.TemporaryDirectory()
 SHARE = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+LEFT, RIGHT = torch.tensor([1, -1, -1]), torch.tensor([2, -1, -1])  # a root with two leaves
+TREE = LEFT, RIGHT, torch.tensor([0.5, 0.1, 0.0]), torch.tensor([4.0, 2.0, 2.0])
+SPLITS = LEFT, RIGHT, LEFT.clamp(max=0), torch.tensor([0.1, -2.0, -2.0]), LEFT > 0
 W, H, SIZES = drawn(4, 16), layer()["hessian"], torch.tensor([4.0, 16.0, 64.0, 256.0])
 
 # What is called with arguments that were made outside of the context: name → (function, how its arguments are made).
@@ -365,6 +385,14 @@ OTHERS = {
     "random_pruning": lambda: partial(prune.random_pruning, [W, W[:, :3]], sparsity=0.5),
     "smallest_mask": lambda: partial(prune.smallest_mask, W, 5),
     "nm_mask": lambda: partial(prune.nm_mask, W, (2, 4)),
+    "cost_complexity_path": lambda: partial(prune.cost_complexity_path, *TREE),
+    "tree_leaves": lambda: partial(prune.tree_leaves, *SPLITS, drawn(5, 2)),
+    "choose_alpha": lambda: partial(prune.choose_alpha, drawn(3, 5).abs()),
+    "lasso": lambda: partial(prune.lasso, drawn(12, 4), drawn(12), penalty=0.5),
+    "lasso_path": lambda: partial(prune.lasso_path, drawn(12, 4), drawn(12), steps=5),
+    "robust_pca": lambda: partial(prune.robust_pca, W),
+    "alternating_projections": lambda: partial(prune.alternating_projections, W, rank=2, nonzeros=5),
+    "planted_matrix": lambda: partial(prune.planted_matrix, 4, 6, rank=2, share=0.25),
     "calibrate": lambda: partial(prune.calibrate, net(), sparse_net(), batches(), finetune_steps=3),
     "channel_importance": lambda: partial(prune.channel_importance, conv_net(), images(), labels(), ["0", "1"]),
     "channel_loss_changes": lambda: partial(
@@ -393,6 +421,15 @@ OTHERS = {
     # obs
     "fisher_inverse": lambda: partial(obs.fisher_inverse, drawn(5, 4), damping=0.1),
     "empirical_fisher_gradients": lambda: (lambda f: partial(obs.empirical_fisher_gradients, f, f.theta))(flat()),
+    "block_fisher_inverse": lambda: partial(inverse_parts, drawn(5, 8)),
+    "woodfisher": lambda: partial(obs.woodfisher, drawn(8), drawn(5, 8), sparsity=0.5, damping=0.1),
+    "obert": lambda: partial(obs.obert, drawn(8), drawn(5, 8), sparsity=0.5, damping=0.1, group_size=2),
+    "obert_saliency": lambda: partial(obs.obert_saliency, drawn(8), blocks(), group_size=2),
+    "mfac": lambda: partial(obs.mfac, drawn(8), drawn(5, 8), sparsity=0.5, damping=0.1),
+    "mfac_inverse": lambda: partial(matrix_free, drawn(5, 8)),
+    "joint_step": lambda: partial(obs.joint_step, drawn(8), drawn(5, 8), drawn(8) > 0, damping=0.1),
+    "ebd_saliency": lambda: partial(obs.ebd_saliency, drawn(8), drawn(8), drawn(8).abs() + 0.1),
+    "network_ebd": lambda: partial(obs.network_ebd, *small(), sparsity=0.5),
     "select_counts": lambda: partial(obs.select_counts, drawn(4, 5).abs(), 8),
     "l_obs_error_bound": lambda: partial(obs.l_obs_error_bound, [W], [0.1]),
     "literal_exact_obs": lambda: partial(obs.literal_exact_obs, drawn(16).double(), torch.linalg.inv(H.double()), 5),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import mlcomp
 from mlcomp.formats import CSR, AdditiveCodes, TwoFour, absmax_int8
-from mlcomp.obs import exact_obs_trace
+from mlcomp.obs import block_fisher_inverse, exact_obs_trace
 from mlcomp.prune import magnitude
 from mlcomp.quant import pack_w4, rtn
 from tests.contract.public import public_functions
@@ -110,11 +110,36 @@ def good() -> dict[str, object]:
         "embeddings": weight.round(decimals=1),
         "images": drawn(2, 1, 4, 4),
         "int8_matmul.x": absmax_int8(weight, dim=-1),
+        # a root with two leaves
+        "left": torch.tensor([1, -1, -1]),
+        "right": torch.tensor([2, -1, -1]),
+        "feature": torch.tensor([0, -2, -2]),
+        "tree_leaves.threshold": torch.tensor([0.1, -2.0, -2.0]),
+        "splits": torch.tensor([True, False, False]),
+        "impurity": torch.tensor([0.5, 0.1, 0.0]),
+        "samples": torch.tensor([4.0, 2.0, 2.0]),
+        "errors": positive,
+        "features": points,
+        "lasso.targets": drawn(12),
+        "lasso_path.targets": drawn(12),
+        "penalty": 0.5,
+        "rank": 2,
+        "nonzeros": 5,
+        "ebd_saliency.weights": drawn(6),
+        "gradient": drawn(6),
+        "curvature": drawn(6).abs() + 0.1,
+        "obert_saliency.weights": drawn(8),
+        "obert_saliency.group_size": 2,
+        "obert_saliency.inverse": block_fisher_inverse(vectors, damping=0.1, block_size=4),
+        **{f"{name}.weights": drawn(8) for name in ("woodfisher", "obert", "mfac", "joint_step")},
+        "gradients": vectors,
+        "joint_step.removed": drawn(8) > 0,
     }
 
 
 # In a list of tensors every tensor is odd in turn.
-IN_A_LIST = ("weights", "l_obs_error_bound.compressed")
+IN_A_LIST = ("layer_normalized.weights", "global_magnitude.weights", "random_pruning.weights")
+IN_A_LIST = (*IN_A_LIST, "l_obs_error_bound.compressed")
 # Options that a good call needs beside what has no default, and those that exclude each other.
 OPTIONS = ("sparsity", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
 
@@ -233,7 +258,7 @@ def trial(name: str, argument: str, kind: str, make: Callable) -> str | None:
     call[argument] = odd
     before = {n: bits(v) for n, v in call.items()}
     given = f"{name}({argument}={kind})"
-    passed = {n: [v] if n in IN_A_LIST or f"{short}.{n}" in IN_A_LIST else v for n, v in call.items()}
+    passed = {n: [v] if f"{short}.{n}" in IN_A_LIST else v for n, v in call.items()}
     try:
         result = list(tensors(FUNCTIONS[name](**passed)))
     except (ValueError, TypeError) as error:
@@ -290,7 +315,7 @@ def test_every_function_has_a_good_call(as_user):
         call, short = arguments(name), name.rsplit(".", 1)[1]
         if name.startswith(UNCHECKED):
             continue  # their own tests call them
-        FUNCTIONS[name](**{n: [v] if n in IN_A_LIST or f"{short}.{n}" in IN_A_LIST else v for n, v in call.items()})
+        FUNCTIONS[name](**{n: [v] if f"{short}.{n}" in IN_A_LIST else v for n, v in call.items()})
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -17,6 +17,7 @@ PARTS = {
     "pruning_taxonomy": lambda d: [(row, d["origins"].get(name)) for name, row in d["rows"].items()],
     "pruning_vs_quantization": lambda d: [(row, row.get("origin")) for row in d["rows"]],
     "qat_convnet": lambda d: [(d[part], d["origins"].get(part)) for part in ("quantized", "mixed")],
+    "robust_pca_boundary": lambda d: [(row, row.get("origin")) for row in d["rows"]],
     "scaling_family": lambda d: [(d["models"], d.get("origin"))],
     "small_nets": lambda d: [(network, network.get("origin")) for network in d.values()],
 }
