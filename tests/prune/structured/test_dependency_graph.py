@@ -4,8 +4,8 @@ from torch import nn
 
 from mlcomp.layerwise.running import hooked
 from mlcomp.models import convnet, minilm, mlp, mobilenet_v2, smollm2
-from mlcomp.prune import dependency_groups, find_group, fixed_channels, group_weights
-from tests.prune.structured.nets import Attention, Grouped, Joined, run, seeded
+from mlcomp.prune import dependency_groups, find_group, fixed_channels, group_weights, remove_channels
+from tests.prune.structured.nets import Attention, Grouped, Joined, run, seeded, with_zeros
 
 IMAGES = torch.rand(2, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -151,6 +151,46 @@ def test_heads_of_one_matrix_and_a_residual_stream():
     assert {"scale.out", "place.1"} <= set(fixed)  # a head's dimensions and the places of a text have one size
 
 
+class Tokens(nn.Module):
+    """Patches as tokens with one more in front, written into a tensor that was made for them; two streams stacked."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.first = nn.Conv2d(2, 4, 3, stride=3), nn.Parameter(torch.rand(1, 1, 4))
+        self.mix, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        tokens = self.patch(x).flatten(2).mT
+        x = torch.cat([self.first.expand(len(x), 1, -1), tokens], 1)
+        room = torch.empty_like(x)
+        room.copy_(x)
+        return self.head(torch.stack([room, self.mix(x)], 1).mean((1, 2)))
+
+
+def test_one_tensor_beside_the_other_keeps_the_channels():
+    model = seeded(Tokens)
+    (group,) = dependency_groups(model, IMAGES)
+    assert group.channels == 4
+    assert names(group) == {"patch.out", "first.2", "mix.out", "mix.in", "head.in"}
+    small = remove_channels(model, {group: [1]})
+    expected = run(with_zeros(model, {group: [1]}), IMAGES)
+    torch.testing.assert_close(run(small, IMAGES), expected, rtol=0, atol=1e-12)  # float64
+
+
+def test_channels_written_into_a_part_of_a_constant_are_fixed():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 3), nn.Linear(5, 2)
+
+        def forward(self, x):
+            room = torch.zeros(len(x), 5, dtype=x.dtype)
+            room[:, :3] = self.layer(x)
+            return self.head(room)
+
+    assert dependency_groups(seeded(Padded), torch.rand(2, 4, dtype=torch.float64)) == ()
+
+
 def test_the_group_is_the_same_whichever_member_one_starts_from():
     groups = dependency_groups(seeded(Joined), IMAGES)
     for group in groups:
@@ -197,6 +237,12 @@ def test_what_is_not_known_is_fixed_and_says_why():
         "attention.out_proj.in": "no channels",
     }
     assert {key: why for key, why in reasons.items() if why not in fixed[key]} == {}
+
+
+def test_a_depthwise_layer_that_reads_the_input_is_fixed():
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Conv2d(4, 3, 1), nn.Conv2d(3, 2, 1)))
+    assert [names(g) for g in dependency_groups(model, IMAGES)] == [{"1.out", "2.in"}]
+    assert "given" in fixed_channels(model, IMAGES)["0.out"]
 
 
 def test_a_grouped_layer_over_channels_of_two_kinds_is_fixed():
