@@ -138,15 +138,16 @@ def good() -> dict[str, object]:
 
 
 # In a list of tensors every tensor is odd in turn.
-IN_A_LIST = ("layer_normalized.weights", "global_magnitude.weights", "random_pruning.weights")
-IN_A_LIST = (*IN_A_LIST, "l_obs_error_bound.compressed")
+LISTS = ("layer_normalized", "global_magnitude", "random_pruning", "erdos_renyi")
+IN_A_LIST = (*(f"{name}.weights" for name in LISTS), "l_obs_error_bound.compressed")
 # Options that a good call needs beside what has no default, and those that exclude each other.
 OPTIONS = ("sparsity", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
 
 
 def is_tensor(parameter: inspect.Parameter) -> bool:
     text = f"{parameter.annotation} {getattr(parameter.annotation, '__name__', '')}"
-    return hasattr(parameter.annotation, "dim_str") or ("Tensor" in text and "Callable" not in text)
+    by_name = "Callable" in text or ("Mapping" in text and "Sequence" not in text)
+    return hasattr(parameter.annotation, "dim_str") or ("Tensor" in text and not by_name)
 
 
 def found() -> dict[str, Callable]:
