@@ -114,9 +114,15 @@ def compressors() -> dict[str, Compressor]:
             function = getattr(package, name)
             if inspect.isfunction(function) and function.__module__.rpartition(".")[2] == name:
                 parameters = inspect.signature(function).parameters.values()
-                if _leading(function) in LEADING:
+                if _leading(function) in LEADING and not _returns_indices(function):
                     found[name] = _compressor(name, function, [p for p in parameters if p.kind is p.KEYWORD_ONLY])
     return dict(sorted(found.items()))
+
+
+def _returns_indices(function: Callable[..., Any]) -> bool:
+    """Return whether what comes back is a tensor of whole numbers (an order of channels), and no weight."""
+    kinds = getattr(inspect.signature(function).return_annotation, "dtypes", ())
+    return any(str(kind).startswith("int") for kind in kinds)
 
 
 def _leading(function: Callable[..., Any]) -> list[str]:

@@ -19,6 +19,7 @@ from every_method_page import KINDS, results
 from mlcomp.compare import every_method
 from mlcomp.compare.subject import Subject
 from mlcomp.data import make_layer
+from mlcomp.layerwise.load import load_results
 
 ROOT = Path(__file__).parents[2]
 CASES = yaml.safe_load(subject.CASES.read_text(encoding="utf-8"))
@@ -86,10 +87,10 @@ def test_the_code_for_ones_own_model_runs(tmp_path, monkeypatch):
     model = torch.nn.Sequential(torch.nn.Linear(128, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
     space = {"__name__": "__main__", "model": model, "batches": [torch.randn(256, 128)]}
     exec(code, space)
-    packed, step, zero = torch.load(tmp_path / "codes.pt")["0"]
-    assert packed.nbytes == 64 * 128 // 2 and step.shape == zero.shape == (64, 2)
-    weight = torch.load(tmp_path / "model.pt")["0.weight"]
-    assert torch.equal(weight, space["results"]["0"].dequantize()) and not torch.equal(weight, model[0].weight)
+    (stored,) = load_results(tmp_path / "kept")["0"]
+    assert stored.tensors["codes"].nbytes == 64 * 128 // 2 and stored.tensors["step"].shape == (64, 2)
+    weight = space["small"][0].weight
+    assert torch.equal(space["packed"][0].weight, weight) and not torch.equal(weight, model[0].weight)
 
 
 def test_the_code_of_ones_own_method_runs(monkeypatch):

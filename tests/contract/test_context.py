@@ -403,6 +403,19 @@ OTHERS = {
     "fixed_channels": lambda: partial(prune.fixed_channels, conv_net(), images(1)),
     "group_weights": lambda: partial(prune.group_weights, conv_net(), conv_group()),
     "remove_channels": lambda: partial(prune.remove_channels, conv_net(), {conv_group(): [1]}, fold=batches()),
+    "gradient_flow": lambda: partial(prune.gradient_flow, conv_net(), images(), labels()),
+    "grasp": lambda: partial(prune.grasp, conv_net(), images(), labels(), sparsity=0.5),
+    "erdos_renyi": lambda: partial(prune.erdos_renyi, {"a": W, "b": W.T}, sparsity=0.5),
+    "shuffled_zeros": lambda: partial(prune.shuffled_zeros, {"a": W}, {"a": W.clamp(min=0)}),
+    "lottery_tickets": lambda: partial(
+        prune.lottery_tickets, conv_net(), images(), labels(), rounds=1, epochs=2, lr=1e-2, progress=False
+    ),
+    "rigl": lambda: partial(
+        prune.rigl, sparse_net(), images(), labels(), epochs=2, every=1, lr=1e-2, batch_size=16, progress=False
+    ),
+    "sparse_evolution": lambda: partial(
+        prune.sparse_evolution, sparse_net(), images(), labels(), epochs=2, lr=1e-2, batch_size=16, progress=False
+    ),
     "train_gammas": lambda: partial(
         prune.train_gammas, conv_net(), images(), labels(), strength=0.1, epochs=2, progress=False
     ),
@@ -480,6 +493,7 @@ OTHERS = {
     "byte_lm": lambda: partial(models.byte_lm, 64, pretrained=False),
     "convnet": lambda: models.convnet,
     "mlp": lambda: models.mlp,
+    "lenet_300_100": lambda: models.lenet_300_100,
     "digits": lambda: data.digits,
     "random_shift": lambda: partial(data.random_shift, images(), layer()["generator"]),
     "make_layer": lambda: partial(data.make_layer, 4, 8, 10),
@@ -488,7 +502,7 @@ OTHERS = {
 # Public functions that are not called here, and why.
 LEFT_OUT = {
     "they make no tensors, or a generator makes them where it is read": """packed_nbytes sparse_nbytes is_layer hooked
-        replace_module batchnorm_pairs cubic_schedule choose_levels density_levels pareto_front layer_nbytes
+        replace_module batchnorm_pairs cubic_schedule erdos_renyi_densities choose_levels density_levels pareto_front layer_nbytes
         layer_time layer_energy balance_tokens peak_rate batch_starts find_group committed_table committed_results
         python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches
         lora_layers lora_parameters""",

@@ -65,7 +65,8 @@ def sparse_evolution(
         # A draw of its own for each step and layer, so that a resumed run repeats it; on the CPU, so that all devices
         # make the same.
         generator = torch.Generator().manual_seed(int(hash_values((seed, step, name))[:15], 16))
-        return torch.rand(gradient.shape, generator=generator).to(gradient.device)
+        ranks = torch.rand(gradient.shape, generator=generator, dtype=torch.float32, device="cpu")
+        return ranks.to(gradient.device)
 
     options |= {"epochs": epochs, "batch_size": batch_size, "seed": seed, "layers": layers}
     return sparse_training(model, inputs, labels, moving=moving, wanted=wanted, replaces_step=False, **options)
