@@ -54,10 +54,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     _clear(path.parent, f"{glob.escape(path.name)}.*{DRAFT}")
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}{DRAFT}")
     draft.touch(exist_ok=False)
+    mode = draft.stat().st_mode
     try:
         yield draft
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
+        draft.chmod(mode)  # safetensors leaves files that nobody else may read
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

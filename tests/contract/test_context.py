@@ -502,7 +502,8 @@ OTHERS = {
 # Public functions that are not called here, and why.
 LEFT_OUT = {
     "they make no tensors, or a generator makes them where it is read": """packed_nbytes sparse_nbytes is_layer hooked
-        replace_module batchnorm_pairs cubic_schedule erdos_renyi_densities choose_levels density_levels pareto_front layer_nbytes
+        replace_module batchnorm_pairs cubic_schedule erdos_renyi_densities choose_levels density_levels
+        pareto_front layer_nbytes
         layer_time layer_energy balance_tokens peak_rate batch_starts find_group committed_table committed_results
         python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches
         lora_layers lora_parameters""",
