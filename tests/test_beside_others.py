@@ -204,6 +204,7 @@ def stub(monkeypatch, tmp_path):
     return called, busy
 
 
+@pytest.mark.slow
 def test_a_second_call_runs_what_is_not_there_and_what_was_disturbed(stub, capsys):
     called, busy = stub
     busy["hqq"] = 1.5

@@ -27,6 +27,7 @@ def failing(capsys, *words) -> str:
     return told[0]
 
 
+@pytest.mark.slow
 def test_compress_and_compare(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")

@@ -11,6 +11,7 @@ from tests.deploy import tiny
 byte_lm = partial(compress_model, "byte_lm_16", layers=["blocks.0.*"], samples=2, tokens=64, progress=False)
 
 
+@pytest.mark.slow
 def test_what_folders_say(tmp_path):
     a = byte_lm(method="rtn", bits=3, out=tmp_path / "a")
     b = compress_model("mlp", method="magnitude", sparsity=0.5, data="noise", out=tmp_path / "b", progress=False)
@@ -29,6 +30,7 @@ def test_what_folders_say(tmp_path):
     assert "(dense" in first.quality and "the same class, output error" in second.quality
 
 
+@pytest.mark.slow
 def test_a_text_is_measured_now(tmp_path):
     folder = tiny.saved(tiny.llama(), tmp_path / "llama")
     text = tmp_path / "text.txt"
@@ -41,6 +43,7 @@ def test_a_text_is_measured_now(tmp_path):
     assert row.dense_perplexity is None and "dense" not in row.quality
 
 
+@pytest.mark.slow
 def test_a_network_of_the_course_is_opened_to_measure(tmp_path):
     byte_lm(method="rtn", bits=8, group_size="none", out=tmp_path / "kept")
     (tmp_path / "text.txt").write_text("The grammar of a language, and what it means. " * 60)

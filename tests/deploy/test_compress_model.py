@@ -34,6 +34,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x)
 
 
+@pytest.mark.slow
 def test_it_is_compress_on_what_was_drawn(llama, text):
     from mlcomp.deploy.calibration_inputs import draw_inputs
 
@@ -69,11 +70,13 @@ def test_a_folder_holds_the_model_and_its_report(llama, text, tmp_path):
     assert tuple(run["perplexity"]) == done.perplexity
 
 
+@pytest.mark.slow
 def test_a_network_of_the_course_is_loaded_into_itself(tmp_path):
     done = byte_lm(bits=3, out=tmp_path / "kept")
     assert same(load(tmp_path / "kept", model=open_model("byte_lm_16").model), done.model)
 
 
+@pytest.mark.slow
 def test_the_rest_can_be_rounded_in_the_file(tmp_path):
     a, b = byte_lm(bits=4, out=tmp_path / "a"), byte_lm(bits=4, out=tmp_path / "b", rest_dtype="float16")
     rest = 66112 - 12 * 16 * 16 * 4  # bytes of all but the first block's matrices
@@ -98,6 +101,7 @@ def test_a_module_and_batches_of_ones_own():
     assert "(calibration)" in str(done)
 
 
+@pytest.mark.slow
 def test_a_module_with_a_tokenizer_reads_a_text(text):
     done = compress_model(
         tiny.llama(), tokenizer=tiny.tokenizer(), method="rtn", bits=8, data=text, samples=2, progress=False
@@ -126,6 +130,7 @@ def test_a_head_that_is_named_is_compressed(llama, text):
     assert done.report["lm_head"].status == "compressed"
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_left_alone(tmp_path):
     byte_lm(bits=4, out=tmp_path / "kept")
     before = {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()}
@@ -165,6 +170,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(options, told, tmp_path, a
     assert not (tmp_path / "kept").exists()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     from mlcomp.layerwise import compress as module
     from mlcomp.layerwise import plan
@@ -189,6 +195,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert not (tmp_path / "kept" / ".resume").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["report.csv", "run.json", "moving", "deleting"])
 def test_stopped_while_it_writes_it_writes_again(step, tmp_path, monkeypatch):
     from mlcomp.deploy import kept_folder
@@ -217,6 +224,7 @@ def test_stopped_while_it_writes_it_writes_again(step, tmp_path, monkeypatch):
     assert not [p.name for p in done.folder.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_compressed_tensors_are_exported(llama, text, tmp_path):
     options = {"method": "gptq", "bits": 4, "group_size": 8, "symmetric": True, "data": text, "samples": 2}
     done = compress_model(llama, out=tmp_path / "kept", format="compressed-tensors", progress=False, **options)
@@ -225,6 +233,7 @@ def test_compressed_tensors_are_exported(llama, text, tmp_path):
     assert (done.folder / "report.html").exists() and (done.folder / "tokenizer.json").exists()
 
 
+@pytest.mark.slow
 def test_what_a_format_does_not_take_is_kept_for_another(llama, text, tmp_path):
     options = {"method": "blockwise", "bits": 4, "data": text, "samples": 2, "out": tmp_path / "kept"}
     with pytest.raises(ValueError, match=r"The compressed layers lie in .*\.resume: the same command with another"):

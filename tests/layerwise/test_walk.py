@@ -116,6 +116,7 @@ def test_bert_and_one_batch(parts):
     assert sum(len({name.split(".")[2] for name in chain if name.startswith("encoder.")}) for chain in found) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequential", [True, False])
 def test_an_encoder_and_a_decoder(parts, sequential):
     config = transformers.T5Config(vocab_size=40, d_model=16, d_ff=24, num_layers=2, num_heads=2, d_kv=8)
@@ -125,6 +126,7 @@ def test_an_encoder_and_a_decoder(parts, sequential):
     assert "encoder.block.0" in names and any(name.startswith("decoder.block.") for name in names)
 
 
+@pytest.mark.slow
 def test_blocks_that_take_turns_with_what_comes_from_beside(parts):
     config = transformers.Gemma3TextConfig(
         **SIZES | {"num_hidden_layers": 8}, intermediate_size=24, num_key_value_heads=1, head_dim=8
@@ -394,6 +396,7 @@ def test_hooks_of_the_user_see_and_change_what_they_did(parts):
     assert all(torch.equal(a, b) for a, b in zip(truth.parameters(), result.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_goes_on_block_by_block(parts, tmp_path):
     for sequential in (True, False):
         torch.manual_seed(0)
