@@ -121,7 +121,13 @@ def compress_model(
             vLLM read.
         rest_dtype: "float16", "bfloat16" or "float32", to which the file rounds what is not compressed (embeddings);
             None: the model's own.
-        data, held_out, samples, tokens, seed: what the method sees, and what is measured on; see :func:`draw_inputs`.
+        data: what the method sees. None: the reference of Python (texts) or digits (the course's networks for them).
+            A path: a text file; a folder of images; an .npy or .safetensors file with inputs as the model takes them,
+            samples first. "noise": normal random inputs, where only the shape matters. Or an iterable of batches.
+        held_out: the same, to measure on. None: the other part of the reference, or the end of ``data``.
+        samples: how many sequences, paragraphs or images the method sees; None: 16, 128, 128.
+        tokens: of a sequence, or a paragraph at the most; None: 256, or what the model reads at the most.
+        seed: of what is drawn.
         layers: names or patterns of names (``"model.layers.0.*"``), or a predicate (name, module) → bool. None: all
             but the output head of a language model.
         sequential, on_error: see :func:`mlcomp.layerwise.compress`.

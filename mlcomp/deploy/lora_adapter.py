@@ -82,7 +82,7 @@ def _targets(model: nn.Module, names: list[str]) -> list[str] | str:
 
 @isolated
 def load_lora_adapter(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
-    """Freeze ``model`` and give it the corrections of a folder, in place, and return it: as :func:`add_lora` does.
+    """Freeze ``model`` and give it the corrections of a folder, in place, as :func:`mlcomp.train.add_lora` does.
 
     Args:
         model: the base model, dense or packed.
