@@ -109,7 +109,7 @@ def compress(
         of a transformer do (``layerwise/chains.py`` finds them in a run), each is run for its stages (a stage is a
         layer, or several that read the same tensor) and once more for the inputs of the next: some five passes in
         all; with sequential=False, once. A model without such blocks is run from its beginning for each stage, up to
-        its layers: stages/2 passes. Both ways give the same bits. Memory: a second model (none with inplace=True), the
+        its layers: stages/2 passes. Both give the same bits. Memory: a second model (none with inplace=True), the
         H of one stage (of one block with sequential=False), and the inputs of one block for all batches.
     """
     _check_options(tied, on_error, sequential, layers_per_pass)
