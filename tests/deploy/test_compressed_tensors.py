@@ -31,6 +31,9 @@ Q, K, V, O, GATE, UP, DOWN = (
     for name in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
 )
 
+# Each builds a model of transformers, writes it and reads it back; test_pack_quantized holds the format itself.
+pytestmark = pytest.mark.slow
+
 
 def made(tmp_path, config=LLAMA, dtype=torch.float32, kind="AutoModelForCausalLM") -> nn.Module:
     """Return a model that was loaded: one made by ``.to(bfloat16)`` has other position encodings."""

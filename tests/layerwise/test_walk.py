@@ -98,6 +98,7 @@ def test_llama(parts, sequential):
     assert found == [["model.layers.0", "model.layers.1", "model.layers.2"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequential", [True, False])
 def test_gpt2_with_padding_and_keyword_arguments(parts, sequential):
     config = transformers.GPT2Config(vocab_size=40, n_layer=2, n_head=2, n_embd=16, bos_token_id=0, eos_token_id=0)
@@ -110,6 +111,7 @@ def test_gpt2_with_padding_and_keyword_arguments(parts, sequential):
     assert found == [["transformer.h.0", "transformer.h.1"]]
 
 
+@pytest.mark.slow
 def test_bert_and_one_batch(parts):
     model = transformers.BertModel(transformers.BertConfig(**SIZES, intermediate_size=24))
     found = check_same(parts, model, [tokens()])
@@ -191,6 +193,7 @@ def sequences(number=3):
     return list(torch.randn(number, 4, 6, 4, generator=torch.Generator().manual_seed(2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequential", [True, False])
 @pytest.mark.parametrize("number", [1, 3])
 def test_tuples_names_attention_and_dropout(parts, sequential, number):
@@ -221,6 +224,7 @@ class Stack(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_the_plain_stack_is_a_chain(parts):
     torch.manual_seed(0)
     assert check_same(parts, Stack(), list(torch.randn(2, 5, 8))) == [["blocks.0", "blocks.1", "blocks.2"]]
@@ -246,6 +250,7 @@ class Routed(Stack):
         self.blocks = nn.ModuleList(self.Mixture() for _ in range(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequential", [True, False])
 def test_experts(parts, sequential):
     torch.manual_seed(0)
@@ -365,6 +370,7 @@ class Noise(Stack):
 KINDS = [Twice, Memory, Set, WritesInPlace, SkipsOver, Depends, ByNumber, UsesAPart]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequential", [True, False])
 @pytest.mark.parametrize("batches", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
@@ -376,12 +382,14 @@ def test_what_is_no_chain_is_run_as_a_whole(parts, kind, batches, sequential):
     assert not any("blocks.2" in chain and "blocks.0" in chain for chain in found)
 
 
+@pytest.mark.slow
 def test_random_blocks_are_run_as_a_whole(parts):
     parts.watched()
     run(Noise(), [torch.randn(20, 8)])
     assert parts.found == []
 
 
+@pytest.mark.slow
 def test_hooks_of_the_user_see_and_change_what_they_did(parts):
     torch.manual_seed(0)
     model = Stack()
@@ -411,6 +419,7 @@ def test_a_run_that_is_resumed_goes_on_block_by_block(parts, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(truth.parameters(), result.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_blocks_run_a_few_times_and_the_model_hardly(parts):
     """Six stages: the whole model runs to find, to follow and to try the chain, each block for two stages and on."""
     torch.manual_seed(0)
