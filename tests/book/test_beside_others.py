@@ -150,7 +150,8 @@ def test_the_page_asks_for_figures_that_there_are(tables):
 def test_committed_rows_are_of_registered_runs():
     assert set(_measured()) <= set(subject.registered()) and set(_compared()) <= set(subject.registered())
     for name, row in _measured().items():
-        assert float(row["perplexity"]) > 1 and int(row["peak_mb"]) > 500, name
+        # Whoever compresses has read the whole model, 538 MB; "dense" leaves parts of its mapped file unread.
+        assert float(row["perplexity"]) > 1 and int(row["peak_mb"]) > (0 if name == "dense" else 538), name
 
 
 CASES = yaml.safe_load(which_method.CASES.read_text(encoding="utf-8"))
