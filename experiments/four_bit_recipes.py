@@ -76,11 +76,10 @@ def run(model, tokenizer, name, draw, blocks):
     compressed, report = compress(model, batches, method, layers=chosen, sequential=sequential)
     seconds = time.perf_counter() - start
     rows = [row for row in report.rows if row.status == "compressed"]
-    weights = sum(8 * row.nbytes_after / row.bits_per_weight for row in rows)
     return {
         "recipe": name,
         "draw": draw,
-        "bits_per_weight": round(8 * sum(row.nbytes_after for row in rows) / weights, 4),
+        "bits_per_weight": round(8 * sum(row.nbytes_after for row in rows) / report.compressed_weights, 4),
         "perplexity": round(perplexity(compressed, held_out(tokenizer)), 3),
         "method_seconds": round(sum(row.seconds for row in rows), 1),
         "total_seconds": round(seconds, 1),

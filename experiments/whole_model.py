@@ -83,11 +83,10 @@ def run(model, text, name, bits, blocks):
     )
     seconds = time.perf_counter() - start
     rows = [row for row in report.rows if row.status == "compressed"]
-    weights = sum(8 * row.nbytes_after / row.bits_per_weight for row in rows)
     return {
         "method": name,
         "bits": bits,
-        "bits_per_weight": round(8 * sum(row.nbytes_after for row in rows) / weights, 3),
+        "bits_per_weight": round(8 * sum(row.nbytes_after for row in rows) / report.compressed_weights, 3),
         "perplexity": round(perplexity(compressed, text["held_out"]), 3),
         "mean_layer_error": round(sum(row.error for row in rows) / len(rows), 5),
         "layers": len(rows),

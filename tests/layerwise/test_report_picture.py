@@ -83,7 +83,7 @@ def test_the_same_report_gives_the_same_svg():
 
 def test_reports_without_compressed_layers_are_drawn():
     for rows in ((), (row("a", 0.0, status="skipped: tied"),)):
-        svg_of(CompressionReport(rows))
+        assert svg_of(CompressionReport(rows)).startswith("<svg")
 
 
 @given(heights=st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=8), gap=st.floats(1.01, 3))
