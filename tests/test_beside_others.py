@@ -1,6 +1,7 @@
 """The benchmark beside other libraries: what it measures is what it says, where the answer is known."""
 
 import copy
+import mmap
 import subprocess
 import sys
 import time
@@ -72,16 +73,22 @@ def test_layers_left_zeros_and_plain_rounding_are_counted():
     assert one.layers(nn.ModuleDict({"a": layer(weights["a"])}), {"a": weights["a"]})["left"] == "all"
 
 
+def fresh_memory(size: int) -> mmap.mmap:
+    """Return memory whose pages are new to the process: an allocator may hand out what other tests have given back."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory[:: mmap.PAGESIZE] = bytes(len(range(0, size, mmap.PAGESIZE)))
+    return memory
+
+
 def test_the_peak_is_that_of_the_block_with_its_children():
     size = 60_000_000
-    before = torch.ones(2 * size // 4)
-    del before  # a peak before the block, which does not count
+    fresh_memory(2 * size).close()  # a peak before the block, which does not count
     with one.Watch() as nothing:
         pass
     with one.Watch() as own:
-        held = torch.ones(size // 4)
+        held = fresh_memory(size)
     assert size * 0.9 < own.peak - nothing.peak < size * 1.5
-    del held
+    held.close()
     code = f"x = bytearray({size}); import time; time.sleep(0.6)"
     with one.Watch() as child:
         subprocess.run([sys.executable, "-c", code], check=True)
