@@ -74,7 +74,7 @@ def test_layers_left_zeros_and_plain_rounding_are_counted():
 
 
 def fresh_memory(size: int) -> mmap.mmap:
-    """Return memory whose pages are new to the process: an allocator may hand out what other tests have given back."""
+    """Return memory whose pages are new to the process: an allocator may hand out what other tests gave back."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory[:: mmap.PAGESIZE] = bytes(len(range(0, size, mmap.PAGESIZE)))
     return memory
