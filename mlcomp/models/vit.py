@@ -38,9 +38,7 @@ class ViT(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, WIDTH // 2, 3, 2, 1), nn.GELU(), nn.Conv2d(WIDTH // 2, WIDTH, 3, 2, 1)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, WIDTH // 2, 3, 2, 1), nn.GELU(), nn.Conv2d(WIDTH // 2, WIDTH, 3, 2, 1))
         self.class_token = nn.Parameter(0.02 * torch.randn(WIDTH))
         self.position = nn.Parameter(0.02 * torch.randn(1 + GRID**2, WIDTH))
         self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
