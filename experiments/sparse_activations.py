@@ -9,8 +9,8 @@ static: the same neurons for all tokens, those with the least mean |v · up x| o
 random: each activation with the same chance.
 
 Thresholds come from 512 calibration tokens. Each run is a row of ``mlcomp/data/tables/sparse_activations.csv``: the
-perplexity of 12 sequences of 256 held-out tokens, the mean loss of each in nats, the share of zeros on four of them, and
-the threshold of each layer.
+perplexity of 12 sequences of 256 held-out tokens, the mean loss of each in nats, the share of zeros on four of them,
+and the threshold of each layer.
 """
 
 import argparse

@@ -75,7 +75,7 @@ class Block(nn.Module):
         self.down = nn.Linear(MLP_RATIO * WIDTH, WIDTH)
 
     def forward(self, x: Tensor, attend: Attend = F.scaled_dot_product_attention) -> Tensor:
-        """Return the block's output (n, length, width); ``attend(q, k, v)`` mixes the heads (n, heads, length, 12)."""
+        """Return the output (n, length, width); ``attend(q, k, v)`` mixes the heads (n, heads, length, 12)."""
         n, length, _ = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(n, length, 3, -1, HEAD).permute(2, 0, 3, 1, 4)
         x = x + self.out(attend(q, k, v).transpose(1, 2).reshape(n, length, WIDTH))

@@ -1,9 +1,9 @@
 r"""CATS: activations of a gated MLP that are small for this token become zero; the threshold comes from real tokens.
 
-Notation: $v = \mathrm{SiLU}(W_{gate} x)$; one threshold t for each MLP, the quantile of |v| over calibration tokens and
-neurons. $\mathrm{CATS}_t(v) = v$ where $|v| \ge t$, else 0.
-Source: Lee et al. 2024, arXiv:2404.08763, stages 1 and 2 (threshold, activation). Weights stay as they are: nothing is
-saved but time, by :func:`mlcomp.prune.sparse_gated_mlp`.   Syllabus: 3.13
+Notation: $v = \mathrm{SiLU}(W_{gate} x)$; one threshold t for each MLP, the quantile of |v| over calibration tokens
+and neurons. $\mathrm{CATS}_t(v) = v$ where $|v| \ge t$, else 0.
+Source: Lee et al. 2024, arXiv:2404.08763, stages 1 and 2 (threshold, activation). Weights stay as they are: nothing
+is saved but time, by :func:`mlcomp.prune.sparse_gated_mlp`.   Syllabus: 3.13
 """
 
 import math
@@ -51,10 +51,10 @@ def activation_thresholds(
         valid: the positions to count, for padded text ("attention_mask"); see
             :func:`mlcomp.layerwise.collect_hessians`. Without it padding counts like text.
     Raises:
-        ValueError: ``sparsity`` outside [0, 1], another ``on``, no gated MLP, no batches, an MLP that is never called,
-            NaN or inf in the activations.
-    Guarantee: of the n activations of each MLP on ``batches``, exactly ``sparsity``·n, rounded half up, are smaller in
-        size than its threshold, or fewer where several are equal to it. 0 gives the threshold 0, 1 infinity.
+        ValueError: ``sparsity`` outside [0, 1], another ``on``, no gated MLP, no batches, an MLP that is never
+            called, NaN or inf in the activations.
+    Guarantee: of the n activations of each MLP on ``batches``, exactly ``sparsity``·n, rounded half up, are smaller
+        in size than its threshold, or fewer where several are equal to it. 0 gives the threshold 0, 1 infinity.
     Cost: one pass; memory 4 bytes for each token and neuron (0.18 MB a token of SmolLM2).
     """
     check_sparsity(sparsity)
