@@ -1,9 +1,10 @@
 r"""ReLUfication: ReLU in the place of SiLU or GELU, for the exact zeros that it gives.
 
-Notation: the MLP becomes down(relu(gate x − shift) · up x). SiLU is near x for large x and near 0 for very negative x;
-in between, down to −0.278 at −1.28, ReLU returns 0 where SiLU does not. The paper trains on after the exchange; this is
-the exchange alone.
-Source: Mirzadeh et al. 2023, arXiv:2310.04564, stage 1 (the exchange), and "The shifted ReLU activation".   Syllabus: 3.13
+Notation: the MLP becomes down(relu(gate x − shift) · up x). SiLU is near x for large x and near 0 for very negative
+x; in between, down to −0.278 at −1.28, ReLU returns 0 where SiLU does not. The paper trains on after the exchange;
+this is the exchange alone.
+Source: Mirzadeh et al. 2023, arXiv:2310.04564, stage 1 (the exchange) and "The shifted ReLU activation".
+Syllabus: 3.13
 """
 
 from torch import Tensor, nn

@@ -1,8 +1,8 @@
 r"""A gated MLP that reads only the weights of active neurons, token by token.
 
 Notation: $v = \mathrm{SiLU}(W_{gate} x)$; neuron j is active where $|v_j| \ge t$. Then
-$y = \sum_{j\ active} v_j\, (W_{up} x)_j\, W_{down}[:, j]$: rows of $W_{up}$ and columns of $W_{down}$ of all others are
-not needed. The lecture writes $xW$ with the transposed matrices.
+$y = \sum_{j\ active} v_j\, (W_{up} x)_j\, W_{down}[:, j]$: rows of $W_{up}$ and columns of $W_{down}$ of all others
+are not needed. The lecture writes $xW$ with the transposed matrices.
 Source: Lee et al. 2024, arXiv:2404.08763, "Custom GPU Kernel 1".   Syllabus: 3.13
 """
 
