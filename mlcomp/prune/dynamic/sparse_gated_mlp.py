@@ -21,7 +21,7 @@ def sparse_gated_mlp(
     gate: Float[Tensor, "hidden inp"],
     up: Float[Tensor, "hidden inp"],
     down: Float[Tensor, "out hidden"],
-    threshold: float,
+    threshold: float | int,
 ) -> Float[Tensor, "n out"]:
     r"""Return the gated MLP of each row of ``x``, neurons with $|v| <$ ``threshold`` left out.
 
