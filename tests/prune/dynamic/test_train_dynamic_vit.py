@@ -67,12 +67,13 @@ def test_the_backbone_moves_at_its_own_rate():
 
 
 def test_the_share_kept_goes_to_its_target():
-    """The ratio loss alone has its minimum there: what the draws keep on average is the target, to a few per cent."""
-    x, y = data(64)
+    """The ratio loss alone has its minimum there: what the draws keep on average is the target, up to noise."""
+    x, y = data(16)
     options = {"ratio_weight": 100, "kl_weight": 0, "token_weight": 0, "lr": 2e-2, "backbone_rate": 0}
-    model = train_dynamic_vit(vit(pretrained=False), x, y, ratios={1: 0.25}, epochs=12, **options, **FAST).model
-    kept = model.decide(x, generator=torch.Generator().manual_seed(0)).decisions[0].mean()
-    assert abs(float(kept) - 0.25) < 0.05  # from 0.5
+    model = train_dynamic_vit(vit(pretrained=False), x, y, ratios={1: 0.7}, epochs=16, **options, **FAST).model
+    with torch.no_grad():
+        kept = model.decide(x, generator=torch.Generator().manual_seed(0)).decisions[0].mean()
+    assert abs(float(kept) - 0.7) < 0.1  # from 0.3
 
 
 def test_same_arguments_same_weights_and_nothing_changed():
