@@ -3,8 +3,8 @@
     python experiments/dynamic_tokens.py                    # all; about ten minutes on one quiet core
     python experiments/dynamic_tokens.py --seeds 0          # what is there already is not run again
 
-Each plan names the blocks before which tokens are dropped and the share of the 49 that is left there. At each plan all
-rules keep the same number of tokens of every image:
+Each plan names the blocks before which tokens are dropped and the share of the 49 that is left there. In each plan
+all rules keep the same number of tokens of every image:
 
 learned: DynamicViT, two epochs; the predictors' rate is 1e-2, the backbone's 1e-4.
 random, most ink, least ink: tokens drawn anew for each image, or those with the largest or smallest mean pixel.
@@ -12,8 +12,8 @@ class attention: those that the class token attends to most in the first block.
 random tuned, most ink tuned: the same rule while the backbone trains on for two epochs, at 1e-4, with the same labels
     and teacher.
 
-Each run is a row of ``mlcomp/data/tables/dynamic_tokens.csv``: accuracy on the 1000 held-out digits with equal counts;
-for learned tokens also the share that the draws of training keep, and what happens with the threshold ½ instead.
+Each run is a row of ``mlcomp/data/tables/dynamic_tokens.csv``: accuracy on the 1000 held-out digits with equal
+counts; for learned tokens also the share that the draws of training keep, and what the threshold ½ gives instead.
 """
 
 import argparse
@@ -84,6 +84,7 @@ class Ruled(nn.Module):
         self.model, self.teacher, self.rule = model, vit().requires_grad_(False), rule
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of both."""
         return self.model.select(images, scores=self.rule(images)).logits, self.teacher(images)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlcomp.checks import check_finite, check_floating, check_interval, check_values, narrowed
+from mlcomp.checks import check_finite, check_floating, check_interval, check_values
 from mlcomp.context import isolated
 
 
@@ -54,4 +54,6 @@ def sparse_gated_mlp(
         active = (value.abs() >= threshold).nonzero().squeeze(1)
         hidden = value[active] * (up[active] @ token)
         rows.append(hidden @ by_neuron[active])
-    return narrowed(torch.stack(rows), x.dtype)
+    output = torch.stack(rows)
+    check_finite("the output", output)
+    return output

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from mlcomp.checks import check_interval
-from mlcomp.context import isolated_run
+from mlcomp.context import isolated
 from mlcomp.layerwise.fit import copy_model
 from mlcomp.models.vit import ViT
 from mlcomp.prune.dynamic.dynamic_vit import DynamicViT
@@ -31,7 +31,7 @@ class DynamicTraining:
     history: History
 
 
-@isolated_run
+@isolated
 def train_dynamic_vit(
     backbone: ViT,
     inputs: Tensor,
