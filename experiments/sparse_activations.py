@@ -6,7 +6,7 @@
 cats: one threshold on |v| for each MLP, v = SiLU(gate x). product: the same on |v · up x|, which saves W_down only.
 relufication: ReLU in the place of SiLU. No training anywhere. Beside them, with as many zeros:
 static: the same neurons for all tokens, those with the least mean |v · up x| on the calibration tokens.
-random: each activation with the same chance.
+random: each activation with the same chance, the others divided by the chance to stay.
 
 Thresholds come from 512 calibration tokens. Each run is a row of ``mlcomp/data/tables/sparse_activations.csv``: the
 perplexity of 12 sequences of 256 held-out tokens, the mean loss of each in nats, the share of zeros on four of them,
@@ -64,11 +64,11 @@ def static(model: nn.Module, batches: list, sparsity: float) -> Made:
 
 
 def random(model: nn.Module, sparsity: float) -> Made:
-    """Return the model with each activation zero with the same chance, drawn anew for each token."""
+    """Return the model with each activation zero with the same chance, as dropout has it."""
     result, generator = copy_model(model), torch.Generator().manual_seed(SEED)
 
     def drop(module: nn.Module, args: tuple) -> tuple:
-        return (args[0] * (torch.rand(args[0].shape, generator=generator) >= sparsity),)
+        return (args[0] * (torch.rand(args[0].shape, generator=generator) >= sparsity) / (1 - sparsity),)
 
     for mlp in find_gated_mlps(result).values():
         mlp.down_proj.register_forward_pre_hook(drop)
