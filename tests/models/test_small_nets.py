@@ -76,8 +76,7 @@ def test_shortcut_is_added():
 
 
 def test_a_token_of_the_transformer_is_a_patch_with_a_few_pixels_around_it():
-    """Strides 2 and 2, kernels 3 and 3: token (r, c) sees rows 4r − 3 to 4r + 3, so its own patch's last row it misses
-    by none."""
+    """Two kernels of 3 with stride 2: token (r, c) sees rows 4r − 3 to 4r + 3, its own four and three before them."""
     model = vit(pretrained=False)
     with torch.no_grad():
         before = model.embed(torch.zeros(1, 1, 28, 28))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -64,7 +65,7 @@ class DynamicViT(nn.Module):
             if ratio > last:
                 raise ValueError(f"ratios are of all tokens and cannot rise, got {ratio} after {last}")
             last = ratio
-        self.backbone = copy_model(backbone)
+        self.backbone = cast(ViT, copy_model(backbone))
         self.ratios = dict(sorted(ratios.items()))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -130,7 +131,7 @@ class DynamicViT(nn.Module):
         x = self.backbone.embed(images)
         place = torch.arange(TOKENS, device=x.device).expand(len(x), -1)  # which token each position holds
         present = torch.ones_like(place, dtype=torch.bool)
-        kept = []
+        kept: list[Tensor] = []
         for number, block in enumerate(self.backbone.blocks):
             if number in self.ratios:
                 score = self._scores(number, x, present) if scores is None else scores.gather(1, place)
@@ -171,6 +172,7 @@ class DynamicViT(nn.Module):
                 choosing += left * sum(w.numel() for w in weights)
                 left = stages[number]
             tokens.append(1 + left)
-        stem = [m.weight.numel() * side**2 for m, side in zip(self.backbone.stem[::2], (2 * GRID, GRID), strict=True)]
+        convolutions = [m for m in self.backbone.stem if isinstance(m, nn.Conv2d)]
+        stem = [m.weight.numel() * side**2 for m, side in zip(convolutions, (2 * GRID, GRID), strict=True)]
         blocks = vit_multiply_adds(tokens, width=WIDTH, mlp_ratio=MLP_RATIO)
         return sum(stem) + blocks + self.backbone.head.weight.numel() + (choosing if predictors else 0)

@@ -7,7 +7,7 @@ Source: Rao et al. 2021, arXiv:2106.02034, section 3 (training).   Syllabus: 3.1
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ class _Distilled(nn.Module):
     def __init__(self, student: DynamicViT, teacher: ViT) -> None:
         super().__init__()
         self.student = student
-        self.teacher = copy_model(teacher).requires_grad_(False)
+        self.teacher = cast(ViT, copy_model(teacher)).requires_grad_(False)
 
     def forward(self, images: Tensor) -> Any:
         x = self.teacher.embed(images)
