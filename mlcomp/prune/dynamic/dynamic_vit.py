@@ -92,7 +92,8 @@ class DynamicViT(nn.Module):
             decisions: (n, N) of 0 and 1 for each stage, to be used instead of drawn ones.
         """
         x = self.backbone.embed(images)
-        kept, made = x.new_ones(x.shape[0], TOKENS), []
+        kept = x.new_ones(x.shape[0], TOKENS)
+        made: list[Tensor] = []
         for number, block in enumerate(self.backbone.blocks):
             if number in self.ratios:
                 if decisions is None:
