@@ -7,10 +7,10 @@ from torch.nn import functional as F
 from mlcomp.models import vit
 from mlcomp.prune import DynamicViT, train_dynamic_vit
 
-FAST = {"batch_size": 16, "progress": False}
+FAST = {"batch_size": 8, "progress": False}
 
 
-def data(n=32):
+def data(n=16):
     g = torch.Generator().manual_seed(0)
     return torch.rand(n, 1, 28, 28, generator=g), torch.arange(n) % 10
 
@@ -22,7 +22,7 @@ def started(ratios=None, **options):
 
 def test_the_first_loss_is_the_sum_of_its_terms():
     """One batch: the loss that training reports is that of the start, with the draws of its seed."""
-    x, y = data(16)
+    x, y = data(8)
     backbone, ratios, seed = vit(pretrained=False), {1: 0.6, 2: 0.3}, 5
     weights = {"ratio_weight": 3.0, "kl_weight": 0.7, "token_weight": 0.4}
     seen = []
@@ -35,7 +35,7 @@ def test_the_first_loss_is_the_sum_of_its_terms():
     )
     # the order of the epoch, then the seed of what its batches draw, as the training loop has them
     generator = torch.Generator().manual_seed(seed * 1_000_003)
-    order = torch.randperm(16, generator=generator)
+    order = torch.randperm(8, generator=generator)
     start = DynamicViT(backbone, ratios, seed=seed)
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -45,7 +45,7 @@ def test_the_first_loss_is_the_sum_of_its_terms():
         for block in backbone.blocks:
             tokens = block(tokens)
         teacher, tokens = backbone.classify(tokens).softmax(-1), backbone.norm(tokens[:, 1:])
-    want = -student.logits.log_softmax(-1)[torch.arange(16), y[order]].mean()
+    want = -student.logits.log_softmax(-1)[torch.arange(8), y[order]].mean()
     want += 0.7 * (teacher * (teacher.log() - student.logits.log_softmax(-1))).sum(1).mean()
     last = student.decisions[-1].bool()
     want += 0.4 * (student.tokens[last] - tokens[last]).square().mean()
@@ -66,9 +66,10 @@ def test_the_backbone_moves_at_its_own_rate():
     assert moved[0] == 0 and 0 < moved[0.01] < 2.1e-4 and 5e-3 < moved[1] < 2.1e-2
 
 
+@pytest.mark.slow
 def test_the_share_kept_goes_to_its_target():
     """The ratio loss alone has its minimum there: what the draws keep on average is the target, up to noise."""
-    x, y = data(16)
+    x, y = data(8)
     options = {"ratio_weight": 100, "kl_weight": 0, "token_weight": 0, "lr": 2e-2, "backbone_rate": 0}
     model = train_dynamic_vit(vit(pretrained=False), x, y, ratios={1: 0.7}, epochs=16, **options, **FAST).model
     with torch.no_grad():
