@@ -6,7 +6,7 @@
 
 Corrections of rank 8 beside all 210 linear layers, AdamW, two sequences of 128 tokens of Python's reference a step.
 The control is the same training on the dense base: what it gains, too, is the kind of text and not the repair of the
-4 bits. Perplexity is measured on other pages of the reference, and on source code, which nobody trained on. Each run of
+4 bits. Perplexity is measured on other pages of the reference, and on source code, which nobody trained on. A run of
 a base and a seed is some rows of ``mlcomp/data/tables/qlora_smollm2.csv``; what is there already is not run again.
 
 The model's weights lie on a 4-bit grid with blocks of 32 already (Q4_1), so that NF4 in blocks of 64 costs more here
