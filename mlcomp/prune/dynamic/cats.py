@@ -62,7 +62,8 @@ def activation_thresholds(
     check_batches(batches)
     found: dict[str, list[Tensor]] = {}
     for name, values in activations(model, batches, on=on, valid=valid):
-        found.setdefault(name, []).append(values.abs().float().flatten())
+        wide = torch.promote_types(values.dtype, torch.float32)
+        found.setdefault(name, []).append(values.abs().to(wide).flatten())
     return {name: _quantile(torch.cat(found.pop(name)), sparsity) for name in list(found)}
 
 

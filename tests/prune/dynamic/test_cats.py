@@ -36,7 +36,7 @@ def test_thresholds_are_quantiles_of_what_the_model_computes(on, sparsity):
     net, tokens = model(), torch.cat(batches())
     got = activation_thresholds(net, batches(), sparsity=sparsity, on=on)
     for name, values in seen(net, tokens, on).items():
-        size = values.abs().float().flatten()
+        size = values.abs().flatten()
         want = np.quantile(size.numpy(), sparsity, method="higher")  # the next value above, as counted from 0
         assert got[name] == pytest.approx(want, rel=2e-2)
         below = int((size < got[name]).sum())
@@ -50,8 +50,11 @@ def test_thresholds_of_distinct_values_leave_exactly_the_share_below():
     for sparsity in (0.0, 0.001, 0.25, 0.5, 0.999, 1.0):
         got = activation_thresholds(net, tokens, sparsity=sparsity)
         for name, values in seen(net, tokens[0], "gate").items():
-            size = values.abs().float()
+            size = values.abs()
             assert int((size < got[name]).sum()) == math.floor(sparsity * size.numel() + 0.5)
+        # a value that is the threshold itself stays
+        zeros = activation_sparsity(cats(net, tokens, sparsity=sparsity), tokens)["first"]
+        assert zeros == math.floor(sparsity * 32 * HIDDEN + 0.5) / (32 * HIDDEN)
     assert set(activation_thresholds(net, tokens, sparsity=0.0).values()) == {0.0}
     assert set(activation_thresholds(net, tokens, sparsity=1.0).values()) == {math.inf}
 
