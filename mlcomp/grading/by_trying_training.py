@@ -183,7 +183,7 @@ def gradient_flow(
     gradient = torch.autograd.functional.jacobian(loss, theta)
     if slip == "slope":
         return theta * gradient
-    hessian = torch.autograd.functional.hessian(loss, theta)
+    hessian = torch.autograd.functional.hessian(loss, theta, vectorize=True)
     if slip == "diagonal":
         hessian = hessian.diagonal().diag()
     if slip == "own-layer":
@@ -198,15 +198,16 @@ def gradient_flow(
 def move(weight: Tensor, mask: Tensor, gradient: Tensor, share: float, slip: str = "") -> Tensor:
     """Return mask and weight after one update of RigL, one above the other: (2, out, inp).
 
-    Slips: "not-the-same" (what was just dropped cannot grow), "old-values" (what grows again keeps its value), "signed
-    gradient", "least-gradient", "largest-dropped", "signed-weight", "share-of-all", "zeros-dropped" (missing weights
-    count as the smallest), "anywhere" (grows where the gradient is largest, also where there is a connection).
+    Slips: "not-the-same" (what was just dropped cannot grow), "old-values" (what grows again keeps its value),
+    "signed-gradient", "least-gradient", "largest-dropped", "signed-weight", "share-of-all", "zeros-dropped" (missing
+    weights count as the smallest), "anywhere" (grows where the gradient is largest, also where something is).
     """
     w, active, g = weight.flatten().tolist(), mask.flatten().tolist(), gradient.flatten().tolist()
     places = range(len(w))
     there = [p for p in places if active[p]]
     count = round(share * (len(w) if slip == "share-of-all" else len(there)))
-    by_size = sorted(places if slip == "zeros-dropped" else there, key=lambda p: w[p] if "weight" in slip else abs(w[p]))
+    ranked = places if slip == "zeros-dropped" else there
+    by_size = sorted(ranked, key=lambda p: w[p] if slip == "signed-weight" else abs(w[p]))
     dropped = by_size[-count:] if slip == "largest-dropped" else by_size[:count]
     stays = [p for p in there if p not in dropped]
     free = [p for p in places if p not in (there if slip == "not-the-same" else stays)]

@@ -43,7 +43,7 @@ def draw_telling(
     for _ in range(tries):
         case = draw()
         truth, wrong = solve(*case), {}
-        good = also(*case)
+        good = also(*case) and bool(truth.isfinite().all())
         for slip, message in slips.items():
             wrong[message] = solve(*case, slip=slip)
             good = good and all(distinct([wrong[message], other]) for other in (truth, *list(wrong.values())[:-1]))
