@@ -16,7 +16,8 @@ def stored_bytes(out: int, inp: int, nonzeros: int, bits: int, slip: str = "") -
     """Return the bytes of dense, bitmask and CSR, part by part.
 
     Slips: "few-pointers" (one for each row), "no-pointers", "column-pointers", "mask-of-values" (a bit for each value
-    that is kept), "no-values" (only what comes on top), "down" (broken bytes are dropped), "bits".
+    that is kept), "no-values" (only what comes on top), "down" (broken bytes are dropped), "bits", "wide"
+    (columns of 64 bits).
     """
 
     def whole(count: int) -> int:
@@ -25,7 +26,7 @@ def stored_bytes(out: int, inp: int, nonzeros: int, bits: int, slip: str = "") -
     pointers = {"few-pointers": out, "no-pointers": 0, "column-pointers": inp + 1}.get(slip, out + 1)
     kept = 0 if slip == "no-values" else whole(nonzeros * bits)
     mask = whole(nonzeros if slip == "mask-of-values" else out * inp)
-    csr = kept + whole(32 * nonzeros) + whole(32 * pointers)
+    csr = kept + whole((64 if slip == "wide" else 32) * nonzeros) + whole(32 * pointers)
     return torch.tensor([whole(out * inp * bits), kept + mask, csr], dtype=torch.float64)
 
 

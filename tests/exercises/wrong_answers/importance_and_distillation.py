@@ -73,7 +73,12 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             _bytes(("4 * (out + 1)", "4 * (inp + 1)")),
             "CSR has pointers to its rows, not to its columns",
         ),
-        ("columns of 64 bits", _bytes(("4 * nonzeros", "8 * nonzeros")), " bits, it takes "),
+        ("columns of 64 bits", _bytes(("4 * nonzeros", "8 * nonzeros")), "a column takes 32 bits, as the task says"),
+        (
+            "dense values of 32 bits",
+            _bytes(("return -(-out * inp * bits // 8)", "return 4 * out * inp")),
+            " bits, it takes ",
+        ),
     ],
     "bitmask": [
         (

@@ -255,8 +255,8 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             "one mask",
             _snip(
                 (
-                    "    return mask[: first.numel()].reshape(first.shape), mask[first.numel() :].reshape(second.shape)",
-                    "    return mask",
+                    "mask[: first.numel()].reshape(first.shape), mask[first.numel() :].reshape(second.shape)",
+                    "mask",
                 )
             ),
             "return two masks, one for each layer",
