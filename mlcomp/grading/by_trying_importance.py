@@ -184,14 +184,14 @@ def sparse_mlp(
         return of if slip == "signed" else of.abs()
 
     known = sizes(x if slip == "own" else calibration)
+    own, of_layer = sizes(x).abs(), known.flatten().sort().values
     result = torch.zeros(len(x), len(down), dtype=x.dtype)
     for neuron in range(len(gate)):
-        ordered = sorted((known[:, neuron] if slip == "neuron" else known).flatten().tolist())
+        ordered = known[:, neuron].sort().values if slip == "neuron" else of_layer
         threshold = ordered[round(share * len(ordered))]
-        value = act(x @ gate[neuron])
-        size = sizes(x)[:, neuron].abs()
-        keep = size < threshold if slip == "above" else (size >= threshold) | (slip == "dense")
-        result += torch.outer(torch.where(keep, value, 0.0) * (x @ up[neuron]), down[:, neuron])
+        keep = own[:, neuron] < threshold if slip == "above" else (own[:, neuron] >= threshold) | (slip == "dense")
+        value = torch.where(keep, act(x @ gate[neuron]), 0.0)
+        result += torch.outer(value * (x @ up[neuron]), down[:, neuron])
     return result
 
 

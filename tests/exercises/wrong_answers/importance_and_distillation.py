@@ -546,7 +546,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "cross-entropy with the teacher",
             _loss(('torch.nn.functional.kl_div(p, q, reduction="batchmean")', "-(q * p).sum(1).mean()")),
-            "this is the cross-entropy with the teacher: its entropy has to be taken off, to have the divergence",
+            "this is the cross-entropy with the teacher: the divergence is less, by the teacher's entropy",
         ),
         (
             "difference of the logits",

@@ -45,12 +45,12 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "the whole saving",
             _link((" / (leaves[node] - 1)", "")),
-            "a larger branch can be weaker than its last split: compare all nodes, by the saving for each leaf added",
+            "a larger branch can be weaker than its last split: compare all, by the saving for each leaf",
         ),
         (
             "only splits above two leaves",
             _link(("        price =", "        if leaves[node] > 2:\n            continue\n        price =")),
-            "a larger branch can be weaker than its last split: compare all nodes, by the saving for each leaf added",
+            "a larger branch can be weaker than its last split: compare all, by the saving for each leaf",
         ),
         (
             "the risks of the children",
