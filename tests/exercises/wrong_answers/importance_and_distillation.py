@@ -507,7 +507,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "mean over classes",
-            _loss(("batchmean", "mean")),
+            _loss(('kl_div(p, q, reduction="batchmean")', 'kl_div(p, q, reduction="none").mean()')),
             "divided by the number of classes, too: the mean is over examples only",
         ),
         (
