@@ -9,7 +9,9 @@ scratch: a perceptron with 16 hidden units learns from the course's perceptron, 
     temperatures stand beside labels, smoothed labels (soft targets that know nothing of the image) and a teacher that
     was never trained. Hints are learned along, or in the first quarter of the steps.
 unlabelled: labels for 100 images only, inputs of all 4000, 640 steps. Besides the teacher's soft and hard answers: a
-    teacher of the student's own kind that knows no more than the 100 labels, and one that was never trained.
+    teacher of the student's own kind that knows no more than the 100 labels, and one that was never trained. The
+    course's networks learned from the same 4000 images; so a third student, the perceptron again, sees one half of
+    them, and its teacher, another start of the same network, was trained on the other half only.
 compressed: the course's perceptron with 95 or 98 % of its weights removed, or with two bits a weight, retrained by
     what it was, on 4000 or 200 images, 320 steps; 3200 steps for 98 %.
 
@@ -145,6 +147,25 @@ def unlabelled(seed: int) -> Iterator[Row]:
         yield name, 4000, "teacher of 100 labels, T = 1", train_student(start, own, x, temperature=1.0, **run).model
         none = teachers(pretrained=False, seed=100 + seed)
         yield name, 4000, "untrained teacher, T = 1", train_student(start, none, x, temperature=1.0, **run).model
+    yield from other_half(seed)
+
+
+def other_half(seed: int) -> Iterator[Row]:
+    """Yield the same for a student and a teacher that have seen no image in common."""
+    x, y = mnist("train")
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    known, new = order.chunk(2)
+    start, teacher = seeded(perceptron, seed), mlp(pretrained=False, seed=300 + seed)
+    train(teacher, x[known], y[known], **options(2000, 800, seed, 2e-3))
+    run = options(len(new), SCRATCH, seed, 2e-3)
+    with evaluating(teacher):
+        answers = teacher(x[new]).argmax(1)
+    yield "other half", 0, "teacher", teacher
+    yield "other half", 2000, "all labels", labelled(start, (x[new], y[new]), F.cross_entropy, run)
+    yield "other half", 2000, "hard answers", labelled(start, (x[new], answers), F.cross_entropy, run)
+    for method in ("T = 1", "T = 4"):
+        net = train_student(start, teacher, x[new], temperature=SOFT[method], **run).model
+        yield "other half", 2000, method, net
 
 
 def compressed(seed: int) -> Iterator[Row]:
