@@ -117,7 +117,7 @@ def teach(
             seen, taught = both
             return loss(seen, said.at(index) if said is not None else taught, index)
 
-        history = train(pupil, inputs, torch.arange(len(inputs)), loss=of_batch, **options)
+        history = train(pupil, inputs, torch.arange(len(inputs), device="cpu"), loss=of_batch, **options)
     return history, made
 
 

@@ -29,6 +29,7 @@ ROOT = str(Path(mlcomp.__file__).parent)
 # What they return is learned with, so it keeps its gradient.
 LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squared_error", "output_loss")
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
+LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "hint_loss")
 LEARNED = (*LEARNED, "csr_matmul", "two_four_matmul", "bias_correction", "relu_mean", "analytic_correction")
 # Parts of methods that have checked their arguments, and loops to read: they check little themselves.
 PARTS = ("output_loss", "output_error", "inverse_factor", "straight_through", "literal_exact_obs", "literal_obq")
@@ -133,6 +134,14 @@ def good() -> dict[str, object]:
         "obert_saliency.inverse": block_fisher_inverse(vectors, damping=0.1, block_size=4),
         **{f"{name}.weights": drawn(8) for name in ("woodfisher", "obert", "mfac", "joint_step")},
         "gradients": vectors,
+        "student": weight,
+        "teacher": weight.round(),
+        "labels": torch.arange(OUT),
+        "temperature": 2.0,
+        "alpha": 0.5,
+        "projected": weight,
+        "hint": drawn(12, 5),
+        "hint_loss.hint": weight.round(),
         "joint_step.removed": drawn(8) > 0,
     }
 
