@@ -44,7 +44,7 @@ def hint_loss(projected: Float[Tensor, "*shape"], hint: Float[Tensor, "*shape"])
     check_values("hint", hint)
     if not projected.numel():
         raise ValueError(f"projected must hold at least one feature, got {tuple(projected.shape)}")
-    work = torch.float64 if projected.dtype == torch.float64 else torch.float32
+    work = torch.promote_types(torch.promote_types(projected.dtype, hint.dtype), torch.float32)
     return 0.5 * (projected.to(work) - hint.detach().to(work)).square().mean()
 
 

@@ -58,7 +58,7 @@ def soft_target_loss(
         constant. Computed in float32 unless float64: there the value, not the gradient, is lost to rounding beyond
         T = 100 or so, where infinity says the same.
     """
-    s, t = _logits("student", student), _logits("teacher", teacher.detach())
+    s, t = _logits("student", student), _logits("teacher", teacher).detach()
     check_like("teacher", teacher, student.shape, "the student's logits")
     check_interval("temperature", temperature, "(0, inf]")
     check_choice("direction", direction, ("forward", "reverse"))

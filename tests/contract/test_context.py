@@ -479,6 +479,10 @@ OTHERS = {
     ),
     "hint_loss": lambda: partial(distill.hint_loss, W, W.round()),
     "hint_projection": lambda: partial(distill.hint_projection, W, drawn(4, 5)),
+    "born_again": lambda: (
+        lambda nets: partial(distill.born_again, nets.__getitem__, images(), labels(), generations=1, **TWO_EPOCHS)
+    )([net(), net()]),
+    "ensemble_log_probabilities": lambda: partial(distill.ensemble_log_probabilities, [W, W.round()]),
     "train_hints": lambda: partial(
         distill.train_hints, net(), net(), images(), hints={"1": "1"}, epochs=2, lr=1e-2, progress=False
     ),
@@ -638,7 +642,7 @@ GRADIENTS = {
     "ste_round": quant.ste_round,
     "lsq_quantize": lambda x: quant.lsq_quantize(x, torch.full_like(x[0, 0], 0.3), low=-4, high=3),
     "output_loss": lambda x: layerwise.output_loss(x, H),
-    "soft_target_loss": lambda x: distill.soft_target_loss(x, W, temperature=2.0),
+    "soft_target_loss": lambda x: distill.soft_target_loss(x, W.round(), temperature=2.0),
     "hadamard_transform": quant.hadamard_transform,
     "squared_error": lambda x: quant.squared_error(x, W + 1),
     "pseudo_noise": lambda x: quant.pseudo_noise(

@@ -30,6 +30,7 @@ ROOT = str(Path(mlcomp.__file__).parent)
 LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squared_error", "output_loss")
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
 LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "hint_loss")
+LEARNED = (*LEARNED, "ensemble_log_probabilities")
 LEARNED = (*LEARNED, "csr_matmul", "two_four_matmul", "bias_correction", "relu_mean", "analytic_correction")
 # Parts of methods that have checked their arguments, and loops to read: they check little themselves.
 PARTS = ("output_loss", "output_error", "inverse_factor", "straight_through", "literal_exact_obs", "literal_obq")
@@ -148,7 +149,11 @@ def good() -> dict[str, object]:
 
 # In a list of tensors every tensor is odd in turn.
 LISTS = ("layer_normalized", "global_magnitude", "random_pruning", "erdos_renyi")
-IN_A_LIST = (*(f"{name}.weights" for name in LISTS), "l_obs_error_bound.compressed")
+IN_A_LIST = (
+    *(f"{name}.weights" for name in LISTS),
+    "l_obs_error_bound.compressed",
+    "ensemble_log_probabilities.logits",
+)
 # Options that a good call needs beside what has no default, and those that exclude each other.
 OPTIONS = ("sparsity", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
 
