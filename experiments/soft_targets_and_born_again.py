@@ -1,14 +1,15 @@
 """Soft targets on 3 % of the data, and born-again networks.
 
-    python experiments/soft_targets_and_born_again.py                    # all parts; a quarter of an hour on one core
+    python experiments/soft_targets_and_born_again.py                # all; a quarter of an hour on one core
     python experiments/soft_targets_and_born_again.py --part digits      # or bytes, generations
-    python experiments/soft_targets_and_born_again.py --part bytes --seeds 0   # what is there already is not run again
+    python experiments/soft_targets_and_born_again.py --part bytes --seeds 0    # what is there is not run again
 
 digits: a perceptron 784-256-256-10 learns from all 4000 training images of mnist5k; others of its kind from 120 of
-    them, 3 %, 639 steps each: by hard labels, smoothed ones, the first one's soft targets at several temperatures, and
-    half hard labels, half the soft targets of an untrained network.
-bytes: the course's byte-level language model of width 32, trained on 3 MB of text, teaches new ones on 3 % of one part
-    of it (the prose of Python's reference), 403 steps; accuracy is that of the next byte, as of a frame of speech.
+    them, 3 %, 639 steps each: by hard labels, smoothed ones, the first one's soft targets at several temperatures,
+    and half hard labels, half the soft targets of an untrained network.
+bytes: the course's byte-level language model of width 32, trained on 3 MB of text, teaches new ones on 3 % of one
+    part of it (the prose of Python's reference), 403 steps; accuracy is that of the next byte, as of a frame of
+    speech.
 generations: three born-again generations of a perceptron 64-128-128-10 on 300 of scikit-learn's digits, 498 steps
     each, by soft targets and by the two treatments that take knowledge out of them; beside them networks that learned
     from labels, smoothed or not, with the same seeds. Ensembles are of generations 1 to 3.
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -60,7 +62,7 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 def perceptron(*widths: int) -> nn.Sequential:
     """Return a perceptron of these widths, ReLU in between."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for inp, out in zip(widths, widths[1:], strict=False):
+    for inp, out in pairwise(widths):
         layers += [nn.Linear(inp, out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
