@@ -7,7 +7,6 @@ selves, ensemble; the two treatments CWTM and DKPP).   Syllabus: 4.17
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,20 +16,12 @@ from torch.nn import functional as F
 
 from mlcomp.checks import check_choice, check_interval, check_values, check_whole
 from mlcomp.context import isolated, isolated_run
-from mlcomp.distill.hints import projection
 from mlcomp.distill.soft_targets import distillation_loss
 from mlcomp.distill.teaching import Seen, home, teach
-from mlcomp.train.loop import History, train
+from mlcomp.distill.train_student import Taught
+from mlcomp.train.loop import train
 
 TEACHING = ("soft", "permuted", "confidence")
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One trained network of the sequence, and the history of its training."""
-
-    model: nn.Module
-    history: History
 
 
 @isolated_run
@@ -47,7 +38,7 @@ def born_again(
     epochs: int,
     lr: float,
     **options: Any,
-) -> tuple[Generation, ...]:
+) -> tuple[Taught, ...]:
     """Train a network on labels, then others of its kind, each by the one before.
 
     Args:
@@ -78,7 +69,7 @@ def born_again(
             raise ValueError(f"{name} cannot be given: there are several trainings, each with a loss of its own")
     first = make(seed)
     options |= {"epochs": epochs, "lr": lr}
-    found = [Generation(first, train(first, inputs, labels, seed=seed, **options))]
+    found = [Taught(first, train(first, inputs, labels, seed=seed, **options))]
     targets = labels.to(home(first))
 
     def loss(seen: Seen, taught: Seen, index: Tensor) -> Tensor:
@@ -92,8 +83,8 @@ def born_again(
     for number in range(1, generations + 1):
         student, teacher = make(seed + number), found[-1].model
         own = options | {"seed": seed + number}
-        history, _ = teach(student, teacher, inputs, loss, hints=None, make_projection=projection, **own)
-        found.append(Generation(student, history))
+        history, _ = teach(student, teacher, inputs, loss, **own)
+        found.append(Taught(student, history))
     return tuple(found)
 
 

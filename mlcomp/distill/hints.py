@@ -48,42 +48,6 @@ def hint_loss(projected: Float[Tensor, "*shape"], hint: Float[Tensor, "*shape"])
     return 0.5 * (projected.to(work) - hint.detach().to(work)).square().mean()
 
 
-@isolated
-def hint_projection(
-    features: Float[Tensor, "n *shape"], hint: Float[Tensor, "n *other"], *, seed: int = 0
-) -> nn.Linear | nn.Conv2d:
-    """Return an untrained projection of a student's features to the shape of a teacher's hint.
-
-    Args:
-        features: of the student: (n, channels), (n, length, channels) or images (n, channels, height, width).
-        hint: of the teacher, for the same inputs: as many dimensions, any number of channels, all other sizes the
-            same.
-        seed: of its initialization; the global random state is left alone.
-    Returns:
-        a linear layer over the last dimension, for images a 1×1 convolution.
-    Raises:
-        ValueError: other numbers of dimensions, or sizes that no projection of channels could match.
-    """
-    for name, x in (("features", features), ("hint", hint)):
-        check_values(name, x)
-        if x.ndim not in (2, 3, 4) or not x.numel():
-            raise ValueError(
-                f"{name} must be (n, channels), (n, length, channels) or (n, channels, height, width) and hold "
-                f"something, got {tuple(x.shape)}"
-            )
-    channel = 1 if features.ndim == 4 else features.ndim - 1
-    sizes = [(*x.shape[:channel], *x.shape[channel + 1 :]) for x in (features, hint)]
-    if features.ndim != hint.ndim or sizes[0] != sizes[1]:
-        raise ValueError(
-            f"features {tuple(features.shape)} and hint {tuple(hint.shape)} must be alike but for the channels: "
-            "choose layers whose outputs have the same height and width, or length"
-        )
-    given, wanted = features.shape[channel], hint.shape[channel]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Conv2d(given, wanted, 1) if channel == 1 and features.ndim == 4 else nn.Linear(given, wanted)
-
-
 @isolated_run
 def train_hints(
     student: nn.Module,
@@ -122,9 +86,7 @@ def train_hints(
     def loss(seen: Seen, taught: Seen, index: Tensor) -> Tensor:
         return hints_loss(seen, taught)
 
-    history, made = teach(
-        result, teacher, inputs, loss, hints=hints, make_projection=projection, epochs=epochs, lr=lr, **options
-    )
+    history, made = teach(result, teacher, inputs, loss, hints=hints, epochs=epochs, lr=lr, **options)
     return Hinted(result, dict(zip(hints, made, strict=True)), history)
 
 
@@ -132,8 +94,3 @@ def hints_loss(seen: Seen, taught: Seen) -> Tensor:
     """Return the sum of the hints' losses; ``seen`` is projected."""
     pairs = zip(seen.features, taught.features, strict=True)
     return torch.stack([hint_loss(ours, theirs) for ours, theirs in pairs]).sum()
-
-
-def projection(features: Tensor, hint: Tensor, seed: int) -> nn.Module:
-    """Return :func:`hint_projection` in the dtype of the student's features."""
-    return hint_projection(features, hint, seed=seed).to(features.dtype)

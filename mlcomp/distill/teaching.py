@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mlcomp.distill.hint_projection import hint_projection
 from mlcomp.layerwise.running import hooked
 from mlcomp.modes import evaluating, keeping_modes
 from mlcomp.train.loop import History, train
@@ -77,8 +78,7 @@ def teach(
     inputs: Tensor,
     loss: Callable[[Seen, Seen, Tensor], Tensor],
     *,
-    hints: Mapping[str, str] | None,
-    make_projection: Callable[[Tensor, Tensor, int], nn.Module],
+    hints: Mapping[str, str] | None = None,
     **options: Any,
 ) -> tuple[History, list[nn.Module]]:
     """Train ``student`` in place; return the history and the projections.
@@ -86,7 +86,6 @@ def teach(
     Args:
         loss: ``loss(student's, teacher's, numbers of the inputs)``, a scalar mean.
         hints: name of the student's layer → name of the teacher's.
-        make_projection: of the student's and the teacher's features of a few inputs, and a number that seeds it.
         options: of :func:`mlcomp.train.train`.
     """
     hints = {} if hints is None else dict(hints)
@@ -105,7 +104,7 @@ def teach(
         check_same_classes(ours.logits, theirs.logits)
         pairs = zip(ours.features, theirs.features, strict=True)
         seed = options.get("seed", 0)
-        made = [make_projection(a, b, seed + i).to(device) for i, (a, b) in enumerate(pairs)]
+        made: list[nn.Module] = [hint_projection(a, b, seed=seed + i).to(a) for i, (a, b) in enumerate(pairs)]
         pupil = Pupil(student, names, made)
         said = None
         if options.get("augment") is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mlcomp.checks import check_codes, check_interval
 from mlcomp.context import isolated_run
-from mlcomp.distill.hints import hints_loss, projection
+from mlcomp.distill.hints import hints_loss
 from mlcomp.distill.soft_targets import distillation_loss, soft_target_loss
 from mlcomp.distill.teaching import Seen, home, look, teach
 from mlcomp.layerwise.fit import copy_model
@@ -115,7 +115,7 @@ def teach_outputs(
             value = distillation_loss(seen.logits, taught.logits, labels[index], temperature=temperature, alpha=alpha)
         return value + hint_weight * hints_loss(seen, taught) if hints else value
 
-    return teach(student, teacher, inputs, loss, hints=hints, make_projection=projection, **options)[0]
+    return teach(student, teacher, inputs, loss, hints=hints, **options)[0]
 
 
 def _check_labels(labels: Tensor, student: nn.Module, inputs: Tensor) -> None:
