@@ -44,7 +44,7 @@ from mlcomp.train import train
 RESULTS = TABLES / "soft_targets_and_born_again.csv"
 SEEDS = {"digits": range(3), "generations": range(6), "bytes": range(3)}
 SHARE = 0.03
-WINDOW, STRIDE = 128, 16
+WINDOW, STRIDE = 128, 32
 GENERATIONS = 3
 
 Data = tuple[Tensor, Tensor]
@@ -145,7 +145,7 @@ def bytes_part(seed: int) -> Iterator[Row]:
     held_out = windows(reference_bytes(32769), WINDOW)
     teacher, new = byte_lm(32), partial(byte_lm, 32, pretrained=False, seed=seed)
     yield {"method": "all data", **both(teacher, few, held_out)}
-    run = {"lr": 4e-3, "seed": seed, "progress": False, "batch_size": 16, "epochs": 13}
+    run = {"lr": 4e-3, "seed": seed, "progress": False, "batch_size": 8, "epochs": 13}
     for name, net in methods(new, teacher, few, run, {f"T = {t}": float(t) for t in (1, 2, 4)}):
         yield {"method": name, **both(net, few, held_out)}
     early = of_labels(new(), few, run | {"epochs": 6}, next_class)

@@ -56,7 +56,7 @@ def soft_target_loss(
     Guarantee: the forward gradient by the student's logits is $T(p - q)$ over the size of the batch, for T → ∞
         $(z_s - z_t)/N$ of centred logits: it keeps its size, which is what T² is for. 0 for logits that differ by a
         constant. Computed in float32 unless float64: there the value, not the gradient, is lost to rounding beyond
-        T = 100 or so, where infinity says the same.
+        T = 1000 or so, where infinity says the same.
     """
     s, t = _logits("student", student), _logits("teacher", teacher).detach()
     check_like("teacher", teacher, student.shape, "the student's logits")
