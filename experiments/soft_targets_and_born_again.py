@@ -177,7 +177,7 @@ def generations_part(seed: int) -> Iterator[Row]:
         yield {"method": name, "generation": "ensemble", **measured(joint, theirs), "train_accuracy": ""}
 
 
-PARTS = {"digits": digits_part, "generations": generations_part, "bytes": bytes_part}
+PARTS = {"bytes": bytes_part, "digits": digits_part, "generations": generations_part}
 
 
 def main(argv: list[str] | None = None) -> None:
