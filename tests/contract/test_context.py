@@ -15,7 +15,21 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mlcomp import budget, compare, data, deploy, formats, layerwise, metrics, models, obs, prune, quant, sources
+from mlcomp import (
+    budget,
+    compare,
+    data,
+    deploy,
+    distill,
+    formats,
+    layerwise,
+    metrics,
+    models,
+    obs,
+    prune,
+    quant,
+    sources,
+)
 from mlcomp.cost import model_cost
 from mlcomp.train import add_lora, merge_lora, train
 from tests.contract.public import public_functions
@@ -262,6 +276,7 @@ def matrix_free(gradients):
     return inverse, inverse.product(gradients[0]), inverse.diagonal(), some, window.product(gradients[0])
 
 
+TWO_EPOCHS = {"epochs": 2, "lr": 1e-2, "progress": False}
 LEVELS = budget.Level(), budget.Level(sparsity=0.5), budget.Level(bits=4)
 FOLDER = tempfile.TemporaryDirectory()
 SHARE = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
@@ -488,7 +503,27 @@ OTHERS = {
     "obs": lambda: partial(obs.obs, *small(), sparsity=0.5),
     "replay": lambda: partial(obs.replay, obs.exact_obs_trace(W, H), torch.tensor([[1, 2, 3, 4]])),
     "Trace": lambda: partial(of_trace, obs.exact_obs_trace(W, H), torch.arange(4)),
-    # budget, compare, metrics, cost
+    # budget, compare, distill, metrics, cost
+    "soft_targets": lambda: partial(distill.soft_targets, W, temperature=2.0),
+    "soft_target_loss": lambda: partial(distill.soft_target_loss, W, W.round(), temperature=2.0),
+    "distillation_loss": lambda: partial(
+        distill.distillation_loss, W, W.round(), torch.arange(4), temperature=2.0, alpha=0.5
+    ),
+    "hint_loss": lambda: partial(distill.hint_loss, W, W.round()),
+    "hint_projection": lambda: partial(distill.hint_projection, W, drawn(4, 5)),
+    "born_again": lambda: (
+        lambda nets: partial(distill.born_again, nets.__getitem__, images(), labels(), generations=1, **TWO_EPOCHS)
+    )([net(), net()]),
+    "ensemble_log_probabilities": lambda: partial(distill.ensemble_log_probabilities, [W, W.round()]),
+    "train_hints": lambda: partial(
+        distill.train_hints, net(), net(), images(), hints={"1": "1"}, epochs=2, lr=1e-2, progress=False
+    ),
+    "train_student": lambda: partial(
+        distill.train_student, net(), conv_net(), images(), labels(), temperature=2.0, alpha=0.5, **TWO_EPOCHS
+    ),
+    "compressed_student": lambda: partial(
+        distill.compressed_student, sparse_net(), net(), images(), temperature=1.0, **TWO_EPOCHS
+    ),
     "build_database": lambda: partial(budget.build_database, net(), hessians(), LEVELS, progress=False),
     "load_database": lambda: partial(budget.load_database, saved()),
     "stitch": lambda: partial(budget.stitch, net(), database(), [1, 2]),
@@ -640,6 +675,7 @@ GRADIENTS = {
     "ste_round": quant.ste_round,
     "lsq_quantize": lambda x: quant.lsq_quantize(x, torch.full_like(x[0, 0], 0.3), low=-4, high=3),
     "output_loss": lambda x: layerwise.output_loss(x, H),
+    "soft_target_loss": lambda x: distill.soft_target_loss(x, W.round(), temperature=2.0),
     "hadamard_transform": quant.hadamard_transform,
     "squared_error": lambda x: quant.squared_error(x, W + 1),
     "pseudo_noise": lambda x: quant.pseudo_noise(

@@ -29,6 +29,8 @@ ROOT = str(Path(mlcomp.__file__).parent)
 # What they return is learned with, so it keeps its gradient.
 LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squared_error", "output_loss")
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
+LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "hint_loss")
+LEARNED = (*LEARNED, "ensemble_log_probabilities")
 LEARNED = (*LEARNED, "csr_matmul", "two_four_matmul", "bias_correction", "relu_mean", "analytic_correction")
 LEARNED = (*LEARNED, "gumbel_keep", "ratio_loss")
 # Parts of methods that have checked their arguments, and loops to read: they check little themselves.
@@ -135,6 +137,14 @@ def good() -> dict[str, object]:
         "obert_saliency.inverse": block_fisher_inverse(vectors, damping=0.1, block_size=4),
         **{f"{name}.weights": drawn(8) for name in ("woodfisher", "obert", "mfac", "joint_step")},
         "gradients": vectors,
+        "student": weight,
+        "teacher": weight.round(),
+        "labels": torch.arange(OUT),
+        "temperature": 2.0,
+        "alpha": 0.5,
+        "projected": weight,
+        "hint": drawn(12, 5),
+        "hint_loss.hint": weight.round(),
         "joint_step.removed": drawn(8) > 0,
         "sparse_gated_mlp.x": vectors,
         "gate": drawn(5, 8),
@@ -149,7 +159,12 @@ def good() -> dict[str, object]:
 
 # In a list of tensors every tensor is odd in turn.
 LISTS = ("layer_normalized", "global_magnitude", "random_pruning", "erdos_renyi")
-IN_A_LIST = (*(f"{name}.weights" for name in LISTS), "l_obs_error_bound.compressed", "ratio_loss.decisions")
+IN_A_LIST = (
+    *(f"{name}.weights" for name in LISTS),
+    "l_obs_error_bound.compressed",
+    "ratio_loss.decisions",
+    "ensemble_log_probabilities.logits",
+)
 # Options that a good call needs beside what has no default, and those that exclude each other.
 OPTIONS = ("sparsity", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
 

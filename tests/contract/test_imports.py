@@ -114,7 +114,7 @@ for name in {[*HEAVY, "accelerate", "gguf", "hypothesis", "beartype", "scipy"]}:
     sys.modules[name] = None  # an import of it raises ImportError
 import mlcomp, mlcomp.formats, mlcomp.quant, mlcomp.prune, mlcomp.obs, mlcomp.layerwise, mlcomp.metrics
 import mlcomp.sources, mlcomp.models, mlcomp.data, mlcomp.assets, mlcomp.budget, mlcomp.compare, mlcomp.cost
-import mlcomp.train, mlcomp.deploy
+import mlcomp.train, mlcomp.deploy, mlcomp.distill
 print("imported")
 """
     assert in_fresh_python(code) == "imported"
