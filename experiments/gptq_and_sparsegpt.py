@@ -5,13 +5,13 @@
     python experiments/gptq_and_sparsegpt.py --blocks 1                   # the first block only; not recorded
 
 Each layer's inputs come from the model whose earlier layers are compressed already, as in the papers; the methods
-have the papers' settings (one min–max grid a row, columns in their natural order, blocks of 128) unless their name says
-"clip": then grids are fitted by least squares, and where the pattern allows it large inputs go first. "then_rtn" rounds
-what another method has left. A draw is another, disjoint part of the calibration text.
+have the papers' settings (one min–max grid a row, columns in their natural order, blocks of 128) unless their name
+says "clip": then grids are fitted by least squares, and large inputs go first. "then_rtn" rounds what another method
+has left. A draw is another, disjoint part of the calibration text.
 
-Rows go to ``mlcomp/data/tables/gptq_and_sparsegpt.csv``, each with the mean log loss of every held-out sequence, so that
-methods can be compared sequence by sequence. A run that was stopped goes on from its last finished layer, and a row
-that is there already is not measured again.
+Rows go to ``mlcomp/data/tables/gptq_and_sparsegpt.csv``, each with the mean log loss of every held-out sequence, so
+that methods can be compared sequence by sequence. A run that was stopped goes on from its last finished layer, and a
+row that is there already is not measured again.
 """
 
 import argparse
@@ -38,8 +38,8 @@ from mlcomp.prune import magnitude, quantized_sparsegpt, sparsegpt, wanda
 from mlcomp.quant import gptq, rtn
 
 RESULTS = TABLES / "gptq_and_sparsegpt.csv"
-CALIBRATION = {"length": 128, "count": 24, "batch_size": 8}
-HELD_OUT = {"length": 256, "count": 24, "batch_size": 1}
+CALIBRATION = {"length": 128, "count": 16, "batch_size": 8}
+HELD_OUT = {"length": 256, "count": 16, "batch_size": 1}
 ZEROS = {"50": {"sparsity": 0.5}, "2_4": {"pattern": (2, 4)}}
 FLOAT_BITS = 16  # what a weight that is no code counts
 
@@ -122,7 +122,7 @@ def run(model, text, name, draw, blocks):
 
 
 def measured(model, text):
-    """Return perplexity and losses of a model, in the table's columns, with the dense model's values for the others."""
+    """Return perplexity and losses of a model, in the table's columns; the other columns as the dense model has them."""
     found = losses(model, text["held_out"])
     return {
         "perplexity": f"{math.exp(sum(found) / len(found)):.3f}",

@@ -1,7 +1,7 @@
 r"""SparseGPT with joint quantization: one sweep that removes some weights and rounds the others.
 
-Notation: W weight, $H = 2XX^\top$, U with $U^\top U = (H+\lambda I)^{-1}$; a weight w of column i becomes q: 0, or the
-nearest point of its grid; and $e = (w - q)/U_{ii}$ moves the later columns j by $-e\,U_{ij}$.
+Notation: W weight, $H = 2XX^\top$, U with $U^\top U = (H+\lambda I)^{-1}$; a weight w of column i becomes q: 0, or
+the nearest point of its grid; and $e = (w - q)/U_{ii}$ moves the later columns j by $-e\,U_{ij}$.
 Source: Frantar, Alistarh 2023, arXiv:2301.00774, Algorithm 1 and what follows it on joint quantization.
 Syllabus: 3.11
 """

@@ -89,9 +89,9 @@ def sweep_with_zeros(
     """Return the swept weight (float64): some weights of each column go to zero, ``settle`` gives the others a value.
 
     Args:
-        settle: called once for each column of the weight as ``settle(column, w)``, in the order of the sweep, with the
-            column as it stands by then; returns what the kept weights become (at removed ones it is not looked at).
-            The later columns make up for all that changes.
+        settle: called once for each column of the weight as ``settle(column, w)``, in the order of the sweep, with
+            the column as it stands by then; returns what the kept weights become (at removed ones it is not looked
+            at). The later columns make up for all that changes.
         weight, hessian, sparsity, pattern, mask, order, damp, mask_block, block_size: as for :func:`sparsegpt`.
     Raises:
         ValueError: as :func:`sparsegpt`.
