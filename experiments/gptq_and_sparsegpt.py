@@ -6,8 +6,8 @@
 
 Each layer's inputs come from the model whose earlier layers are compressed already, as in the papers; the methods
 have the papers' settings (one min–max grid a row, columns in their natural order, blocks of 128) unless their name
-says "clip": then grids are fitted by least squares, and large inputs go first. "then_rtn" rounds what another method
-has left. A draw is another, disjoint part of the calibration text.
+says "clip": then grids are fitted by least squares, and large inputs go first. "damp_1" has a hundred times the usual
+damping, and "then_rtn" rounds what another method has left. A draw is another, disjoint part of the calibration text.
 
 Rows go to ``mlcomp/data/tables/gptq_and_sparsegpt.csv``, each with the mean log loss of every held-out sequence, so
 that methods can be compared sequence by sequence. A run that was stopped goes on from its last finished layer, and a
@@ -75,6 +75,7 @@ def methods():
     clipped = {"clip": "mse", "order": "activation"}
     found["gptq_3_clip"] = partial(gptq, bits=3, **clipped), 3
     found["joint_50_4_clip"] = partial(quantized_sparsegpt, bits=4, **ZEROS["50"], **clipped), 4
+    found["sparsegpt_50_damp_1"] = partial(sparsegpt, **ZEROS["50"], damp=1.0), None
     return found
 
 
@@ -122,7 +123,7 @@ def run(model, text, name, draw, blocks):
 
 
 def measured(model, text):
-    """Return perplexity and losses of a model, in the table's columns; the other columns as the dense model has them."""
+    """Return perplexity and losses in the table's columns, and the other columns as the dense model has them."""
     found = losses(model, text["held_out"])
     return {
         "perplexity": f"{math.exp(sum(found) / len(found)):.3f}",
