@@ -164,7 +164,7 @@ register(
 # The grids of the row above, so that only the order of the work differs.
 register(
     "SparseGPT, joint", "3.11", "both", quantized_sparsegpt,
-    *({**zeros, "bits": b} for b in (3, 4) for zeros in (ZEROS[0], ZEROS[2])),
+    *({"pattern": (2, 4), "bits": b} for b in (3, 4)),
     method=partial(quantized_sparsegpt, group_size=64, clip="mse"),
 )  # fmt: skip
 
