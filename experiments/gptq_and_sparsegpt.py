@@ -34,7 +34,8 @@ from mlcomp.data.committed_table import TABLES, committed_table
 from mlcomp.layerwise import compress
 from mlcomp.metrics import perplexity
 from mlcomp.models import smollm2
-from mlcomp.prune import magnitude, quantized_sparsegpt, sparsegpt, wanda
+from mlcomp.obs import quantized_sparsegpt
+from mlcomp.prune import magnitude, sparsegpt, wanda
 from mlcomp.quant import gptq, rtn
 
 RESULTS = TABLES / "gptq_and_sparsegpt.csv"

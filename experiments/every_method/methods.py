@@ -7,17 +7,8 @@ import torch
 from experiments.every_method import networks
 from experiments.every_method.registry import register
 from mlcomp.formats import absmax_int8
-from mlcomp.obs import exact_obs, gptq, l_obs, obd, obq, quip, quip_sharp, sparsegpt, spqr
-from mlcomp.prune import (
-    adaprune,
-    calibrate,
-    global_magnitude,
-    gradual_pruning,
-    layer_normalized,
-    magnitude,
-    quantized_sparsegpt,
-    wanda,
-)
+from mlcomp.obs import exact_obs, gptq, l_obs, obd, obq, quantized_sparsegpt, quip, quip_sharp, sparsegpt, spqr
+from mlcomp.prune import adaprune, calibrate, global_magnitude, gradual_pruning, layer_normalized, magnitude, wanda
 from mlcomp.quant import (
     MuLaw,
     adaquant,

@@ -56,7 +56,6 @@ from mlcomp.prune.post_training import (
     adaprune,
     calibrate,
     masked_finetune,
-    quantized_sparsegpt,
     sparsegpt,
     weight_correction,
 )
@@ -129,7 +128,6 @@ __all__ = [
     "permute_channels",
     "planted_matrix",
     "pruning_snr",
-    "quantized_sparsegpt",
     "random_pruning",
     "remove_channels",
     "rigl",

@@ -3,7 +3,6 @@
 from mlcomp.prune.post_training.adaprune import adaprune
 from mlcomp.prune.post_training.calibrate import calibrate
 from mlcomp.prune.post_training.masked_finetune import FinetunedLayer, masked_finetune
-from mlcomp.prune.post_training.quantized_sparsegpt import quantized_sparsegpt
 from mlcomp.prune.post_training.sparsegpt import sparsegpt
 from mlcomp.prune.post_training.weight_correction import weight_correction
 
@@ -12,7 +11,6 @@ __all__ = [
     "adaprune",
     "calibrate",
     "masked_finetune",
-    "quantized_sparsegpt",
     "sparsegpt",
     "weight_correction",
 ]

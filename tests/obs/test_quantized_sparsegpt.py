@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
 from mlcomp.metrics import hessian_error
-from mlcomp.obs import gptq, layer_hessian
-from mlcomp.prune import magnitude, quantized_sparsegpt, sparsegpt
+from mlcomp.obs import gptq, layer_hessian, quantized_sparsegpt
+from mlcomp.prune import magnitude, sparsegpt
 from mlcomp.quant import rtn
 from tests.examples import examples
 
