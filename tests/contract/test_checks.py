@@ -173,7 +173,7 @@ def test_the_functions_are_found():
     } <= set(FUNCTIONS)
 
 
-INTERPRETED = {"mlcomp.kernels.exact_obs.exact_obs", "mlcomp.kernels.obq.obq"}  # whose loops Triton's interpreter runs
+INTERPRETED = {"mlcomp.kernels.exact_obs.exact_obs", "mlcomp.kernels.obq.obq"}  # loops that take long without a GPU
 
 
 @pytest.mark.parametrize("name", [pytest.param(f, marks=[pytest.mark.slow] * (f in INTERPRETED)) for f in FUNCTIONS])

@@ -3,10 +3,18 @@
 Each is: what is wrong, the code, and what the student must be told (empty: one of several messages, by chance).
 """
 
-from tests.exercises.wrong_answers import optimal_brain_compression, pruning, quantization
+from tests.exercises.wrong_answers import (
+    importance_and_distillation,
+    optimal_brain_compression,
+    pruning,
+    quantization,
+    sparse_training,
+)
 
 WRONG: dict[str, dict[str, list[tuple[str, str, str]]]] = {
     "lecture1_pruning": pruning.WRONG,
     "lecture1_quantization": quantization.WRONG,
     "lecture2": optimal_brain_compression.WRONG,
+    "lecture3_importance": importance_and_distillation.WRONG,
+    "lecture3_pruning": sparse_training.WRONG,
 }
