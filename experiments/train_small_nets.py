@@ -1,10 +1,11 @@
-"""Train the course's two small networks on mnist5k; write their weights and what was measured.
+"""Train the course's three small networks on mnist5k; write their weights and what was measured.
 
-    python experiments/train_small_nets.py             # both; a few minutes on two cores
+    python experiments/train_small_nets.py             # all; a few minutes on two cores
     python experiments/train_small_nets.py convnet     # one of them
 
 Weights go to ``mlcomp/models/weights/``, numbers to ``mlcomp/data/tables/small_nets.json`` and from there to the
-table in ``book/models.md`` (a test compares them). Interrupted, it goes on from the last epoch (checkpoints in the
+table in ``book/models.md`` (a test compares them). The vision transformer's weights are kept in float16, and it is
+measured with these. Interrupted, it goes on from the last epoch (checkpoints in the
 cache); ``seconds`` then counts the last part only.
 """
 
@@ -13,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
 
@@ -22,7 +23,7 @@ from mlcomp.assets import cache_dir
 from mlcomp.data import mnist5k, random_shift
 from mlcomp.data.committed_table import TABLES, read_results, write_results
 from mlcomp.metrics import accuracy
-from mlcomp.models import convnet, mlp
+from mlcomp.models import convnet, mlp, vit
 from mlcomp.models.pretrained import WEIGHTS
 from mlcomp.resume import replacing
 from mlcomp.train import train
@@ -30,10 +31,12 @@ from mlcomp.train import train
 RESULTS = TABLES / "small_nets.json"
 CARD = Path(__file__).parents[1] / "book" / "models.md"
 MARKS = ("<!-- small_nets.json: begin -->\n", "<!-- small_nets.json: end -->\n")
-NETWORKS = {"mlp": mlp, "convnet": convnet}
+NETWORKS = {"mlp": mlp, "convnet": convnet, "vit": vit}
+HALF = {"vit"}  # weights kept in float16
 RECIPES = {
     "mlp": {"epochs": 60, "lr": 2e-3, "batch_size": 64, "seed": 0, "weight_decay": 1e-2},
     "convnet": {"epochs": 30, "lr": 4e-3, "batch_size": 64, "seed": 0, "weight_decay": 1e-2},
+    "vit": {"epochs": 40, "lr": 3e-3, "batch_size": 64, "seed": 0, "weight_decay": 5e-2},
 }
 
 
@@ -46,8 +49,10 @@ def run(name: str) -> dict:
     seconds = time.perf_counter() - start
     WEIGHTS.mkdir(exist_ok=True)
     path = WEIGHTS / f"{name}.safetensors"
+    weights = model.state_dict()
     with replacing(path) as draft:
-        save_file(model.state_dict(), draft)
+        save_file({k: w.half() for k, w in weights.items()} if name in HALF else weights, draft)
+    model.load_state_dict(load_file(path))
     checkpoint.unlink()
     return {
         "recipe": RECIPES[name] | {"augment": "random_shift, 2 pixels"},
@@ -81,7 +86,7 @@ def write_card(results: dict) -> None:
 
 
 def main(names: list[str]) -> None:
-    """Train the named networks, or both, and update the results file."""
+    """Train the named networks, or all, and update the results file."""
     results = read_results(RESULTS) if RESULTS.exists() else {}
     for name in names or sorted(NETWORKS):
         results[name] = run(name)

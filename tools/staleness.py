@@ -14,6 +14,9 @@ from pathlib import Path
 
 from tools.inventory import ROOT, Module, home
 
+# Networks whose weights count only where they are used; those of the others count wherever one of them is.
+ALONE = ("vit",)
+
 
 def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
@@ -100,6 +103,7 @@ def library_hash(code: str) -> str:
     tables = [p for p in sorted((ROOT / "mlcomp" / "data" / "tables").iterdir()) if p.stem in code]
     tables += [p for p in sorted((ROOT / "mlcomp" / "data" / "drawings").glob("*.svg")) if f'"{p.stem}"' in code]
     if "mlcomp.models.pretrained" in closure(direct):
-        tables += sorted((ROOT / "mlcomp" / "models" / "weights").glob("*.safetensors"))
+        weights = sorted((ROOT / "mlcomp" / "models" / "weights").glob("*.safetensors"))
+        tables += [p for p in weights if p.stem not in ALONE or f"mlcomp.models.{p.stem}" in closure(direct)]
     parts += [f"{p.name} {hashlib.sha256(p.read_bytes()).hexdigest()}" for p in tables]
     return digest(*parts)

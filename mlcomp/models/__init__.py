@@ -7,6 +7,7 @@ from mlcomp.models.minilm import embed, minilm
 from mlcomp.models.mlp import mlp
 from mlcomp.models.mobilenet_v2 import mobilenet_v2, mobilenet_v2_weights
 from mlcomp.models.smollm2 import smollm2
+from mlcomp.models.vit import vit
 
 __all__ = [
     "byte_lm",
@@ -18,4 +19,5 @@ __all__ = [
     "mobilenet_v2",
     "mobilenet_v2_weights",
     "smollm2",
+    "vit",
 ]

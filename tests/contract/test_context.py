@@ -20,6 +20,7 @@ from mlcomp.cost import model_cost
 from mlcomp.train import add_lora, merge_lora, train
 from tests.contract.public import public_functions
 from tests.contract.test_checks import FUNCTIONS, drawn, good_arguments, layer
+from tests.prune.dynamic import gated
 
 
 @contextmanager
@@ -208,6 +209,10 @@ def of_law(law, x):
 
 def of_trace(trace, counts):
     return trace.total_losses(), trace.removed_at(counts), trace.weights_at(counts)
+
+
+def gumbel(logits):
+    return prune.gumbel_keep(logits, generator=torch.Generator("cpu").manual_seed(0))
 
 
 def loss_of(model):
@@ -406,6 +411,30 @@ OTHERS = {
     "fixed_channels": lambda: partial(prune.fixed_channels, conv_net(), images(1)),
     "group_weights": lambda: partial(prune.group_weights, conv_net(), conv_group()),
     "remove_channels": lambda: partial(prune.remove_channels, conv_net(), {conv_group(): [1]}, fold=batches()),
+    "cats": lambda: partial(prune.cats, gated.model(), gated.batches(), sparsity=0.5),
+    "activation_thresholds": lambda: partial(
+        prune.activation_thresholds, gated.model(), gated.batches(), sparsity=0.5
+    ),
+    "activation_sparsity": lambda: partial(
+        prune.activation_sparsity, prune.relufication(gated.model()), gated.batches()
+    ),
+    "threshold_mlps": lambda: partial(prune.threshold_mlps, gated.model(), {"first": 0.3}),
+    "relufication": lambda: partial(prune.relufication, gated.model()),
+    "sparse_gated_mlp": lambda: partial(
+        prune.sparse_gated_mlp, drawn(3, 16), drawn(8, 16), drawn(8, 16), drawn(4, 8), 0.1
+    ),
+    "gumbel_keep": lambda: partial(gumbel, drawn(5, 6, 2)),
+    "masked_attention": lambda: partial(prune.masked_attention, *[drawn(2, 2, 5, 4)] * 3, kept=torch.ones(2, 5)),
+    "ratio_loss": lambda: partial(prune.ratio_loss, [(drawn(3, 7) > 0).float()], [0.5]),
+    "train_dynamic_vit": lambda: partial(
+        prune.train_dynamic_vit,
+        models.vit(pretrained=False),
+        drawn(4, 1, 28, 28),
+        labels(4),
+        ratios={1: 0.5},
+        epochs=1,
+        progress=False,
+    ),
     "gradient_flow": lambda: partial(prune.gradient_flow, conv_net(), images(), labels()),
     "grasp": lambda: partial(prune.grasp, conv_net(), images(), labels(), sparsity=0.5),
     "erdos_renyi": lambda: partial(prune.erdos_renyi, {"a": W, "b": W.T}, sparsity=0.5),
@@ -496,6 +525,7 @@ OTHERS = {
     "byte_lm": lambda: partial(models.byte_lm, 64, pretrained=False),
     "convnet": lambda: models.convnet,
     "mlp": lambda: models.mlp,
+    "vit": lambda: models.vit,
     "lenet_300_100": lambda: models.lenet_300_100,
     "digits": lambda: data.digits,
     "random_shift": lambda: partial(data.random_shift, images(), layer()["generator"]),
@@ -509,7 +539,7 @@ LEFT_OUT = {
         pareto_front layer_nbytes
         layer_time layer_energy balance_tokens peak_rate batch_starts find_group committed_table committed_results
         python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches
-        lora_layers lora_parameters""",
+        lora_layers lora_parameters vit_multiply_adds""",
     "it takes models of transformers, and its own test calls it": "export_compressed_tensors",
     "it calls the model as its caller would": "call_model",
     "they run a model that is fetched, through functions that are called here": "measure_method picture_of_methods",

@@ -30,8 +30,10 @@ ROOT = str(Path(mlcomp.__file__).parent)
 LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squared_error", "output_loss")
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
 LEARNED = (*LEARNED, "csr_matmul", "two_four_matmul", "bias_correction", "relu_mean", "analytic_correction")
+LEARNED = (*LEARNED, "gumbel_keep", "ratio_loss")
 # Parts of methods that have checked their arguments, and loops to read: they check little themselves.
 PARTS = ("output_loss", "output_error", "inverse_factor", "straight_through", "literal_exact_obs", "literal_obq")
+PARTS = (*PARTS, "masked_attention")
 # Kernels on much data: what is not finite passes through, as torch has it.
 UNCHECKED = ("mlcomp.kernels.",)
 
@@ -134,12 +136,20 @@ def good() -> dict[str, object]:
         **{f"{name}.weights": drawn(8) for name in ("woodfisher", "obert", "mfac", "joint_step")},
         "gradients": vectors,
         "joint_step.removed": drawn(8) > 0,
+        "sparse_gated_mlp.x": vectors,
+        "gate": drawn(5, 8),
+        "up": drawn(5, 8),
+        "down": drawn(4, 5),
+        "sparse_gated_mlp.threshold": 0.0,  # every weight is read
+        "gumbel_keep.logits": drawn(6, 2),
+        "decisions": torch.rand(OUT, 5, generator=torch.Generator().manual_seed(0)).round(),  # in a list
+        "ratios": [0.5],
     }
 
 
 # In a list of tensors every tensor is odd in turn.
 LISTS = ("layer_normalized", "global_magnitude", "random_pruning", "erdos_renyi")
-IN_A_LIST = (*(f"{name}.weights" for name in LISTS), "l_obs_error_bound.compressed")
+IN_A_LIST = (*(f"{name}.weights" for name in LISTS), "l_obs_error_bound.compressed", "ratio_loss.decisions")
 # Options that a good call needs beside what has no default, and those that exclude each other.
 OPTIONS = ("sparsity", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
 
@@ -156,7 +166,9 @@ def found() -> dict[str, Callable]:
     for home, name, function in public_functions():
         parameters = inspect.signature(function).parameters.values()
         network = any(
-            s in str(p.annotation) for p in parameters for s in ("Module", "FlatNetwork", "nn.modules", "FakeQ")
+            s in str(p.annotation)
+            for p in parameters
+            for s in ("Module", "FlatNetwork", "nn.modules", "FakeQ", "ViT")
         )
         if any(map(is_tensor, parameters)) and not network and name not in PARTS:
             functions[f"{home}.{name}"] = function

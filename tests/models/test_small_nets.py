@@ -8,11 +8,11 @@ from torch import nn
 
 from mlcomp.data import committed_results, mnist5k
 from mlcomp.metrics import accuracy
-from mlcomp.models import convnet, mlp
+from mlcomp.models import convnet, mlp, vit
 from mlcomp.models.pretrained import WEIGHTS
 
 RESULTS = committed_results("small_nets")
-NETWORKS = {"mlp": mlp, "convnet": convnet}
+NETWORKS = {"mlp": mlp, "convnet": convnet, "vit": vit}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -21,7 +21,7 @@ def test_held_out_accuracy_is_the_model_cards(name):
     only a digit whose two best logits are that close can change sides, and there are none to two of them."""
     stated = RESULTS[name]["accuracy_held_out"]
     assert accuracy(NETWORKS[name](), *mnist5k("held_out")) == pytest.approx(stated, abs=0.002)
-    assert stated >= {"mlp": 0.95, "convnet": 0.985}[name]
+    assert stated >= {"mlp": 0.95, "convnet": 0.985, "vit": 0.965}[name]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -49,7 +49,7 @@ def test_eval_mode_own_weights_and_global_state_kept(name):
         for p in a.parameters():
             p.zero_()
     committed = load_file(WEIGHTS / f"{name}.safetensors")
-    assert all(torch.equal(v, committed[k]) for k, v in b.state_dict().items())
+    assert all(torch.equal(v, committed[k].to(v)) for k, v in b.state_dict().items())
 
 
 def test_seed_decides_the_start():
@@ -73,3 +73,35 @@ def test_shortcut_is_added():
     nn.init.zeros_(block.conv2.bn.weight)
     x = torch.randn(2, 64, 7, 7)
     assert torch.equal(block(x), x.relu())
+
+
+def test_a_token_of_the_transformer_is_a_patch_with_a_few_pixels_around_it():
+    """Two kernels of 3 with stride 2: token (r, c) sees rows 4r − 3 to 4r + 3, its own four and three before them."""
+    model = vit(pretrained=False)
+    with torch.no_grad():
+        before = model.embed(torch.zeros(1, 1, 28, 28))
+        for row in range(28):
+            image = torch.zeros(1, 1, 28, 28)
+            image[0, 0, row, 13] = 1
+            moved = (model.embed(image) != before).any(-1)[0]
+            assert not moved[0]
+            rows = {int(i) // 7 for i in moved[1:].nonzero()[:, 0]}
+            assert rows == {r for r in range(7) if 4 * r - 3 <= row <= 4 * r + 3}
+
+
+def test_the_transformer_takes_any_attention_and_its_tokens_know_their_place():
+    model, x = vit(), mnist5k("held_out", count=20)[0]
+
+    def attend(q, k, v):
+        return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+    with torch.no_grad():
+        tokens = model.embed(x)
+        for block in model.blocks:
+            tokens = block(tokens, attend)
+        torch.testing.assert_close(model.classify(tokens), model(x), rtol=1e-4, atol=1e-4)  # float32, another kernel
+        order = torch.cat((torch.tensor([0]), 1 + torch.randperm(49)))
+        shuffled = model.embed(x)[:, order]
+        for block in model.blocks:
+            shuffled = block(shuffled)
+        torch.testing.assert_close(model.classify(shuffled), model(x), rtol=1e-4, atol=1e-4)  # positions are in them

@@ -70,6 +70,14 @@ def test_tables_count_where_they_are_named():
     assert library_hash("committed_table('whole_model')") != library_hash("committed_table('every_method')")
 
 
+def test_weights_of_a_network_that_stands_alone_count_where_it_is_used(monkeypatch):
+    codes = [f"from mlcomp.models import {name}\n" for name in ("mlp", "vit")]
+    before = [library_hash(code) for code in codes]
+    monkeypatch.setattr("tools.staleness.ALONE", ())
+    mlp, vit = (library_hash(code) for code in codes)
+    assert mlp != before[0] and vit == before[1]
+
+
 def test_bare_code_is_the_same_program():
     for name in ("mlcomp.quant.grid", "mlcomp.layerwise.compress", "mlcomp.resume"):
         text = bare(file_of(name))
