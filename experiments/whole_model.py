@@ -62,6 +62,17 @@ def methods(bits):
     }
 
 
+def linear_layers(model, blocks=None):
+    """Return the names of the linear layers in the first ``blocks`` blocks (None: in all)."""
+    return [
+        layer
+        for layer, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and layer.startswith("model.layers.")
+        and (blocks is None or int(layer.split(".")[2]) < blocks)
+    ]
+
+
 def store(name, bits, blocks):
     """Return the folder of a run's finished layers."""
     return cache_dir() / "whole_model" / f"{name}-{bits}-{blocks or 'all'}"
@@ -69,17 +80,15 @@ def store(name, bits, blocks):
 
 def run(model, text, name, bits, blocks):
     """Compress the first ``blocks`` blocks (None: all) by one method; return one row of results."""
-    chosen = [
-        layer
-        for layer, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and layer.startswith("model.layers.")
-        and (blocks is None or int(layer.split(".")[2]) < blocks)
-    ]
     folder = store(name, bits, blocks)
     start = time.perf_counter()
     compressed, report = compress(
-        model, text["calibration"], methods(bits)[name], layers=chosen, sequential=False, resume=folder
+        model,
+        text["calibration"],
+        methods(bits)[name],
+        layers=linear_layers(model, blocks),
+        sequential=False,
+        resume=folder,
     )
     seconds = time.perf_counter() - start
     rows = [row for row in report.rows if row.status == "compressed"]

@@ -7,7 +7,7 @@ import torch
 from experiments.every_method import networks
 from experiments.every_method.registry import register
 from mlcomp.formats import absmax_int8
-from mlcomp.obs import exact_obs, gptq, l_obs, obd, obq, quip, quip_sharp, sparsegpt, spqr
+from mlcomp.obs import exact_obs, gptq, l_obs, obd, obq, quantized_sparsegpt, quip, quip_sharp, sparsegpt, spqr
 from mlcomp.prune import adaprune, calibrate, global_magnitude, gradual_pruning, layer_normalized, magnitude, wanda
 from mlcomp.quant import (
     MuLaw,
@@ -151,6 +151,12 @@ def prune_then_round(weight, hessian, *, pattern, bits):
 register(
     "SparseGPT, then rounding", "2.10", "both", rtn, *({"pattern": (2, 4), "bits": b} for b in (3, 4)),
     method=prune_then_round,
+)  # fmt: skip
+# The grids of the row above, so that only the order of the work differs.
+register(
+    "SparseGPT, joint", "3.11", "both", quantized_sparsegpt,
+    *({"pattern": (2, 4), "bits": b} for b in (3, 4)),
+    method=partial(quantized_sparsegpt, group_size=64, clip="mse"),
 )  # fmt: skip
 
 # Towards the outputs of blocks, or of the network.

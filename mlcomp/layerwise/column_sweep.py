@@ -4,7 +4,7 @@ Notation: W weight (out, inp), $H = 2XX^\top$, U the upper Cholesky factor of th
 When columns leave in a fixed order, row i of U holds all that OBS needs at step i: with F the columns i and later,
 $[H_F^{-1}]_{ii} = U_{ii}^2$ and $[H_F^{-1}]_{ij} = U_{ii}U_{ij}$. A column that changes from w to q therefore makes
 the error $e = (w - q)/U_{ii}$, adds $\tfrac12 e^2$ to the loss, and moves each later column j by $-e\,U_{ij}$.
-Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 3.3, steps 2 and 3.   Syllabus: 2.05, 2.08
+Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 3.3, steps 2 and 3.   Syllabus: 2.05, 2.08, 3.11
 """
 
 import torch

@@ -22,6 +22,7 @@ from mlcomp.obs.obd import NetworkOBD, network_obd, obd, obd_saliency
 from mlcomp.obs.obert import obert, obert_saliency
 from mlcomp.obs.obq import obq
 from mlcomp.obs.obs import NetworkOBS, ObsStep, obs, obs_prune_step
+from mlcomp.obs.quantized_sparsegpt import quantized_sparsegpt
 from mlcomp.obs.refit import refit
 from mlcomp.obs.replay import replay
 from mlcomp.obs.trace import Trace
@@ -93,6 +94,7 @@ __all__ = [
     "obq",
     "obs",
     "obs_prune_step",
+    "quantized_sparsegpt",
     "quip",
     "quip_sharp",
     "refit",

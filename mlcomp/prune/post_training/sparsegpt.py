@@ -1,8 +1,10 @@
 r"""SparseGPT: prune column after column with OBS updates; all rows share one sequence of inverse Hessians.
 
 Notation: W weight, $H = 2XX^\top$, U with $U^\top U = (H+\lambda I)^{-1}$, n:m means n zeros in every m inputs.
-Source: Frantar, Alistarh 2023, arXiv:2301.00774, Algorithm 1.   Syllabus: 2.05, 2.06
+Source: Frantar, Alistarh 2023, arXiv:2301.00774, Algorithm 1.   Syllabus: 2.05, 2.06, 3.11
 """
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -56,6 +58,44 @@ def sparsegpt(
         live inputs only.
     """
     weight = check_weight(weight)
+    result = sweep_with_zeros(
+        weight,
+        hessian,
+        lambda column, w: w,
+        sparsity=sparsity,
+        pattern=pattern,
+        mask=mask,
+        order=order,
+        damp=damp,
+        mask_block=mask_block,
+        block_size=block_size,
+    )
+    return narrowed(result, weight.dtype).contiguous()
+
+
+def sweep_with_zeros(
+    weight: Float[Tensor, "out inp"],
+    hessian: Float[Tensor, "inp inp"],
+    settle: Callable[[int, Float[Tensor, " out"]], Float[Tensor, " out"]],
+    *,
+    sparsity: float | None,
+    pattern: tuple[int, int] | None,
+    mask: Bool[Tensor, "out inp"] | None,
+    order: str,
+    damp: float,
+    mask_block: int,
+    block_size: int,
+) -> Float[Tensor, "out inp"]:
+    """Return the swept weight (float64): some weights of each column go to zero, ``settle`` gives the others a value.
+
+    Args:
+        settle: called once for each column of the weight as ``settle(column, w)``, in the order of the sweep, with
+            the column as it stands by then; returns what the kept weights become (at removed ones it is not looked
+            at). The later columns make up for all that changes.
+        weight, hessian, sparsity, pattern, mask, order, damp, mask_block, block_size: as for :func:`sparsegpt`.
+    Raises:
+        ValueError: as :func:`sparsegpt`.
+    """
     hessian = check_hessian(hessian, weight.shape[1])
     check_sweep(order, block_size)
     _check_target(weight, sparsity, pattern, mask, order, mask_block)
@@ -75,7 +115,7 @@ def sparsegpt(
     start = weight.T.double()[columns].masked_fill(dead[:, None], 0)
     sweep = ColumnSweep(start, factor, block_size=block_size)
     result = torch.empty_like(start)
-    for i in range(inp):
+    for i, column in enumerate(columns.tolist()):
         if mask is None and i % span == 0:
             end = min(i + span, inp)
             scores = (sweep.now(i, end) / factor.diagonal()[i:end, None]).square()
@@ -87,9 +127,9 @@ def sparsegpt(
                 chosen = nm_mask(scores.T, pattern)
             removed[i:end] |= chosen.T
         w = sweep.now(i, i + 1)[0]
-        result[i] = w.masked_fill(removed[i], 0)
+        result[i] = settle(column, w).masked_fill(removed[i], 0)
         sweep.fix(w, result[i])
-    return narrowed(result[columns.argsort()].T, weight.dtype).contiguous()
+    return result[columns.argsort()].T
 
 
 def _quota(sparsity: float, out: int, dead: Bool[Tensor, " inp"]) -> list[int]:

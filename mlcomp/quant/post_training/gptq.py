@@ -1,7 +1,7 @@
 r"""GPTQ: OBQ with one column order for all rows, made fast by a Cholesky factor and lazy batches.
 
 Notation: W weight, $H = 2XX^\top$, U with $U^\top U = (H+\lambda I)^{-1}$, q the rounded column.
-Source: Frantar, Ashkboos, Hoefler, Alistarh 2023, arXiv:2210.17323, Algorithm 1.   Syllabus: 2.08
+Source: Frantar, Ashkboos, Hoefler, Alistarh 2023, arXiv:2210.17323, Algorithm 1.   Syllabus: 2.08, 3.11
 """
 
 from dataclasses import replace
