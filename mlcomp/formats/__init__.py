@@ -4,6 +4,7 @@ from mlcomp.formats.absmax_int8 import AbsmaxInt8, absmax_int8
 from mlcomp.formats.additive_codebook import AdditiveCodes, additive_decode, additive_matvec
 from mlcomp.formats.bitmask import Bitmask
 from mlcomp.formats.csr import CSR, csr_matmul
+from mlcomp.formats.dtype_support import Support, dtype_support
 from mlcomp.formats.int8_matmul import int8_matmul
 from mlcomp.formats.int_format import IntFormat
 from mlcomp.formats.number_format import NUMBER_FORMATS, FloatFormat
@@ -22,11 +23,13 @@ __all__ = [
     "FloatFormat",
     "IntFormat",
     "Stored",
+    "Support",
     "TwoFour",
     "absmax_int8",
     "additive_decode",
     "additive_matvec",
     "csr_matmul",
+    "dtype_support",
     "int8_matmul",
     "pack",
     "pack_planes",

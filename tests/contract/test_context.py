@@ -290,6 +290,7 @@ OTHERS = {
     "restore": lambda: partial(restored, formats.store(quant.quip(W, H, bits=3))),
     "unpack": lambda: partial(formats.unpack, formats.pack(torch.arange(16), 4), 4, 16),
     "stored_nbytes": lambda: partial(formats.stored_nbytes, W),
+    "dtype_support": lambda: partial(formats.dtype_support, ["float32", "int4", "bool"]),
     "FloatFormat": lambda: partial(of_format, formats.FloatFormat(4, 3), drawn(20)),
     "IntFormat": lambda: partial(of_format, formats.IntFormat(4), drawn(20)),
     # sources
@@ -506,7 +507,8 @@ LEFT_OUT = {
         pareto_front layer_nbytes
         layer_time layer_energy balance_tokens peak_rate batch_starts find_group committed_table committed_results
         python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches
-        lora_layers lora_parameters""",
+        lora_layers lora_parameters emissions_kg energy_kwh kv_cache_nbytes overparameterized_width training_memory
+        weights_nbytes""",
     "it takes models of transformers, and its own test calls it": "export_compressed_tensors",
     "it calls the model as its caller would": "call_model",
     "they run a model that is fetched, through functions that are called here": "measure_method picture_of_methods",
