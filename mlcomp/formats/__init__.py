@@ -12,6 +12,7 @@ from mlcomp.formats.packing import pack, pack_planes, packed_nbytes, unpack, unp
 from mlcomp.formats.storage import sparse_nbytes, stored_nbytes
 from mlcomp.formats.stored import Dense, Stored, restore, store
 from mlcomp.formats.two_four import TwoFour, two_four_matmul
+from mlcomp.formats.xnor_matmul import PackedSigns, pack_signs, xnor_matmul
 
 __all__ = [
     "CSR",
@@ -22,6 +23,7 @@ __all__ = [
     "Dense",
     "FloatFormat",
     "IntFormat",
+    "PackedSigns",
     "Stored",
     "Support",
     "TwoFour",
@@ -33,6 +35,7 @@ __all__ = [
     "int8_matmul",
     "pack",
     "pack_planes",
+    "pack_signs",
     "packed_nbytes",
     "restore",
     "sparse_nbytes",
@@ -41,4 +44,5 @@ __all__ = [
     "two_four_matmul",
     "unpack",
     "unpack_planes",
+    "xnor_matmul",
 ]

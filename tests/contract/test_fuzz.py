@@ -30,6 +30,7 @@ ROOT = str(Path(mlcomp.__file__).parent)
 LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squared_error", "output_loss")
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
 LEARNED = (*LEARNED, "csr_matmul", "two_four_matmul", "bias_correction", "relu_mean", "analytic_correction")
+LEARNED = (*LEARNED, "binarize", "nearest_power", "squared_hinge")
 # Parts of methods that have checked their arguments, and loops to read: they check little themselves.
 PARTS = ("output_loss", "output_error", "inverse_factor", "straight_through", "literal_exact_obs", "literal_obq")
 # Kernels on much data: what is not finite passes through, as torch has it.
@@ -123,6 +124,9 @@ def good() -> dict[str, object]:
         "lasso.targets": drawn(12),
         "lasso_path.targets": drawn(12),
         "penalty": 0.5,
+        "hidden": weight,  # in a list, see call()
+        "squared_hinge.labels": torch.tensor([0, 2, 1, 5]),
+        "fold_thresholds.largest": 9,
         "rank": 2,
         "nonzeros": 5,
         "ebd_saliency.weights": drawn(6),
@@ -139,7 +143,7 @@ def good() -> dict[str, object]:
 
 # In a list of tensors every tensor is odd in turn.
 LISTS = ("layer_normalized", "global_magnitude", "random_pruning", "erdos_renyi")
-IN_A_LIST = (*(f"{name}.weights" for name in LISTS), "l_obs_error_bound.compressed")
+IN_A_LIST = (*(f"{name}.weights" for name in LISTS), "l_obs_error_bound.compressed", "outlier_features.hidden")
 # Options that a good call needs beside what has no default, and those that exclude each other.
 OPTIONS = ("sparsity", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
 
