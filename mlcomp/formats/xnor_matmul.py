@@ -32,7 +32,7 @@ class PackedSigns:
     columns: int
 
     @isolated
-    def dequantize(self) -> Float[Tensor, "rows columns"]:
+    def signs(self) -> Float[Tensor, "rows columns"]:
         """Return the signs as float32, 1 and −1."""
         rows, nbytes = self.packed.shape
         bits = unpack(self.packed.reshape(-1), 1, (rows, 8 * nbytes))[:, : self.columns]
@@ -52,7 +52,7 @@ def pack_signs(x: Float[Tensor, "rows columns"]) -> PackedSigns:
         x: (rows, columns) with at least one column, any float dtype; not modified.
     Raises:
         ValueError: not a matrix, no column, NaN or inf. TypeError: not floating point.
-    Guarantee: ``dequantize`` returns 1 where x ≥ 0 and −1 elsewhere, for any number of columns.
+    Guarantee: ``signs`` returns 1 where x ≥ 0 and −1 elsewhere, for any number of columns.
     """
     check_floating("x", x)
     check_finite("x", x)

@@ -104,7 +104,7 @@ class PackedBinarized:
     def _first(self, x: Tensor) -> Tensor:
         """Return the sums of the first layer, plane by plane."""
         weight = self.weights[0]
-        total = weight.dequantize().sum(1).int()
+        total = weight.signs().sum(1).int()
         z = torch.zeros(len(x), len(total), dtype=torch.int32, device=x.device)
         for plane in range(self.input_bits):
             signs = pack_signs(((x >> plane) & 1).float() - 0.5)
