@@ -66,7 +66,7 @@ METHODS: dict[str, tuple[dict[str, Any], Any, tuple[float, ...]]] = {
     "shift-based AdaMax": ({}, scaled_rates(ShiftAdaMax), ADAMAX),
     "both shift-based": ({"norm": ShiftBatchNorm}, scaled_rates(ShiftAdaMax), ADAMAX),
 }
-SOME = ("full precision", "same bytes", "binarized", "stochastic neurons", "both shift-based")
+SOME = tuple(method for method in METHODS if method != "binary weights")
 DATA = {
     "digits": Data(digits, 16, 64, 26, 25, 3, 5, tuple(METHODS)),
     "mnist5k": Data(mnist5k, 255, 784, 10, 10, 2, 3, SOME),

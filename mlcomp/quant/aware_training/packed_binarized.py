@@ -114,8 +114,9 @@ class PackedBinarized:
     @property
     def nbytes(self) -> int:
         """Bytes of signs, thresholds and the last norm."""
-        last = sum(t.nbytes for t in (*self.norm.parameters(), *self.norm.buffers()))
-        return sum(part.nbytes for part in (*self.weights, *self.thresholds)) + last
+        tensors: list[Tensor] = [*self.norm.parameters(), *self.norm.buffers()]
+        folded = sum(w.nbytes for w in self.weights) + sum(t.nbytes for t in self.thresholds)
+        return folded + sum(t.nbytes for t in tensors)
 
 
 @isolated
@@ -134,12 +135,11 @@ def pack_binarized(model: nn.Sequential, *, input_bits: int = 8) -> PackedBinari
     layers = [m for m in model if not isinstance(m, nn.Flatten | nn.Dropout | nn.Identity)]
     linears, norms, signs = layers[0::3], layers[1::3], layers[2::3]
     fits = len(linears) == len(norms) == len(signs) + 1
-    fits = fits and all(isinstance(m, BinaryLinear) for m in linears)
-    fits = fits and all(isinstance(m, BinarySign) for m in signs)
+    fits &= all(isinstance(m, BinaryLinear) for m in linears) and all(isinstance(m, BinarySign) for m in signs)
     if not fits or any(isinstance(m, BinaryLinear | BinarySign) for m in norms):
         kinds = ", ".join(type(m).__name__ for m in layers) or "nothing"
         raise TypeError(f"model must be BinaryLinear, norm, BinarySign, …, BinaryLinear, norm, got {kinds}")
-    weights = tuple(pack_signs(linear.weight) for linear in linears)
+    weights = tuple(pack_signs(linear.weight) for linear in linears if isinstance(linear, BinaryLinear))
     largest = [weights[0].columns * (2**input_bits - 1), *(w.columns for w in weights[1:])]
     found = zip(norms[:-1], weights[:-1], largest[:-1], strict=True)
     thresholds = tuple(fold_thresholds(norm, len(w.packed), most) for norm, w, most in found)

@@ -115,7 +115,7 @@ class ShiftAdaMax(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; ``closure`` computes the loss again, as for every optimizer of torch."""
         loss = None
         if closure is not None:
