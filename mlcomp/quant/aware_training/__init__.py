@@ -22,6 +22,7 @@ from mlcomp.quant.aware_training.lsq import lsq_initial_step, lsq_quantize
 from mlcomp.quant.aware_training.onebit import OneBit, onebit_decompose
 from mlcomp.quant.aware_training.packed_binarized import PackedBinarized, Thresholds, fold_thresholds, pack_binarized
 from mlcomp.quant.aware_training.qat import QATLayer, StepQuantizer, finish_qat, prepare_qat
+from mlcomp.quant.aware_training.qlora import qlora
 from mlcomp.quant.aware_training.shift_based import ShiftAdaMax, ShiftBatchNorm, nearest_power
 from mlcomp.quant.aware_training.ste import ste_round, straight_through
 
@@ -53,6 +54,7 @@ __all__ = [
     "prepare_diffq",
     "prepare_qat",
     "pseudo_noise",
+    "qlora",
     "scaled_rates",
     "squared_hinge",
     "ste_round",

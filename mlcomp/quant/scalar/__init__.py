@@ -3,6 +3,7 @@
 from mlcomp.quant.scalar.blockwise import Blockwise, blockwise, data_type_levels
 from mlcomp.quant.scalar.codebook import Codebook
 from mlcomp.quant.scalar.companding import ALaw, MuLaw, companded_codebook, optimal_companding
+from mlcomp.quant.scalar.double_quantization import DoubleQuantized, double_quantize, scale_levels
 from mlcomp.quant.scalar.gobo import Gobo, gobo, gobo_outliers
 from mlcomp.quant.scalar.lloyd_max import lloyd_max
 from mlcomp.quant.scalar.mixed_bits import MixedBits, quantize_mixed
@@ -13,6 +14,7 @@ __all__ = [
     "ALaw",
     "Blockwise",
     "Codebook",
+    "DoubleQuantized",
     "Gobo",
     "MixedBits",
     "MuLaw",
@@ -20,6 +22,7 @@ __all__ = [
     "blockwise",
     "companded_codebook",
     "data_type_levels",
+    "double_quantize",
     "gobo",
     "gobo_outliers",
     "lloyd_max",
@@ -27,5 +30,6 @@ __all__ = [
     "optimal_companding",
     "quantile_codebook",
     "quantize_mixed",
+    "scale_levels",
     "table_quantize",
 ]
