@@ -310,7 +310,7 @@ OTHERS = {
     "restore": lambda: partial(restored, formats.store(quant.quip(W, H, bits=3))),
     "unpack": lambda: partial(formats.unpack, formats.pack(torch.arange(16), 4), 4, 16),
     "stored_nbytes": lambda: partial(formats.stored_nbytes, W),
-    "dtype_support": lambda: partial(formats.dtype_support, ["float32", "int4", "bool"]),
+    "dtype_support": lambda: partial(formats.dtype_support, ["float32", "int8", "bool"]),
     "FloatFormat": lambda: partial(of_format, formats.FloatFormat(4, 3), drawn(20)),
     "IntFormat": lambda: partial(of_format, formats.IntFormat(4), drawn(20)),
     # sources

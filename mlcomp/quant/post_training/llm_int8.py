@@ -98,6 +98,7 @@ class LLMInt8Linear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
         self.threshold = threshold
 
+    @isolated
     def forward(self, x: Float[Tensor, "... inp"]) -> Float[Tensor, "... out"]:
         """Return the layer's output; without gradients."""
         y = llm_int8(x.flatten(0, -2), AbsmaxInt8(self.codes, self.scale), threshold=self.threshold)
