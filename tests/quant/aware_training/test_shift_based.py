@@ -43,8 +43,8 @@ def test_batchnorm_is_its_definition():
         column = x[:, unit].tolist()
         mean = sum(column) / 50
         variance = sum((v - mean) * ap2(v - mean) for v in column) / 50
-        scale, gamma = ap2(1 / math.sqrt(variance + 1e-4)), ap2(float(norm.weight[unit]))
-        want = [gamma * (v - mean) * scale + float(norm.bias[unit]) for v in column]
+        scale, gamma = ap2(1 / math.sqrt(variance + 1e-4)), ap2(float(norm.weight.detach()[unit]))
+        want = [gamma * (v - mean) * scale + float(norm.bias.detach()[unit]) for v in column]
         assert y[:, unit].tolist() == pytest.approx(want, abs=1e-4)
         assert float(norm.running_mean[unit]) == pytest.approx(0.25 * mean, rel=1e-4)
         assert float(norm.running_var[unit]) == pytest.approx(0.75 + 0.25 * variance, rel=1e-4)
