@@ -4,6 +4,7 @@ from mlcomp.formats.absmax_int8 import AbsmaxInt8, absmax_int8
 from mlcomp.formats.additive_codebook import AdditiveCodes, additive_decode, additive_matvec
 from mlcomp.formats.bitmask import Bitmask
 from mlcomp.formats.csr import CSR, csr_matmul
+from mlcomp.formats.dtype_support import Support, dtype_support
 from mlcomp.formats.int8_matmul import int8_matmul
 from mlcomp.formats.int_format import IntFormat
 from mlcomp.formats.number_format import NUMBER_FORMATS, FloatFormat
@@ -11,6 +12,7 @@ from mlcomp.formats.packing import pack, pack_planes, packed_nbytes, unpack, unp
 from mlcomp.formats.storage import sparse_nbytes, stored_nbytes
 from mlcomp.formats.stored import Dense, Stored, restore, store
 from mlcomp.formats.two_four import TwoFour, two_four_matmul
+from mlcomp.formats.xnor_matmul import PackedSigns, pack_signs, xnor_matmul
 
 __all__ = [
     "CSR",
@@ -21,15 +23,19 @@ __all__ = [
     "Dense",
     "FloatFormat",
     "IntFormat",
+    "PackedSigns",
     "Stored",
+    "Support",
     "TwoFour",
     "absmax_int8",
     "additive_decode",
     "additive_matvec",
     "csr_matmul",
+    "dtype_support",
     "int8_matmul",
     "pack",
     "pack_planes",
+    "pack_signs",
     "packed_nbytes",
     "restore",
     "sparse_nbytes",
@@ -38,4 +44,5 @@ __all__ = [
     "two_four_matmul",
     "unpack",
     "unpack_planes",
+    "xnor_matmul",
 ]

@@ -250,6 +250,24 @@ def written(module, matrix):
     return module
 
 
+def eight_bits(linear, x):
+    module = quant.LLMInt8Linear(linear)
+    return module, module(x)
+
+
+def clipped(model, after_step=None):
+    after_step = quant.clip_weights(model)
+    with torch.no_grad():
+        model[1].weight.mul_(3)
+    after_step(1)
+    return model
+
+
+def packed_logits(model):
+    packed = quant.pack_binarized(model, input_bits=2)
+    return packed.weights, packed.thresholds, packed(torch.arange(16, device="cpu").to(torch.uint8)[None] % 4)
+
+
 def observed(batches):
     rules = [quant.observer(rule) for rule in ("minmax", "moving_average", "percentile", "mse")]
     return [([rule.add(batch) for batch in batches], rule.range()) for rule in rules]
@@ -298,6 +316,8 @@ OTHERS = {
     "two_four_matmul": lambda: partial(
         formats.two_four_matmul, drawn(3, 16), formats.TwoFour.from_dense(prune.magnitude(W, pattern=(2, 4)))
     ),
+    "pack_signs": lambda: partial(formats.pack_signs, W),
+    "xnor_matmul": lambda: partial(formats.xnor_matmul, formats.pack_signs(drawn(3, 16)), formats.pack_signs(W)),
     "CSR": lambda: partial(stored, formats.CSR, W),
     "TwoFour": lambda: partial(stored, formats.TwoFour, prune.magnitude(W, pattern=(2, 4))),
     "Bitmask": lambda: partial(stored, formats.Bitmask, W),
@@ -310,6 +330,7 @@ OTHERS = {
     "restore": lambda: partial(restored, formats.store(quant.quip(W, H, bits=3))),
     "unpack": lambda: partial(formats.unpack, formats.pack(torch.arange(16), 4), 4, 16),
     "stored_nbytes": lambda: partial(formats.stored_nbytes, W),
+    "dtype_support": lambda: partial(formats.dtype_support, ["float32", "int8", "bool"]),
     "FloatFormat": lambda: partial(of_format, formats.FloatFormat(4, 3), drawn(20)),
     "IntFormat": lambda: partial(of_format, formats.IntFormat(4), drawn(20)),
     # sources
@@ -393,6 +414,18 @@ OTHERS = {
     "fit_tree": lambda: partial(quant.fit_tree, drawn(30, 4), 4, branching=2, generator=layer()["generator"]),
     "pack_w4": lambda: partial(quant.pack_w4, quant.rtn(W, bits=4)),
     "w4a16_matmul": lambda: partial(quant.w4a16_matmul, drawn(3, 16), quant.pack_w4(quant.rtn(W, bits=4))),
+    "outlier_columns": lambda: partial(quant.outlier_columns, 4 * W),
+    "llm_int8": lambda: partial(quant.llm_int8, 4 * drawn(3, 16), W),
+    "outlier_features": lambda: partial(quant.outlier_features, [4 * W]),
+    "LLMInt8Linear": lambda: partial(eight_bits, net()[1], 4 * drawn(3, 16)),
+    "binarize": lambda: partial(quant.binarize, W, stochastic=True, generator=layer()["generator"]),
+    "binarized_mlp": lambda: partial(quant.binarized_mlp, (16, 8, 4)),
+    "clip_weights": lambda: partial(clipped, quant.binarized_mlp((16, 8, 4))),
+    "squared_hinge": lambda: partial(quant.squared_hinge, W, labels(4)),
+    "nearest_power": lambda: partial(quant.nearest_power, W),
+    "ShiftBatchNorm": lambda: partial(quant.ShiftBatchNorm, 4),
+    "fold_thresholds": lambda: partial(quant.fold_thresholds, nn.BatchNorm1d(4), 4, 9),
+    "pack_binarized": lambda: partial(packed_logits, quant.binarized_mlp((16, 8, 4)).eval()),
     # prune
     "group_magnitude": lambda: partial(prune.group_magnitude, drawn(4, 3, 3, 3), granularity="kernel", sparsity=0.5),
     "permute_channels": lambda: partial(
@@ -574,7 +607,9 @@ LEFT_OUT = {
         pareto_front layer_nbytes
         layer_time layer_energy balance_tokens peak_rate batch_starts find_group committed_table committed_results
         python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches
-        lora_layers lora_parameters vit_multiply_adds""",
+        vit_multiply_adds
+        lora_layers lora_parameters scaled_rates emissions_kg energy_kwh kv_cache_nbytes overparameterized_width
+        training_memory weights_nbytes""",
     "it takes models of transformers, and its own test calls it": "export_compressed_tensors",
     "it calls the model as its caller would": "call_model",
     "they run a model that is fetched, through functions that are called here": "measure_method picture_of_methods",

@@ -33,6 +33,7 @@ LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "h
 LEARNED = (*LEARNED, "ensemble_log_probabilities")
 LEARNED = (*LEARNED, "csr_matmul", "two_four_matmul", "bias_correction", "relu_mean", "analytic_correction")
 LEARNED = (*LEARNED, "gumbel_keep", "ratio_loss")
+LEARNED = (*LEARNED, "binarize", "nearest_power", "squared_hinge")
 # Parts of methods that have checked their arguments, and loops to read: they check little themselves.
 PARTS = ("output_loss", "output_error", "inverse_factor", "straight_through", "literal_exact_obs", "literal_obq")
 PARTS = (*PARTS, "masked_attention")
@@ -127,6 +128,9 @@ def good() -> dict[str, object]:
         "lasso.targets": drawn(12),
         "lasso_path.targets": drawn(12),
         "penalty": 0.5,
+        "hidden": weight,  # in a list, see call()
+        "squared_hinge.labels": torch.tensor([0, 2, 1, 5]),
+        "fold_thresholds.largest": 9,
         "rank": 2,
         "nonzeros": 5,
         "ebd_saliency.weights": drawn(6),
@@ -163,6 +167,7 @@ IN_A_LIST = (
     *(f"{name}.weights" for name in LISTS),
     "l_obs_error_bound.compressed",
     "ratio_loss.decisions",
+    "outlier_features.hidden",
     "ensemble_log_probabilities.logits",
 )
 # Options that a good call needs beside what has no default, and those that exclude each other.

@@ -1,5 +1,14 @@
 """Quantization while the network trains."""
 
+from mlcomp.quant.aware_training.binarized import (
+    BinaryLinear,
+    BinarySign,
+    binarize,
+    binarized_mlp,
+    clip_weights,
+    scaled_rates,
+    squared_hinge,
+)
 from mlcomp.quant.aware_training.diffq import (
     DiffQLayer,
     SizeTarget,
@@ -11,27 +20,43 @@ from mlcomp.quant.aware_training.diffq import (
 )
 from mlcomp.quant.aware_training.lsq import lsq_initial_step, lsq_quantize
 from mlcomp.quant.aware_training.onebit import OneBit, onebit_decompose
+from mlcomp.quant.aware_training.packed_binarized import PackedBinarized, Thresholds, fold_thresholds, pack_binarized
 from mlcomp.quant.aware_training.qat import QATLayer, StepQuantizer, finish_qat, prepare_qat
 from mlcomp.quant.aware_training.qlora import qlora
+from mlcomp.quant.aware_training.shift_based import ShiftAdaMax, ShiftBatchNorm, nearest_power
 from mlcomp.quant.aware_training.ste import ste_round, straight_through
 
 __all__ = [
+    "BinaryLinear",
+    "BinarySign",
     "DiffQLayer",
     "OneBit",
+    "PackedBinarized",
     "QATLayer",
+    "ShiftAdaMax",
+    "ShiftBatchNorm",
     "SizeTarget",
     "StepQuantizer",
+    "Thresholds",
+    "binarize",
+    "binarized_mlp",
+    "clip_weights",
     "diffq_codes",
     "diffq_size",
     "finish_qat",
+    "fold_thresholds",
     "lsq_initial_step",
     "lsq_quantize",
     "meet_size",
+    "nearest_power",
     "onebit_decompose",
+    "pack_binarized",
     "prepare_diffq",
     "prepare_qat",
     "pseudo_noise",
     "qlora",
+    "scaled_rates",
+    "squared_hinge",
     "ste_round",
     "straight_through",
 ]

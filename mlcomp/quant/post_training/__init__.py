@@ -11,6 +11,7 @@ from mlcomp.quant.post_training.gptq import gptq
 from mlcomp.quant.post_training.hadamard import hadamard_matrix, hadamard_transform
 from mlcomp.quant.post_training.incoherence import hessian_incoherence, weight_incoherence
 from mlcomp.quant.post_training.ldlq import ldl, ldlq, ldlq_round
+from mlcomp.quant.post_training.llm_int8 import LLMInt8Linear, llm_int8, outlier_columns, outlier_features
 from mlcomp.quant.post_training.ptq import PTQResult, PTQRow, input_ranges, ptq
 from mlcomp.quant.post_training.quip import QuIP, quip
 from mlcomp.quant.post_training.quip_sharp import QuIPSharp, quip_sharp
@@ -19,6 +20,7 @@ from mlcomp.quant.post_training.spqr_format import SpQR
 
 __all__ = [
     "FakeQuantized",
+    "LLMInt8Linear",
     "PTQResult",
     "PTQRow",
     "QuIP",
@@ -41,7 +43,10 @@ __all__ = [
     "ldl",
     "ldlq",
     "ldlq_round",
+    "llm_int8",
     "observer",
+    "outlier_columns",
+    "outlier_features",
     "ptq",
     "quip",
     "quip_sharp",

@@ -4,6 +4,7 @@ from mlcomp.quant.scalar.blockwise import Blockwise, blockwise, data_type_levels
 from mlcomp.quant.scalar.codebook import Codebook
 from mlcomp.quant.scalar.companding import ALaw, MuLaw, companded_codebook, optimal_companding
 from mlcomp.quant.scalar.double_quantization import DoubleQuantized, double_quantize, scale_levels
+from mlcomp.quant.scalar.gobo import Gobo, gobo, gobo_outliers
 from mlcomp.quant.scalar.lloyd_max import lloyd_max
 from mlcomp.quant.scalar.mixed_bits import MixedBits, quantize_mixed
 from mlcomp.quant.scalar.quantile import nf4_codebook, quantile_codebook
@@ -14,6 +15,7 @@ __all__ = [
     "Blockwise",
     "Codebook",
     "DoubleQuantized",
+    "Gobo",
     "MixedBits",
     "MuLaw",
     "TableQuantized",
@@ -21,6 +23,8 @@ __all__ = [
     "companded_codebook",
     "data_type_levels",
     "double_quantize",
+    "gobo",
+    "gobo_outliers",
     "lloyd_max",
     "nf4_codebook",
     "optimal_companding",
