@@ -152,10 +152,9 @@ def _round_in_order(weight: Tensor, hessian: Tensor, grid: Grid, order: str, dam
     factor, _ = inverse_factor(hessian, columns, damp=damp)
     codes = torch.empty(out, inp, dtype=torch.uint8, device=weight.device)
     sweep = ColumnSweep(weight.double().T[columns], factor, block_size=128)
-    for i, column in enumerate(columns.tolist()):
+    for column in columns.tolist():
         own = replace(grid, step=grid.step[:, column, None], zero=grid.zero[:, column, None])
-        w = sweep.now(i, i + 1)
-        code = own.encode(w.T)
-        sweep.fix(w[0], own.decode(code)[:, 0])
-        codes[:, column] = code[:, 0]
+        w = sweep.column()
+        codes[:, column], value = own.nearest(w)
+        sweep.fix(w, value)
     return codes

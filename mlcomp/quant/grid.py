@@ -82,6 +82,12 @@ class Grid:
         step, zero = (part.repeat_interleave(width, dim=1) for part in (self.step, self.zero))
         return replace(self, step=step, zero=zero)
 
+    def nearest(self, column: Float[Tensor, " out"]) -> tuple[Float[Tensor, " out"], Float[Tensor, " out"]]:
+        """Return the nearest codes of one column, as floats, and their values; the grids must be of one group."""
+        step, zero = self.step[:, 0], self.zero[:, 0]
+        codes = torch.div(column.to(step.dtype), step).round_().add_(zero).clamp_(0, 2**self.bits - 1)
+        return codes, (codes - zero).mul_(step)
+
     def _spread(self, like: Tensor) -> "Grid":
         """Return the grid of each column of a matrix; one group broadcasts as it is."""
         return self if self.step.shape[1] == 1 else self.spread(like.shape[1])

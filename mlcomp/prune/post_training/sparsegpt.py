@@ -86,7 +86,7 @@ def sparsegpt(
                 scores[dead[i:end]] = -1  # removed already, and the first zeros of their pattern
                 chosen = nm_mask(scores.T, pattern)
             removed[i:end] |= chosen.T
-        w = sweep.now(i, i + 1)[0]
+        w = sweep.column()
         result[i] = w.masked_fill(removed[i], 0)
         sweep.fix(w, result[i])
     return narrowed(result[columns.argsort()].T, weight.dtype).contiguous()

@@ -106,10 +106,9 @@ def gptq(
     for i, g in enumerate(group.tolist()):
         if g == len(grids):  # the sweep enters a new group: its grid follows the updated weights
             grids.append(fit(sweep.now(i, i + size).T.to(dtype)))
-        w = sweep.now(i, i + 1)
-        code = grids[g].encode(w.T)
-        sweep.fix(w[0], grids[g].decode(code)[:, 0])
-        codes[i] = code[:, 0]
+        w = sweep.column()
+        codes[i], value = grids[g].nearest(w)
+        sweep.fix(w, value)
 
     back = columns.argsort()
     step, zero = (torch.cat([getattr(grid, name) for grid in grids], dim=1) for name in ("step", "zero"))
