@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlcomp.checks import check_choice, check_hessian, check_whole
 from mlcomp.context import isolated
-from mlcomp.layerwise.hessian import check_regular, damped_hessian
+from mlcomp.layerwise.hessian import check_regular, computed_once, damped_hessian
 
 # How the columns may be ordered; "activation" and "ascending" sort by the diagonal of H, large or small inputs first.
 ORDERS = ("natural", "activation", "ascending")
@@ -49,6 +49,13 @@ def inverse_factor(
         ValueError: as :func:`mlcomp.layerwise.inverse_hessian`.
     Cost: 2/3·inp³ FLOPs.
     """
+    factor, dead = computed_once(
+        hessian, ("factor", damp, tuple(columns.tolist())), lambda: _inverse_factor(hessian, columns, damp)
+    )
+    return factor, dead
+
+
+def _inverse_factor(hessian: Tensor, columns: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     damped = damped_hessian(hessian, damp=damp)
     backwards = columns.flip(0)
     root, failed = torch.linalg.cholesky_ex(damped.matrix[backwards][:, backwards])

@@ -20,7 +20,8 @@ from mlcomp.formats.storage import stored_nbytes
 from mlcomp.formats.stored import Stored, store
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.fit import copy_model
-from mlcomp.layerwise.inputs import HessianSum, collect_hessians
+from mlcomp.layerwise.hessian_sum import HessianSum
+from mlcomp.layerwise.inputs import collect_hessians
 from mlcomp.layerwise.kept import kept_matrix, pack_parts, unpack_parts
 from mlcomp.layerwise.matrix import Layer, weight_matrix
 from mlcomp.layerwise.plan import Chosen, Method, call_method, check_layers, make_plan, needed_inputs

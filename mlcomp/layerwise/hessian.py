@@ -5,7 +5,10 @@ $\lVert wX - \hat wX \rVert^2 = \tfrac12\, \delta w\, H\, \delta w^\top$ with $\
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 3.   Syllabus: 2.01
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -147,3 +150,39 @@ def check_regular(
             f"the Hessian of {len(h)} inputs is singular (damp={damp}): use more calibration samples than inputs, "
             f"or a positive damp; 0.01 is usual, 0.1 to 1 when samples are fewer than inputs"
         )
+
+
+@dataclass
+class SharedHessian:
+    """An H that several layers have, and what was last computed of it."""
+
+    hessian: Float[Tensor, "inp inp"]
+    results: dict[Hashable, tuple[Tensor, ...]] = field(default_factory=dict)
+
+
+_SHARED: ContextVar[SharedHessian | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def sharing(shared: SharedHessian | None) -> Iterator[None]:
+    """Within this, what :func:`computed_once` is asked about that H is computed for the first layer alone."""
+    token = _SHARED.set(shared)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def computed_once(
+    hessian: Float[Tensor, "inp inp"], key: Hashable, compute: Callable[[], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """Return ``compute()``, or copies of what it returned for the same H and key; only the last key is kept.
+
+    H is compared number by number, so that whatever happened to the tensor does not matter.
+    """
+    shared = _SHARED.get()
+    if shared is None or hessian.dtype != shared.hessian.dtype or not torch.equal(hessian, shared.hessian):
+        return compute()
+    if key not in shared.results:
+        shared.results = {key: compute()}
+    return tuple(x.clone() for x in shared.results[key])
