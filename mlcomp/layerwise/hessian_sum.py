@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
+from mlcomp.checks import all_finite
 from mlcomp.context import isolated
 from mlcomp.layerwise.chains import Token, Tokens
 from mlcomp.layerwise.matrix import Layer, input_matrices, weight_matrix
@@ -47,8 +48,7 @@ class HessianSum:
 
 def check_input(name: str, x: Tensor) -> None:
     """Raise if the input of a layer holds NaN or infinity."""
-    # A sum that is finite has finite terms; one that is not may have left the range.
-    if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():
+    if not all_finite(x):
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"layer {name!r}: its input holds {bad} NaN or infinite value(s) of {x.numel()}")
 

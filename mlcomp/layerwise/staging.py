@@ -60,7 +60,7 @@ def one_after_the_other(run: "CompressionRun", plan: Plan, bar: tqdm) -> Rows:
         _compress(run, plan, stage, sums, rows, bar, None)
         del sums  # before those of the next stage are made
         for walk in found:
-            walk.forget(stage)
+            walk.finished({name: run.layers[name] for name in stage})
     return rows
 
 

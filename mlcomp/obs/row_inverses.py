@@ -21,15 +21,22 @@ BLOCK = 32
 SHRINK = 0.75
 
 
-def rows_per_batch(inp: int, out: int, max_bytes: int, *, extra: int = 0) -> int:
+def working_dtype(weight: Tensor, hessian: Tensor) -> torch.dtype:
+    """Return the dtype in which rows choose what comes next: float32, unless W or H is float64."""
+    return torch.float64 if torch.float64 in (weight.dtype, hessian.dtype) else torch.float32
+
+
+def rows_per_batch(
+    inp: int, out: int, max_bytes: int, *, extra: int = 0, dtype: torch.dtype = torch.float64
+) -> int:
     """Return how many rows fit into ``max_bytes`` of working memory; never more than ``out``.
 
-    A row needs its matrix twice, the vectors, and about 24 + ``extra`` vectors of state, in float64.
+    A row needs its matrix twice, the vectors, and about 24 + ``extra`` vectors of state.
 
     Raises:
         ValueError: not even one row fits; the message says how much one row needs.
     """
-    each = 8 * inp * (2 * inp + BLOCK + 24 + extra)
+    each = dtype.itemsize * inp * (2 * inp + BLOCK + 24 + extra)
     if max_bytes < each:
         raise ValueError(f"max_bytes={max_bytes} is less than the {each} bytes that one row of {inp} inputs needs")
     return min(out, max_bytes // each)
@@ -73,7 +80,7 @@ class RowInverses:
         if self._used:
             recent = self._recent[:, : self._used]
             share = recent.gather(2, at[:, :, None].expand(-1, self._used, -1))
-            column = torch.baddbmm(column[:, :, None], recent.mT, share, alpha=-1)[:, :, 0]
+            column = torch.baddbmm(column[:, None], share.mT, recent, alpha=-1)[:, 0]
         floor = self._floor[self.index.gather(1, at)]
         root = torch.maximum(column.gather(1, at), floor).sqrt()
         vector = self._recent[:, self._used]
@@ -82,7 +89,7 @@ class RowInverses:
         return vector, root
 
     def compact(self, keep: Int[Tensor, "R b"]) -> None:
-        """Store only the positions ``keep``, ascending, of each row; the others must have been eliminated."""
+        """Store only the positions ``keep``, ascending, of each row; the others can't be asked for any more."""
         self._fold()
         rows, width = self.index.shape
         size = keep.shape[1]
