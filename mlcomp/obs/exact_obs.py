@@ -25,13 +25,11 @@ from mlcomp.checks import (
 from mlcomp.context import isolated
 from mlcomp.obs.global_selection import select_counts
 from mlcomp.obs.group_update import update_rows
-from mlcomp.obs.row_inverses import working_dtype
+from mlcomp.obs.row_inverses import AGREE, working_dtype
 from mlcomp.obs.row_removal import RowRemoval, pattern_room
 from mlcomp.obs.trace import Trace
 
 MAX_BYTES = 2**28
-# Relative difference of a row's loss, as traced and as solved, beyond which it is traced again in float64.
-AGREE = 0.01
 
 
 @isolated
@@ -121,7 +119,6 @@ def _on_best_masks(
     counts = counts_of(trace)
     rows, losses = update_rows(trace.weight, trace.removed_at(counts), trace.inverse, max_bytes=max_bytes)
     said = trace.total_losses().gather(1, counts[:, None])[:, 0]
-    # What float32 makes of well-conditioned rows agrees in three or more digits; a loss that hardly counts need not.
     wrong = (said - losses).abs() > AGREE * losses + 1e-6 * losses.mean()
     if dtype == torch.float64 or not wrong.any():
         return narrowed(rows, weight.dtype)

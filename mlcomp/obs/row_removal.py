@@ -5,14 +5,12 @@ $s_P = w_P [B_{PP}]^{-1} w_P^\top$ the score of unit P, for single weights $w_p^
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, algorithm 1 and section 4.   Syllabus: 2.05, 2.06
 """
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
-from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
+from mlcomp.obs.row_inverses import SHRINK, RowInverses, power_of_two, rows_per_batch
 
 
 def pattern_room(pattern: tuple[int, int], inp: int) -> list[int]:
@@ -48,8 +46,8 @@ class RowRemoval:
         self.units, self.width = -(-inp // width), width
         # Powers of two take the weights and the inverse near 1, so that no product leaves a narrow dtype's range.
         live = self.inverse.diagonal()[~inverse.dead]
-        self._unit = _power_of_two(live.mean() if len(live) else torch.ones(()))
-        self._scale = _power_of_two(self.weight.abs().max())
+        self._unit = power_of_two(live.median() if len(live) else torch.ones(()))
+        self._scale = power_of_two(self.weight.abs().max())
         # A short last unit is filled up with inputs that are independent of all others and have weight zero.
         size = self.units * width
         self._start = torch.eye(size, dtype=dtype, device=weight.device)
@@ -136,11 +134,6 @@ class RowRemoval:
         self._barred = self._barred.gather(1, keep)
         if self._group is not None:
             self._group = self._group.gather(1, keep)
-
-
-def _power_of_two(x: Tensor) -> float:
-    """Return the power of two next to a positive number; 1 for zero."""
-    return 2.0 ** round(math.log2(float(x))) if float(x) > 0 else 1.0
 
 
 def block_scores(
