@@ -103,7 +103,8 @@ def check_size(name: str, x: Tensor, *, squared: bool = True) -> None:
     The largest may be 1e15, or 1e36 if it is not ``squared`` in float32; in float64 it may be 1e60, and there not
     below 1e-60 unless all are zero. (In float32 small numbers do no harm: float64 holds their products.)
     """
-    largest = float(x.detach().abs().max()) if x.numel() else 0.0
+    ends = torch.aminmax(x.detach()) if x.numel() else (0.0, 0.0)
+    largest = max(-float(ends[0]), float(ends[1]))
     wide = x.dtype == torch.float64
     high, low = (LARGEST_FLOAT64, 1 / LARGEST_FLOAT64) if wide else (LARGEST_SQUARED if squared else LARGEST, 0.0)
     if largest > high or 0 < largest < low:

@@ -57,12 +57,16 @@ def inverse_factor(
 
 def _inverse_factor(hessian: Tensor, columns: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     damped = damped_hessian(hessian, damp=damp)
-    backwards = columns.flip(0)
-    root, failed = torch.linalg.cholesky_ex(damped.matrix[backwards][:, backwards])
+    backwards, dead, diagonal = columns.flip(0), damped.dead, damped.matrix.diagonal().clone()
+    matrix = damped.matrix[backwards[:, None], backwards]
+    del damped  # before others of its size are made
+    root, failed = torch.linalg.cholesky_ex(matrix)
+    del matrix
     factor = inverse_triangle(root.flip(0, 1))
-    diagonal = factor.square().sum(0)[columns.argsort()]  # of the inverse, not reordered
-    check_regular(damped.matrix, None if int(failed) else diagonal, damp=damp, dtype=hessian.dtype)
-    return factor, damped.dead
+    del root
+    inverse = torch.linalg.vector_norm(factor, dim=0).square()[columns.argsort()]  # its diagonal, not reordered
+    check_regular(diagonal, None if int(failed) else inverse, damp=damp, dtype=hessian.dtype)
+    return factor, dead
 
 
 def inverse_triangle(upper: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

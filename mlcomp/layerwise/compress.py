@@ -208,7 +208,7 @@ class CompressionRun:
             samples=0 if calibration is None else calibration.samples,
             nbytes_before=weight.numel() * module.weight.element_size(),
             nbytes_after=nbytes if nbytes is not None else stored_nbytes(matrix.to(module.weight.dtype)),
-            sparsity=float((matrix == 0).double().mean()),
+            sparsity=(matrix.numel() - int(matrix.count_nonzero())) / matrix.numel(),
             seconds=seconds,
         )
         if parts:
@@ -256,7 +256,8 @@ def _apply(method: Method, weight: Tensor, hessian: Tensor | None) -> tuple[Tens
             raise ValueError(f"the method returned shape {tuple(result.shape)} for a weight {tuple(w.shape)}")
         check_finite("the method's result", result)
         matrices.append(result.to(w.dtype))
-    return torch.stack(matrices), nbytes, tuple(parts) if len(parts) == len(matrices) else ()
+    whole = torch.stack(matrices) if len(matrices) > 1 else matrices[0][None]
+    return whole, nbytes, tuple(parts) if len(parts) == len(matrices) else ()
 
 
 def _why_again(sequential: bool, resume: object, layers_per_pass: int | None) -> str | None:

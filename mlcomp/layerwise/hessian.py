@@ -126,28 +126,28 @@ def inverse_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> 
     h = damped.matrix
     factor, info = torch.linalg.cholesky_ex(h)
     inverse = torch.cholesky_inverse(factor) if not int(info) else None
-    check_regular(h, None if inverse is None else inverse.diagonal(), damp=damp, dtype=hessian.dtype)
+    check_regular(h.diagonal(), None if inverse is None else inverse.diagonal(), damp=damp, dtype=hessian.dtype)
     assert inverse is not None
     return InverseHessian(inverse, damped.dead, damped.damping)
 
 
 def check_regular(
-    h: Float[Tensor, "inp inp"], inverse: Float[Tensor, " inp"] | None, *, damp: float, dtype: torch.dtype
+    diagonal: Float[Tensor, " inp"], inverse: Float[Tensor, " inp"] | None, *, damp: float, dtype: torch.dtype
 ) -> None:
     """Raise if a Hessian is not positive definite beyond the rounding of ``dtype``, in which it was summed.
 
     Args:
-        h: with the damping ``damp``, float64.
+        diagonal: of H with the damping ``damp``, float64.
         inverse: the diagonal of its inverse; None: it has none.
     """
     # A rank-deficient H may pass Cholesky by rounding, and its "inverse" then is noise. Scaled to a unit diagonal,
     # the inverse has a trace of about 1/λ_min. The λ_min that rounding alone leaves is a few eps of the dtype in
     # which X·Xᵀ was summed (below 4 in experiments), or n·eps of the factorization.
     eps = torch.finfo(dtype).eps
-    smallest = max(10 * eps, len(h) * torch.finfo(h.dtype).eps)
-    if inverse is None or not float((inverse * h.diagonal()).sum()) * smallest < 1:
+    smallest = max(10 * eps, len(diagonal) * torch.finfo(diagonal.dtype).eps)
+    if inverse is None or not float((inverse * diagonal).sum()) * smallest < 1:
         raise ValueError(
-            f"the Hessian of {len(h)} inputs is singular (damp={damp}): use more calibration samples than inputs, "
+            f"the Hessian of {len(diagonal)} inputs is singular (damp={damp}): use more calibration samples than inputs, "
             f"or a positive damp; 0.01 is usual, 0.1 to 1 when samples are fewer than inputs"
         )
 

@@ -94,7 +94,8 @@ class Grid:
 
     def _codes(self, weight: Tensor) -> Tensor:
         """Return the nearest codes as floats; the grids must broadcast to the weight."""
-        return torch.clamp(torch.round(weight.to(self.step.dtype) / self.step) + self.zero, 0, 2**self.bits - 1)
+        codes = torch.div(weight.to(self.step.dtype), self.step)
+        return codes.round_().add_(self.zero).clamp_(0, 2**self.bits - 1)
 
 
 @isolated
