@@ -147,8 +147,8 @@ def check_regular(
     smallest = max(10 * eps, len(diagonal) * torch.finfo(diagonal.dtype).eps)
     if inverse is None or not float((inverse * diagonal).sum()) * smallest < 1:
         raise ValueError(
-            f"the Hessian of {len(diagonal)} inputs is singular (damp={damp}): use more calibration samples than inputs, "
-            f"or a positive damp; 0.01 is usual, 0.1 to 1 when samples are fewer than inputs"
+            f"the Hessian of {len(diagonal)} inputs is singular (damp={damp}): use more calibration samples than "
+            f"inputs, or a positive damp; 0.01 is usual, 0.1 to 1 when samples are fewer than inputs"
         )
 
 

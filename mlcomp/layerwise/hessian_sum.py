@@ -125,7 +125,11 @@ class SharedSums:
         mine = self.sums[name].hessian
         for other, readers in self._readers.items():
             there = self.sums[other].hessian
-            if readers.first and readers.are_at(token, valid) and (mine.shape, mine.device) == (there.shape, there.device):
+            if (
+                readers.first
+                and readers.are_at(token, valid)
+                and (mine.shape, mine.device) == (there.shape, there.device)
+            ):
                 return readers
         return None
 

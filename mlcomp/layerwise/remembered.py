@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -74,10 +75,11 @@ class Remembered:
         return output
 
 
-def can_remember(layer: nn.Module) -> bool:
-    """Return whether the layer computes what a linear layer does and nothing else, on a processor without a device."""
-    plain = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
-    return plain and layer.weight.is_cpu and not layer.weight.is_inference()
+def can_remember(layer: Any) -> TypeGuard[nn.Linear]:
+    """Return whether the layer computes what a linear layer does and nothing else, in the memory of the CPU."""
+    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):
+        return False
+    return layer.weight.is_cpu and not layer.weight.is_inference()
 
 
 def _random(x: Tensor) -> Tensor:

@@ -87,16 +87,18 @@ def exact_obs(
     if sparsity is not None and scope == "global" and row_cap < sparsity:
         raise ValueError(f"row_cap must lie between sparsity={sparsity} and 1, got {row_cap!r}")
     units = -(-weight.shape[1] // block_size)
-    share = row_cap if scope == "global" else sparsity
-    steps = removals(share, units) if pattern is None else sum(pattern_room(pattern, weight.shape[1]))
-    options = {"width": block_size, "damp": damp, "max_bytes": max_bytes}
+    if pattern is not None:
+        steps = sum(pattern_room(pattern, weight.shape[1]))
+    else:
+        assert sparsity is not None  # check_target saw to it
+        steps = removals(row_cap if scope == "global" else sparsity, units)
 
     def traced(rows: Tensor, dtype: torch.dtype) -> Trace:
-        removal = RowRemoval(rows, hessian, dtype=dtype, **options)
+        removal = RowRemoval(rows, hessian, width=block_size, damp=damp, max_bytes=max_bytes, dtype=dtype)
         return Trace(removal.weight, removal.inverse, *removal.run(steps, pattern), block_size, rows.dtype)
 
     def counts_of(trace: Trace) -> Tensor:
-        if pattern is None and scope == "global":
+        if sparsity is not None and scope == "global":
             return _counts_of_least_loss(trace, sparsity)
         return torch.full((len(weight),), steps, device=weight.device)
 

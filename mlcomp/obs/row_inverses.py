@@ -36,9 +36,7 @@ def power_of_two(x: Tensor) -> float:
     return 2.0 ** round(math.log2(float(x))) if float(x) > 0 else 1.0
 
 
-def rows_per_batch(
-    inp: int, out: int, max_bytes: int, *, extra: int = 0, dtype: torch.dtype = torch.float64
-) -> int:
+def rows_per_batch(inp: int, out: int, max_bytes: int, *, extra: int = 0, dtype: torch.dtype = torch.float64) -> int:
     """Return how many rows fit into ``max_bytes`` of working memory; never more than ``out``.
 
     A row needs its matrix twice, the vectors, and about 24 + ``extra`` vectors of state.
@@ -58,6 +56,8 @@ class RowInverses:
     Attributes:
         index: (R, a) the original column of each of the a positions that are stored, ascending.
     """
+
+    _used: int  # vectors that are not folded yet
 
     def __init__(self, inverse: Float[Tensor, "d d"], diagonal: Float[Tensor, " d"], rows: int):
         """Take the inverse Hessian that all rows start from, and the diagonal of the Hessian itself."""
