@@ -148,7 +148,7 @@ def _compress(
 
 
 def _shared(known: list[SharedHessian], name: str, sums: dict[str, HessianSum]) -> SharedHessian | None:
-    """Return the layer's H if another layer of ``sums`` has the same tensor: as one of ``known``, or added to them."""
+    """Return the layer's H if another layer of ``sums`` has the same tensor: that of ``known``, or put there."""
     total = sums.get(name)
     if total is None or sum(other.hessian is total.hessian for other in sums.values()) < 2:
         return None

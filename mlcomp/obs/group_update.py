@@ -4,7 +4,6 @@ Notation: M the set of inputs that a row loses; $\delta_M = -[H^{-1}]_{:,M}\,([H
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 4 and appendix.   Syllabus: 2.05, 2.06
 """
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 

@@ -77,7 +77,7 @@ def obq(
     """
     weight = check_weight(weight)
     check_bits(bits)
-    out, inp = weight.shape
+    inp = weight.shape[1]
     check_group_size(group_size, inp)
     hessian = check_hessian(hessian, inp)
     check_choice("order", order, (*OWN_ORDERS, *ORDERS))
