@@ -1,4 +1,4 @@
-r"""Running sums of $2XX^\top$ over calibration batches: one product, and one H, for all layers that read the same tensors.
+r"""Running sums of $2XX^\top$ over calibration batches: one for all layers that read the same tensors.
 
 Notation: X inputs (inp, samples), $H = 2XX^\top$, one for each group of a grouped convolution.
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 3.   Syllabus: 2.01
@@ -125,11 +125,8 @@ class SharedSums:
         mine = self.sums[name].hessian
         for other, readers in self._readers.items():
             there = self.sums[other].hessian
-            if (
-                readers.first
-                and readers.are_at(token, valid)
-                and (mine.shape, mine.device) == (there.shape, there.device)
-            ):
+            alike = mine.shape == there.shape and mine.device == there.device
+            if alike and readers.first and readers.are_at(token, valid):
                 return readers
         return None
 

@@ -83,7 +83,8 @@ def gptq(
         batch, too, where the published code takes them as they were before it. Those have not spread yet: the range
         is a little narrower and cuts off a few more weights, which lowers the error by up to 1 % with "minmax". With
         "mse", which cuts the range where it is best and has the least error of all, it only misses the weights as
-        they are, and the error is the higher one. Dead inputs are zeroed before grids are fitted; damping is relative to the live inputs only.
+        they are, and the error is the higher one. Dead inputs are zeroed before grids are fitted; damping is relative
+        to the live inputs only.
     """
     weight = check_weight(weight)
     check_bits(bits)

@@ -305,7 +305,7 @@ def with_stale_grids(weight, hessian, *, bits, group_size, clip, block_size=128)
 
 @pytest.mark.slow
 def test_stale_grids_gain_by_cutting_off_and_not_where_the_range_is_cut_well():
-    """The docstring's explanation: narrower grids help "minmax" a little, and "mse" not; "mse" has the least error."""
+    """The docstring's explanation: narrower grids help "minmax" a little, "mse" not; "mse" has the least error."""
     errors = {}
     for clip in ("minmax", "mse"):
         for seed in range(3):
