@@ -7,7 +7,7 @@ Syllabus: 1.03, 2.09
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -94,21 +94,52 @@ class PackedLinear(Packed):
         ValueError: parts that do not fit the layer.
     Guarantee: the outputs are those of the dense layer with the decoded weight, up to the order of summation.
     Cost: each call decodes the whole weight, some rows at a time where its kind allows it, at once where it does not
-        (rotations as in QuIP, bitmasks, SpQR).
+        (rotations as in QuIP, bitmasks, SpQR). A gradient for x decodes it once more, and keeps none until then.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x Ŵᵀ + b."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Product.apply(x, self.bias, self)
+        return self.product(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return x Ŵᵀ + b, without a gradient in x."""
+        bias = self.bias
+        tiles = [F.linear(x, rows, None if bias is None else bias[at]) for at, rows in self.tiles(x.is_cuda)]
+        return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=-1)
+
+    def tiles(self, on_gpu: bool) -> Iterator[tuple[slice, Tensor]]:
+        """Yield which rows, and these rows decoded, one tile after the other."""
         (part,) = self.parts
         out, inp = part.shape
-        tile = max(1, (TILE_ON_GPU if x.is_cuda else TILE) // inp) if part.by_rows else out
-        results = []
+        tile = max(1, (TILE_ON_GPU if on_gpu else TILE) // inp) if part.by_rows else out
         for start in range(0, out, tile):
             stop = min(out, start + tile)
             whole = stop - start == out
-            rows = self._cast((restore(part) if whole else restore(part, start, stop)).dequantize())
-            results.append(F.linear(x, rows, None if self.bias is None else self.bias[start:stop]))
-        return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
+            rows = (restore(part) if whole else restore(part, start, stop)).dequantize()
+            yield slice(start, stop), self._cast(rows)
+
+
+class _Product(torch.autograd.Function):
+    """The product of a packed layer; its backward pass decodes the weight anew, so that none is kept until then."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: PackedLinear) -> Tensor:
+        ctx.layer, ctx.dtype, ctx.biased = layer, x.dtype, bias is not None
+        return layer.product(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (grad,) = grads
+        by_input = by_bias = None
+        if ctx.needs_input_grad[0]:
+            parts = [grad[..., at] @ rows.to(grad.dtype) for at, rows in ctx.layer.tiles(grad.is_cuda)]
+            by_input = torch.stack(parts).sum(0).to(ctx.dtype) if len(parts) > 1 else parts[0].to(ctx.dtype)
+        if ctx.biased and ctx.needs_input_grad[1]:
+            by_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.layer.bias.dtype)
+        return by_input, by_bias, None
 
 
 class PackedConv(Packed):

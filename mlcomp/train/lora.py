@@ -43,9 +43,7 @@ class LoRALinear(nn.Module):
     ) -> None:
         """Take over ``layer``; A and B are float32 at least, on its device; options as in :func:`add_lora`."""
         super().__init__()
-        check_whole("rank", rank, 1)
-        check_positive("alpha", alpha)
-        check_interval("dropout", dropout, "[0, 1)")
+        check_lora(rank=rank, alpha=alpha, dropout=dropout)
         if not is_adaptable(layer):
             raise TypeError(f"layer must have in_features and out_features, got {type(layer).__name__}")
         self.layer = layer
@@ -141,10 +139,7 @@ def add_lora(
             has corrections already, bad options.
     Guarantee: the outputs are as before, to the bit; only A and B require a gradient.
     """
-    check_whole("rank", rank, 1)
-    check_positive("alpha", alpha)
-    check_interval("dropout", dropout, "[0, 1)")
-    check_whole("seed", seed, 0)
+    check_lora(rank=rank, alpha=alpha, dropout=dropout, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     chosen = choose_adaptable(model, layers)
     model.requires_grad_(False)
@@ -153,6 +148,14 @@ def add_lora(
         new[name] = LoRALinear(layer, rank=rank, alpha=alpha, dropout=dropout, generator=generator)
     _replace(model, {chosen[name]: module for name, module in new.items()})
     return model
+
+
+def check_lora(*, rank: int, alpha: float | int, dropout: float, seed: int = 0) -> None:
+    """Raise ValueError unless these are options of :func:`add_lora`."""
+    check_whole("rank", rank, 1)
+    check_positive("alpha", alpha)
+    check_interval("dropout", dropout, "[0, 1)")
+    check_whole("seed", seed, 0)
 
 
 def choose_adaptable(

@@ -173,7 +173,10 @@ def test_the_functions_are_found():
     } <= set(FUNCTIONS)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+INTERPRETED = {"mlcomp.kernels.exact_obs.exact_obs", "mlcomp.kernels.obq.obq"}  # whose loops Triton's interpreter runs
+
+
+@pytest.mark.parametrize("name", [pytest.param(f, marks=[pytest.mark.slow] * (f in INTERPRETED)) for f in FUNCTIONS])
 def test_bad_input_is_refused_by_a_clear_error_and_changes_nothing(name, as_user):
     function = FUNCTIONS[name]
     function(**good_arguments(function))  # what follows would prove nothing if these were refused, too

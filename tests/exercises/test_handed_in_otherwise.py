@@ -130,7 +130,11 @@ def test_what_only_runs_in_jupyter_costs_nothing_and_what_stops_a_cell_is_named(
 
 def test_where_to_read_again_is_an_address_where_the_set_up_cell_names_one():
     check = {"grade_id": "q", "grade": True, "solution": False, "points": 2}
-    graded = {"cell_type": "code", "metadata": {"nbgrader": check, "mlcomp": {"section": "lectures/x"}}, "source": "1"}
+    graded = {
+        "cell_type": "code",
+        "metadata": {"nbgrader": check, "mlcomp": {"section": "lectures/x"}},
+        "source": "1",
+    }
     for published, again in {
         "[]": "lectures/x",
         '["git+https://github.com/a/b@v1.0"]': "https://github.com/a/b/blob/HEAD/lectures/x.ipynb",

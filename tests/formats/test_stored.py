@@ -17,6 +17,7 @@ from mlcomp.quant import (
     Quantized,
     aqlm,
     blockwise,
+    double_quantize,
     gptq,
     nf4_codebook,
     onebit_decompose,
@@ -61,6 +62,9 @@ def results() -> dict[str, object]:
         "blockwise_float": blockwise(weight, bits=5, block_size=40, data_type="float"),
         "blockwise_nf4": blockwise(weight, bits=4, block_size=None, data_type="nf4"),
         "blockwise_quantile": blockwise(weight, bits=4, block_size=32, data_type="quantile"),
+        "double_quantized": double_quantize(weight, block_size=16, scale_block=3),
+        "double_quantized_int": double_quantize(weight, block_size=8, data_type="float", scale_type="int"),
+        "double_quantized_across": double_quantize(weight[:3, :7], block_size=4, scale_block=2),
         "mixed": quantize_mixed(weight, mixed, group_size=8),
         "mixed_one": quantize_mixed(weight, mixed[:1], group_size=None),
         "table": table_quantize(weight, book, group_size=8),
@@ -136,6 +140,7 @@ def test_which_kinds_are_decoded_by_rows():
     assert whole == {name for name in RESULTS if name.startswith(("mixed", "spqr", "quip", "bitmask", "pruned"))} | {
         "blockwise_float",
         "blockwise_nf4",
+        "double_quantized_across",
     }
 
 

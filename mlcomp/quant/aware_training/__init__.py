@@ -12,6 +12,7 @@ from mlcomp.quant.aware_training.diffq import (
 from mlcomp.quant.aware_training.lsq import lsq_initial_step, lsq_quantize
 from mlcomp.quant.aware_training.onebit import OneBit, onebit_decompose
 from mlcomp.quant.aware_training.qat import QATLayer, StepQuantizer, finish_qat, prepare_qat
+from mlcomp.quant.aware_training.qlora import qlora
 from mlcomp.quant.aware_training.ste import ste_round, straight_through
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "prepare_diffq",
     "prepare_qat",
     "pseudo_noise",
+    "qlora",
     "ste_round",
     "straight_through",
 ]

@@ -3,6 +3,7 @@
 from mlcomp.quant.scalar.blockwise import Blockwise, blockwise, data_type_levels
 from mlcomp.quant.scalar.codebook import Codebook
 from mlcomp.quant.scalar.companding import ALaw, MuLaw, companded_codebook, optimal_companding
+from mlcomp.quant.scalar.double_quantization import DoubleQuantized, double_quantize, scale_levels
 from mlcomp.quant.scalar.lloyd_max import lloyd_max
 from mlcomp.quant.scalar.mixed_bits import MixedBits, quantize_mixed
 from mlcomp.quant.scalar.quantile import nf4_codebook, quantile_codebook
@@ -12,16 +13,19 @@ __all__ = [
     "ALaw",
     "Blockwise",
     "Codebook",
+    "DoubleQuantized",
     "MixedBits",
     "MuLaw",
     "TableQuantized",
     "blockwise",
     "companded_codebook",
     "data_type_levels",
+    "double_quantize",
     "lloyd_max",
     "nf4_codebook",
     "optimal_companding",
     "quantile_codebook",
     "quantize_mixed",
+    "scale_levels",
     "table_quantize",
 ]
