@@ -47,7 +47,7 @@ def inverse_factor(
 
     Raises:
         ValueError: as :func:`mlcomp.layerwise.inverse_hessian`.
-    Cost: 2/3·inp³ FLOPs.
+    Cost: about inp³ FLOPs.
     """
     factor, dead = computed_once(
         hessian, ("factor", damp, tuple(columns.tolist())), lambda: _inverse_factor(hessian, columns, damp)
@@ -72,7 +72,7 @@ def _inverse_factor(hessian: Tensor, columns: Tensor, damp: float) -> tuple[Tens
 def inverse_triangle(upper: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """Return the inverse of an upper triangular matrix, by halves: torch solves for all columns as if they were full.
 
-    Cost: about n³/2 FLOPs, nearly all of it in matrix products.
+    Cost: about 2/3·n³ FLOPs, nearly all of it in matrix products.
     """
     n = len(upper)
     if n <= 128:

@@ -109,9 +109,12 @@ def compress(
     Cost: one pass over all batches to find the order and check them. Where blocks follow one another, as the layers
         of a transformer do (``layerwise/chains.py`` finds them in a run), each is run for its stages (a stage is a
         layer, or several that read the same tensor) and once more for the inputs of the next: some five passes in
-        all; with sequential=False, once. A model without such blocks is run from its beginning for each stage, up to
-        its layers: stages/2 passes. Both give the same bits. Memory: a second model (none with inplace=True), the
-        H of one stage (of one block with sequential=False), and the inputs of one block for all batches.
+        all, or on a CPU little more than two, as outputs of finished layers are kept while there is room; with
+        sequential=False, once. Layers that read the same tensor share one H and its factor. A model without such
+        blocks is run from its beginning for each stage, up to its layers: stages/2 passes. Both give the same bits.
+        Memory: a second model (none with inplace=True), the H of one stage (of one block with sequential=False), and
+        the inputs of one block for all batches; on a CPU
+        also outputs of that block's layers, up to a quarter of the model's bytes.
     """
     _check_options(tied, on_error, sequential, layers_per_pass)
     if batches is not None:

@@ -78,7 +78,7 @@ def gptq(
         ValueError: malformed weight, H or option; H + λI singular.
     Guarantee: the codes do not depend on ``block_size``, nor on the scale of X; for H ∝ I and no reordering they are
         those of ``rtn``. A dead input (zero diagonal) gets the code of 0, and does not affect any grid fit.
-    Cost: 2·out·inp² + 4·inp³ FLOPs.
+    Cost: 2·out·inp² + inp³ FLOPs.
     Deviations: the grid of a group that starts inside a lazy batch is fitted to the weights as updated by that
         batch, too, where the published code takes them as they were before it. Those have not spread yet: the range
         is a little narrower and cuts off a few more weights, which lowers the error by up to 1 % with "minmax". With
