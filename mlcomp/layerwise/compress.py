@@ -113,8 +113,8 @@ def compress(
         sequential=False, once. Layers that read the same tensor share one H and its factor. A model without such
         blocks is run from its beginning for each stage, up to its layers: stages/2 passes. Both give the same bits.
         Memory: a second model (none with inplace=True), the H of one stage (of one block with sequential=False), and
-        the inputs of one block for all batches; on a CPU
-        also outputs of that block's layers, up to a quarter of the model's bytes.
+        the inputs of one block for all batches; on a CPU also outputs of that block's layers, up to a quarter of the
+        model's bytes.
     """
     _check_options(tied, on_error, sequential, layers_per_pass)
     if batches is not None:
