@@ -86,9 +86,15 @@ def check_floating(name: str, x: Tensor, *, float8: bool = False) -> None:
 def check_finite(name: str, x: Tensor) -> None:
     """Raise unless ``x`` is an ordinary tensor without NaN and infinity."""
     check_tensor(name, x)
-    if not torch.isfinite(x).all():
+    if not all_finite(x):
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"{name} holds {bad} NaN or infinite value(s) of {x.numel()}")
+
+
+def all_finite(x: Tensor) -> bool:
+    """Return whether ``x`` holds neither NaN nor infinity."""
+    # A finite sum has finite terms, and takes one look at each; one that is not may have left the range.
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def check_size(name: str, x: Tensor, *, squared: bool = True) -> None:
@@ -97,7 +103,8 @@ def check_size(name: str, x: Tensor, *, squared: bool = True) -> None:
     The largest may be 1e15, or 1e36 if it is not ``squared`` in float32; in float64 it may be 1e60, and there not
     below 1e-60 unless all are zero. (In float32 small numbers do no harm: float64 holds their products.)
     """
-    largest = float(x.detach().abs().max()) if x.numel() else 0.0
+    ends = torch.aminmax(x.detach()) if x.numel() else (0.0, 0.0)
+    largest = max(-float(ends[0]), float(ends[1]))
     wide = x.dtype == torch.float64
     high, low = (LARGEST_FLOAT64, 1 / LARGEST_FLOAT64) if wide else (LARGEST_SQUARED if squared else LARGEST, 0.0)
     if largest > high or 0 < largest < low:

@@ -43,6 +43,8 @@ def pack(codes: Integer[Tensor, "*shape"], bits: int) -> UInt8[Tensor, " nbytes"
     check_bits(bits)
     check_codes("codes", codes, 2**bits - 1)
     flat = codes.reshape(-1)
+    if bits in _WORDS:
+        return _gathered(flat, bits)
     # Eight codes of b bits are exactly b bytes, and fit into one 64-bit word.
     groups = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)
     word = torch.zeros(len(groups), dtype=torch.int64, device=codes.device)
@@ -86,6 +88,16 @@ def unpack(packed: UInt8[Tensor, " nbytes"], bits: int, shape: int | tuple[int, 
         word |= stream[:, j].long() << (8 * j)
     codes = torch.stack([((word >> (i * bits)) & (2**bits - 1)).to(torch.uint8) for i in range(8)], dim=1)
     return codes.reshape(-1)[:count].reshape(shape)
+
+
+def _gathered(codes: Tensor, bits: int) -> Tensor:
+    """Return the bytes of codes that divide a byte."""
+    each = 8 // bits
+    parts = torch.nn.functional.pad(codes, (0, -len(codes) % each)).to(torch.uint8).reshape(-1, each)
+    packed = parts[:, 0].clone(memory_format=torch.contiguous_format)
+    for i in range(1, each):
+        packed |= parts[:, i] << (i * bits)
+    return packed
 
 
 def _spread(packed: Tensor, bits: int) -> Tensor:

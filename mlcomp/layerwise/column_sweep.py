@@ -13,10 +13,12 @@ from torch import Tensor
 
 from mlcomp.checks import check_choice, check_hessian, check_whole
 from mlcomp.context import isolated
-from mlcomp.layerwise.hessian import inverse_hessian
+from mlcomp.layerwise.hessian import check_regular, computed_once, damped_hessian
 
 # How the columns may be ordered; "activation" and "ascending" sort by the diagonal of H, large or small inputs first.
 ORDERS = ("natural", "activation", "ascending")
+# Columns that an error reaches at once, within a block: few enough to lie in the cache nearest to the processor.
+PART = 16
 
 
 def check_sweep(order: str, block_size: int) -> None:
@@ -41,17 +43,53 @@ def inverse_factor(
 ) -> tuple[Float[Tensor, "inp inp"], Bool[Tensor, " inp"]]:
     r"""Return U (float64), $U^\top U = (H + \lambda I)^{-1}$ reordered, and the dead inputs, not reordered.
 
+    With $H = RR^\top$, R upper triangular (a Cholesky factorization from the last column to the first), $U = R^{-1}$.
+
     Raises:
         ValueError: as :func:`mlcomp.layerwise.inverse_hessian`.
+    Cost: about inp³ FLOPs.
     """
-    inverse = inverse_hessian(hessian, damp=damp)
-    return torch.linalg.cholesky(inverse.inverse[columns][:, columns], upper=True), inverse.dead
+    factor, dead = computed_once(
+        hessian, ("factor", damp, tuple(columns.tolist())), lambda: _inverse_factor(hessian, columns, damp)
+    )
+    return factor, dead
+
+
+def _inverse_factor(hessian: Tensor, columns: Tensor, damp: float) -> tuple[Tensor, Tensor]:
+    damped = damped_hessian(hessian, damp=damp)
+    backwards, dead, diagonal = columns.flip(0), damped.dead, damped.matrix.diagonal().clone()
+    matrix = damped.matrix[backwards[:, None], backwards]
+    del damped  # before others of its size are made
+    root, failed = torch.linalg.cholesky_ex(matrix)
+    del matrix
+    factor = inverse_triangle(root.flip(0, 1))
+    del root
+    inverse = torch.linalg.vector_norm(factor, dim=0).square()[columns.argsort()]  # its diagonal, not reordered
+    check_regular(diagonal, None if int(failed) else inverse, damp=damp, dtype=hessian.dtype)
+    return factor, dead
+
+
+def inverse_triangle(upper: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Return the inverse of an upper triangular matrix, by halves: torch solves for all columns as if they were full.
+
+    Cost: about 2/3·n³ FLOPs, nearly all of it in matrix products.
+    """
+    n = len(upper)
+    if n <= 128:
+        return torch.linalg.solve_triangular(upper, torch.eye(n, dtype=upper.dtype, device=upper.device), upper=True)
+    half = n // 2
+    result = torch.zeros_like(upper)
+    result[:half, :half] = first = inverse_triangle(upper[:half, :half])
+    result[half:, half:] = last = inverse_triangle(upper[half:, half:])
+    result[:half, half:] = -(first @ upper[:half, half:]) @ last
+    return result
 
 
 class ColumnSweep:
     """The columns of W, fixed one after the other; the errors of a block reach the columns after it all at once.
 
-    The caller goes through the columns in order: ``now`` shows them as they stand, ``fix`` ends the turn of one.
+    The caller goes through the columns in order: ``now`` shows them as they stand, ``column`` the next one alone, and
+    ``fix`` ends its turn.
 
     Guarantee: ``block_size`` changes the result by float64 rounding only.
     Cost: 2·out·inp² FLOPs, nearly all of it in matrix products.
@@ -68,24 +106,50 @@ class ColumnSweep:
             factor: U, (inp, inp).
             block_size: columns whose errors are collected before the columns after the block are rewritten.
         """
-        self._factor, self._block_size = factor, block_size
-        self._settled = weight.clone()  # what the errors of all finished blocks have done
+        self._factor, self._pivots = factor, factor.diagonal().tolist()
+        self._columns = weight.clone()
         self._errors = torch.empty_like(weight)
-        self._start = self._next = 0  # of the block under way: its first column, and the first that is not fixed
+        # A block is cut once more: an error moves the few columns of its own part at once, those after it when the
+        # part ends. Each start is that of the block, or part, under way.
+        self._block_size, self._part_size = block_size, min(PART, block_size)
+        self._block = self._part = self._next = 0
+        self._ends()
+
+    def _ends(self) -> None:
+        """Find where the block and the part end that begin with, or hold, the next column."""
+        inp = len(self._columns)
+        self._block_end = min(self._block + self._block_size, inp)
+        self._part_end = min(self._part + self._part_size, self._block_end)
 
     @isolated
     def now(self, a: int, b: int) -> Float[Tensor, "columns out"]:
         """Return columns a … b − 1 as the columns fixed so far have left them; none of them may be fixed itself."""
-        block = slice(self._start, self._next)
-        return self._settled[a:b] - self._factor[block, a:b].T @ self._errors[block]
+        columns = self._columns[a:b].clone()
+        for start, first, last in (
+            (self._part, self._part_end, self._block_end),
+            (self._block, self._block_end, len(self._columns)),
+        ):
+            first, last = max(first, a), min(last, b)
+            if first < last and start < self._next:  # errors on their way to these columns
+                errors = self._errors[start : self._next]
+                columns[first - a : last - a] -= self._factor[start : self._next, first:last].T @ errors
+        return columns
 
-    @isolated
+    def column(self) -> Float[Tensor, " out"]:
+        """Return the next column as it stands: a view, not to be written into, that stays as it is."""
+        return self._columns[self._next]
+
     def fix(self, w: Float[Tensor, " out"], q: Float[Tensor, " out"]) -> None:
         """Change the next column from ``w``, as it stands by now, to ``q``."""
-        i = self._next
-        self._errors[i] = (w - q) / self._factor[i, i]
-        self._next = end = i + 1
-        if end - self._start == self._block_size:
-            block = slice(self._start, end)
-            self._settled[end:] -= self._factor[block, end:].T @ self._errors[block]
-            self._start = end
+        i, end = self._next, self._next + 1
+        error = torch.sub(w, q, out=self._errors[i]).div_(self._pivots[i])
+        self._next = end
+        if end < self._part_end:
+            self._columns[end : self._part_end].addr_(self._factor[i, end : self._part_end], error, alpha=-1)
+            return
+        start, stop = (self._part, self._block_end) if end < self._block_end else (self._block, len(self._columns))
+        self._columns[end:stop].addmm_(self._factor[start:end, end:stop].T, self._errors[start:end], alpha=-1)
+        self._part = end
+        if end == self._block_end:
+            self._block = end
+        self._ends()

@@ -20,7 +20,8 @@ from mlcomp.formats.storage import stored_nbytes
 from mlcomp.formats.stored import Stored, store
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.fit import copy_model
-from mlcomp.layerwise.inputs import HessianSum, collect_hessians
+from mlcomp.layerwise.hessian_sum import HessianSum
+from mlcomp.layerwise.inputs import collect_hessians
 from mlcomp.layerwise.kept import kept_matrix, pack_parts, unpack_parts
 from mlcomp.layerwise.matrix import Layer, weight_matrix
 from mlcomp.layerwise.plan import Chosen, Method, call_method, check_layers, make_plan, needed_inputs
@@ -108,9 +109,12 @@ def compress(
     Cost: one pass over all batches to find the order and check them. Where blocks follow one another, as the layers
         of a transformer do (``layerwise/chains.py`` finds them in a run), each is run for its stages (a stage is a
         layer, or several that read the same tensor) and once more for the inputs of the next: some five passes in
-        all; with sequential=False, once. A model without such blocks is run from its beginning for each stage, up to
-        its layers: stages/2 passes. Both give the same bits. Memory: a second model (none with inplace=True), the
-        H of one stage (of one block with sequential=False), and the inputs of one block for all batches.
+        all, or on a CPU little more than two, as outputs of finished layers are kept while there is room; with
+        sequential=False, once. Layers that read the same tensor share one H and its factor. A model without such
+        blocks is run from its beginning for each stage, up to its layers: stages/2 passes. Both give the same bits.
+        Memory: a second model (none with inplace=True), the H of one stage (of one block with sequential=False), and
+        the inputs of one block for all batches; on a CPU also outputs of that block's layers, up to a quarter of the
+        model's bytes.
     """
     _check_options(tied, on_error, sequential, layers_per_pass)
     if batches is not None:
@@ -207,7 +211,7 @@ class CompressionRun:
             samples=0 if calibration is None else calibration.samples,
             nbytes_before=weight.numel() * module.weight.element_size(),
             nbytes_after=nbytes if nbytes is not None else stored_nbytes(matrix.to(module.weight.dtype)),
-            sparsity=float((matrix == 0).double().mean()),
+            sparsity=(matrix.numel() - int(matrix.count_nonzero())) / matrix.numel(),
             seconds=seconds,
         )
         if parts:
@@ -255,7 +259,8 @@ def _apply(method: Method, weight: Tensor, hessian: Tensor | None) -> tuple[Tens
             raise ValueError(f"the method returned shape {tuple(result.shape)} for a weight {tuple(w.shape)}")
         check_finite("the method's result", result)
         matrices.append(result.to(w.dtype))
-    return torch.stack(matrices), nbytes, tuple(parts) if len(parts) == len(matrices) else ()
+    whole = torch.stack(matrices) if len(matrices) > 1 else matrices[0][None]
+    return whole, nbytes, tuple(parts) if len(parts) == len(matrices) else ()
 
 
 def _why_again(sequential: bool, resume: object, layers_per_pass: int | None) -> str | None:

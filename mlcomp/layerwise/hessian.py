@@ -5,7 +5,10 @@ $\lVert wX - \hat wX \rVert^2 = \tfrac12\, \delta w\, H\, \delta w^\top$ with $\
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 3.   Syllabus: 2.01
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -78,14 +81,15 @@ def damped_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> D
     hessian = check_hessian(hessian)
     check_interval("damp", damp, "[0, inf)")
     h = hessian.double()
-    h = (h + h.T) / 2
+    h = (h + h.T).div_(2)
     diagonal = h.diagonal()
     dead = diagonal == 0
     damping = damp * float(diagonal[~dead].mean()) if not dead.all() else 0.0
-    h = h + damping * torch.eye(len(h), dtype=h.dtype, device=h.device)
-    h[dead, :] = 0
-    h[:, dead] = 0
-    h[dead, dead] = 1
+    diagonal += damping
+    if dead.any():
+        h[dead, :] = 0
+        h[:, dead] = 0
+        h[dead, dead] = 1
     return DampedHessian(h, dead, damping)
 
 
@@ -121,15 +125,64 @@ def inverse_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> 
     damped = damped_hessian(hessian, damp=damp)
     h = damped.matrix
     factor, info = torch.linalg.cholesky_ex(h)
+    inverse = torch.cholesky_inverse(factor) if not int(info) else None
+    check_regular(h.diagonal(), None if inverse is None else inverse.diagonal(), damp=damp, dtype=hessian.dtype)
+    assert inverse is not None
+    return InverseHessian(inverse, damped.dead, damped.damping)
+
+
+def check_regular(
+    diagonal: Float[Tensor, " inp"], inverse: Float[Tensor, " inp"] | None, *, damp: float, dtype: torch.dtype
+) -> None:
+    """Raise if a Hessian is not positive definite beyond the rounding of ``dtype``, in which it was summed.
+
+    Args:
+        diagonal: of H with the damping ``damp``, float64.
+        inverse: the diagonal of its inverse; None: it has none.
+    """
     # A rank-deficient H may pass Cholesky by rounding, and its "inverse" then is noise. Scaled to a unit diagonal,
     # the inverse has a trace of about 1/λ_min. The λ_min that rounding alone leaves is a few eps of the dtype in
     # which X·Xᵀ was summed (below 4 in experiments), or n·eps of the factorization.
-    eps = torch.finfo(hessian.dtype).eps
-    smallest = max(10 * eps, len(h) * torch.finfo(h.dtype).eps)
-    inverse = torch.cholesky_inverse(factor) if not int(info) else None
-    if inverse is None or not float((inverse.diagonal() * h.diagonal()).sum()) * smallest < 1:
+    eps = torch.finfo(dtype).eps
+    smallest = max(10 * eps, len(diagonal) * torch.finfo(diagonal.dtype).eps)
+    if inverse is None or not float((inverse * diagonal).sum()) * smallest < 1:
         raise ValueError(
-            f"the Hessian of {len(h)} inputs is singular (damp={damp}): use more calibration samples than inputs, "
-            f"or a positive damp; 0.01 is usual, 0.1 to 1 when samples are fewer than inputs"
+            f"the Hessian of {len(diagonal)} inputs is singular (damp={damp}): use more calibration samples than "
+            f"inputs, or a positive damp; 0.01 is usual, 0.1 to 1 when samples are fewer than inputs"
         )
-    return InverseHessian(inverse, damped.dead, damped.damping)
+
+
+@dataclass
+class SharedHessian:
+    """An H that several layers have, and what was last computed of it."""
+
+    hessian: Float[Tensor, "inp inp"]
+    results: dict[Hashable, tuple[Tensor, ...]] = field(default_factory=dict)
+
+
+_SHARED: ContextVar[SharedHessian | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def sharing(shared: SharedHessian | None) -> Iterator[None]:
+    """Within this, what :func:`computed_once` is asked about that H is computed for the first layer alone."""
+    token = _SHARED.set(shared)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def computed_once(
+    hessian: Float[Tensor, "inp inp"], key: Hashable, compute: Callable[[], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """Return ``compute()``, or copies of what it returned for the same H and key; only the last key is kept.
+
+    H is compared number by number, so that whatever happened to the tensor does not matter.
+    """
+    shared = _SHARED.get()
+    if shared is None or hessian.dtype != shared.hessian.dtype or not torch.equal(hessian, shared.hessian):
+        return compute()
+    if key not in shared.results:
+        shared.results = {key: compute()}
+    return tuple(x.clone() for x in shared.results[key])

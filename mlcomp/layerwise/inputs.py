@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlcomp.context import isolated, isolated_run
+from mlcomp.context import isolated_run
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.chains import Token, Tokens
 from mlcomp.layerwise.experts import ExpertCalls, expert_by_expert, find_experts
 from mlcomp.layerwise.fit import unfit
-from mlcomp.layerwise.matrix import Layer, find_layers, input_matrices, weight_matrix
+from mlcomp.layerwise.hessian_sum import HessianSum, SharedSums, check_input
+from mlcomp.layerwise.matrix import Layer, find_layers
 from mlcomp.layerwise.running import StopForward, call_model, check_batches, check_called, hooked
 from mlcomp.layerwise.valid import Valid, ValidPositions, check_valid
 from mlcomp.modes import evaluating
@@ -51,42 +52,6 @@ def first_argument(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))
 
 
-class HessianSum:
-    """Running sum of $2XX^\top$ of one layer, (groups, inp, inp); with ``diagonal`` of its diagonal, (groups, inp).
-
-    ``samples`` counts the columns of X: input vectors of a linear layer, patches of a convolution. Each group of a
-    grouped convolution has an X of its own, with as many columns as every other; they are counted once, not summed.
-    """
-
-    @isolated
-    def __init__(self, name: str, module: Layer, dtype: torch.dtype, *, diagonal: bool = False) -> None:
-        groups, _, inp = weight_matrix(module).shape
-        self.name, self.diagonal = name, diagonal
-        self.samples = 0
-        shape = (groups, inp) if diagonal else (groups, inp, inp)
-        self.hessian = torch.zeros(shape, dtype=dtype, device=module.weight.device)
-
-    @isolated
-    def add(self, module: Layer, x: Tensor, valid: Tensor | None = None) -> None:
-        """Add the samples of one call; ``valid``, like the leading dimensions of ``x``, says which vectors count."""
-        check_input(self.name, x)
-        if valid is not None:
-            x = x[valid.to(x.device, torch.bool)]
-        for columns in input_matrices(module, x.to(self.hessian.dtype)):
-            self.samples += columns.shape[-1]
-            if self.diagonal:
-                self.hessian += 2 * columns.square().sum(-1)
-            else:
-                self.hessian.baddbmm_(columns, columns.mT, alpha=2)
-
-
-def check_input(name: str, x: Tensor) -> None:
-    """Raise if the input of a layer holds NaN or infinity."""
-    if not torch.isfinite(x).all():
-        bad = int((~torch.isfinite(x)).sum())
-        raise ValueError(f"layer {name!r}: its input holds {bad} NaN or infinite value(s) of {x.numel()}")
-
-
 Run = tuple[Callable[[], Any], ValidPositions]  # what runs one batch, and which of its positions count
 
 
@@ -101,16 +66,19 @@ def add_hessians(
 ) -> None:
     """Add to ``sums`` the inputs that layers of ``model`` (in eval mode already) have in the runs.
 
+    Sums of layers that read the same tensors hold one H between them (:class:`SharedSums`).
+
     Args:
         runs: of the model, or of a part of it.
-        layers: the layers of ``sums``, modules or experts of the model.
+        layers: the layers of ``sums``, which are empty, modules or experts of the model.
         stop: end each run as soon as all the layers were called once.
     """
     positions = ValidPositions(None, None)
     waiting: set[str] = set()
+    shared = SharedSums(layers, sums)
 
     def see(name: str, x: Tensor) -> None:
-        sums[name].add(layers[name], x, positions.fitted(name, layers[name], x))
+        shared.add(name, x, positions.fitted(name, layers[name], x))
         waiting.discard(name)
         if stop and not waiting:
             raise StopForward
@@ -120,6 +88,7 @@ def add_hessians(
             positions, waiting = counted, set(sums)
             with suppress(StopForward):
                 run()
+    shared.finish()
 
 
 def first_calls(model: nn.Module, name: str, batches: Iterable) -> Iterator[tuple[tuple, dict[str, Any]]]:
@@ -244,7 +213,12 @@ def collect_hessians(
         sums = {name: HessianSum(name, layer, dtype) for name, layer in chosen.items()}
         add_hessians(split, whole_runs(split, batches, valid), chosen, sums, stop=False)
     check_called({name: total.samples for name, total in sums.items()})
-    return {name: total.hessian[0] if len(total.hessian) == 1 else total.hessian for name, total in sums.items()}
+    result: dict[str, Tensor] = {}
+    for name, total in sums.items():  # layers that share an H each get one of their own
+        taken = any(total.hessian is sums[other].hessian for other in result)
+        hessian = total.hessian.clone() if taken else total.hessian
+        result[name] = hessian[0] if len(hessian) == 1 else hessian
+    return result
 
 
 def find_with_experts(model: nn.Module, names: Iterable[str] | None) -> dict[str, Layer]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlcomp.checks import all_finite
 from mlcomp.layerwise.dry_run import refusal
 from mlcomp.layerwise.experts import find_experts
 from mlcomp.layerwise.fit import reasons_to_leave
@@ -116,7 +117,7 @@ def check_layers(plan: Plan, on_error: str) -> None:
     asked: dict[tuple, str | None] = {}
     for name, method in plan.methods.items():
         weight = weight_matrix(plan.layers[name])
-        if not torch.isfinite(weight).all():
+        if not all_finite(weight):
             problems[name] = f"its weight holds {int((~torch.isfinite(weight)).sum())} NaN or infinite value(s)"
             continue
         out, inp = weight.shape[1:]

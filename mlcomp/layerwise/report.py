@@ -217,7 +217,7 @@ def skipped_row(name: str, module: Layer, reason: str) -> LayerRow:
     nbytes = weight.numel() * weight.element_size()
     known = not weight.is_meta and weight.layout == torch.strided and weight.numel()
     # Counted without floats in between: an output head can be the largest weight of all.
-    zeros = int((weight == 0).sum()) if known else 0
+    zeros = int((weight == 0).sum()) if known else 0  # float8 cannot count_nonzero
     sparsity = zeros / max(weight.numel(), 1)
     return LayerRow(name, tuple(weight.shape), f"skipped: {reason}", 0.0, None, 0, nbytes, nbytes, sparsity, 0.0)
 

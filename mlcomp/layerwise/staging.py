@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from tqdm import tqdm
 
-from mlcomp.layerwise.inputs import HessianSum, add_hessians, trace_layers, whole_runs
+from mlcomp.layerwise.hessian import SharedHessian, sharing
+from mlcomp.layerwise.hessian_sum import HessianSum
+from mlcomp.layerwise.inputs import add_hessians, trace_layers, whole_runs
 from mlcomp.layerwise.matrix import set_weight_matrix
 from mlcomp.layerwise.plan import Plan
 from mlcomp.layerwise.report import LayerRow
@@ -58,7 +60,7 @@ def one_after_the_other(run: "CompressionRun", plan: Plan, bar: tqdm) -> Rows:
         _compress(run, plan, stage, sums, rows, bar, None)
         del sums  # before those of the next stage are made
         for walk in found:
-            walk.forget(stage)
+            walk.finished({name: run.layers[name] for name in stage})
     return rows
 
 
@@ -134,10 +136,23 @@ def _compress(
     run: "CompressionRun", plan: Plan, names: list[str], sums: Sums, rows: Rows, bar: tqdm, later: Weights | None
 ) -> None:
     """Compress some layers; their weights go into the model, or into ``later``."""
+    shared: list[SharedHessian] = []
     for name in names:
-        weight, rows[name] = run.compress_layer(name, plan.methods[name], sums)
+        with sharing(_shared(shared, name, sums[0])):
+            weight, rows[name] = run.compress_layer(name, plan.methods[name], sums)
         if later is None:
             set_weight_matrix(run.layers[name], weight)
         else:
             later[name] = weight
         bar.update()
+
+
+def _shared(known: list[SharedHessian], name: str, sums: dict[str, HessianSum]) -> SharedHessian | None:
+    """Return the layer's H if another layer of ``sums`` has the same tensor: that of ``known``, or put there."""
+    total = sums.get(name)
+    if total is None or sum(other.hessian is total.hessian for other in sums.values()) < 2:
+        return None
+    matrix = total.hessian[0]
+    if not known or known[-1].hessian.data_ptr() != matrix.data_ptr():  # layers of one tensor follow one another
+        known[:] = [SharedHessian(matrix)]
+    return known[-1]

@@ -1,6 +1,7 @@
 """A model run block by block: the inputs of one block are kept for all batches, and only that block is run.
 
-Memory: the inputs of one block for all batches, in the dtype that the model made, and what one batch needs.
+Memory: the inputs of one block for all batches, in the dtype that the model made, and what one batch needs; on a CPU
+also outputs of layers that are finished (``remembered.py``), up to a quarter of the model.
 Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 4 (block by block).   Syllabus: 2.01
 """
 
@@ -16,6 +17,7 @@ from mlcomp.layerwise.follow import Beside, Follower, next_given, own_copy, prov
 from mlcomp.layerwise.inputs import Run
 from mlcomp.layerwise.matrix import Layer
 from mlcomp.layerwise.nested import entry_at
+from mlcomp.layerwise.remembered import SHARE, Remembered, Room, can_remember
 from mlcomp.layerwise.running import StopForward, call_model, hooked
 from mlcomp.layerwise.valid import Valid, ValidPositions
 
@@ -27,6 +29,7 @@ class _Kept:
     given: Arguments
     beside: Beside
     positions: ValidPositions
+    remembered: Remembered
 
 
 class Walk:
@@ -39,6 +42,7 @@ class Walk:
         self.model, self.chain, self.parts, self.valid = model, chain, parts, valid
         self.at: int | None = None
         self._kept: list[list[_Kept]] = []
+        self._finished: dict[str, nn.Linear] = {}  # of the block at which the walk stands
 
     def block_of(self, names: Iterable[str]) -> int | None:
         """Return the block that all these layers are in, if there is one."""
@@ -54,6 +58,7 @@ class Walk:
                 for run, _ in self.runs(part, onward=True):
                     run()
             self.at += 1
+            self._finished = {}
 
     def runs(self, part: int, *, onward: bool = False) -> Iterator[Run]:
         """Yield what runs the block on each batch of a part; ``onward`` has its output become the next one's input.
@@ -70,19 +75,32 @@ class Walk:
         if self.at is None:
             self._kept = []
 
-    def forget(self, changed: Iterable[str]) -> None:
-        """Let go of inputs that are no longer those of the model in which these layers have changed."""
-        if self.at is not None and any(self.chain.inside.get(name, -1) < self.at for name in changed):
-            self.at, self._kept = None, []
+    def finished(self, layers: Mapping[str, Layer]) -> None:
+        """Note that these layers have changed, and will not change again.
+
+        Inputs that are no longer those of the model are let go; what layers of the block at hand return is kept.
+        """
+        if self.at is None:
+            return
+        if any(self.chain.inside.get(name, -1) < self.at for name in layers):
+            self.at, self._kept, self._finished = None, [], {}
+        else:
+            here = {name: layer for name, layer in layers.items() if self.chain.inside[name] == self.at}
+            self._finished |= {name: layer for name, layer in here.items() if can_remember(layer)}
 
     def _run(self, kept: _Kept, onward: bool) -> None:
         assert self.at is not None
-        output, after = run_block(self.chain.blocks[self.at], kept.given), self.at + 1
+        after = self.at + 1
+        with kept.remembered.used(self._finished):
+            output = run_block(self.chain.blocks[self.at], kept.given)
+        if onward:
+            kept.remembered.clear()
         if onward and after < len(self.chain.blocks):
             kept.given = next_given(self.chain.links[after - 1], kept.given, output, kept.beside.get(after, {}))
 
     def _start(self) -> None:
         """Run the model on all batches as far as needed, and keep what the first block is given."""
+        self._room = Room(int(SHARE * sum(p.nbytes for p in self.model.parameters())))
         self._kept = [list(self._caught(batches)) for batches in self.parts]
         self.at = 0
 
@@ -94,7 +112,7 @@ class Walk:
 
         def see(module: nn.Module, args: tuple, kwargs: dict) -> None:
             if module is first:
-                found.append(_Kept(own_copy((args, kwargs)), {}, positions))
+                found.append(_Kept(own_copy((args, kwargs)), {}, positions, Remembered(self._room)))
             else:
                 index, wanted = places[id(module)]
                 found[-1].beside[index] = {place: entry_at((args, kwargs), place) for place in wanted}

@@ -5,7 +5,10 @@ Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, algorithm 1, sections 4
 Syllabus: 2.05, 2.06
 """
 
-from jaxtyping import Float
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mlcomp.checks import (
@@ -21,6 +24,8 @@ from mlcomp.checks import (
 )
 from mlcomp.context import isolated
 from mlcomp.obs.global_selection import select_counts
+from mlcomp.obs.group_update import update_rows
+from mlcomp.obs.row_inverses import AGREE, working_dtype
 from mlcomp.obs.row_removal import RowRemoval, pattern_room
 from mlcomp.obs.trace import Trace
 
@@ -46,7 +51,8 @@ def exact_obs(
     $P = \arg\min_P w_P [B_{PP}]^{-1} w_P^\top$, then $w \leftarrow w - B_{:,P}[B_{PP}]^{-1} w_P$.
 
     Args:
-        weight: (out, inp), any float dtype, computed in float64; not modified.
+        weight: (out, inp), any float dtype; not modified. The weights that are left are solved for in float64;
+            which ones are removed is chosen in float32, or in float64 if W or H is float64.
         hessian: (inp, inp), $2XX^\top$, float32 or float64; not modified.
         sparsity: share of the weights (of the blocks, with ``block_size``) to remove, rounded half up to a count.
         pattern: (n, m), n zeros in every m consecutive inputs, instead of ``sparsity``. A weight can be removed while
@@ -77,18 +83,50 @@ def exact_obs(
     if pattern is not None:
         if block_size != 1:
             raise ValueError(f"pattern and block_size exclude each other, got {pattern=} and {block_size=}")
-        removal = RowRemoval(weight, hessian, width=1, damp=damp, max_bytes=max_bytes)
-        steps = sum(pattern_room(pattern, weight.shape[1]))
-        return narrowed(removal.run(steps, pattern)[0], weight.dtype)
-    assert sparsity is not None  # check_target saw to it
-    if scope == "row":
-        removal = RowRemoval(weight, hessian, width=block_size, damp=damp, max_bytes=max_bytes)
-        return narrowed(removal.run(removals(sparsity, removal.units))[0], weight.dtype)
     check_interval("row_cap", row_cap, "[0, 1]")
-    if row_cap < sparsity:
+    if sparsity is not None and scope == "global" and row_cap < sparsity:
         raise ValueError(f"row_cap must lie between sparsity={sparsity} and 1, got {row_cap!r}")
-    trace = exact_obs_trace(weight, hessian, block_size=block_size, row_cap=row_cap, damp=damp, max_bytes=max_bytes)
-    return weights_of_least_loss(trace, sparsity, max_bytes=max_bytes)
+    units = -(-weight.shape[1] // block_size)
+    if pattern is not None:
+        steps = sum(pattern_room(pattern, weight.shape[1]))
+    else:
+        assert sparsity is not None  # check_target saw to it
+        steps = removals(row_cap if scope == "global" else sparsity, units)
+
+    def traced(rows: Tensor, dtype: torch.dtype) -> Trace:
+        removal = RowRemoval(rows, hessian, width=block_size, damp=damp, max_bytes=max_bytes, dtype=dtype)
+        return Trace(removal.weight, removal.inverse, *removal.run(steps, pattern), block_size, rows.dtype)
+
+    def counts_of(trace: Trace) -> Tensor:
+        if sparsity is not None and scope == "global":
+            return _counts_of_least_loss(trace, sparsity)
+        return torch.full((len(weight),), steps, device=weight.device)
+
+    return _on_best_masks(weight, working_dtype(weight, hessian), traced, counts_of, max_bytes)
+
+
+def _on_best_masks(
+    weight: Tensor,
+    dtype: torch.dtype,
+    traced: Callable[[Tensor, torch.dtype], Trace],
+    counts_of: Callable[[Trace], Tensor],
+    max_bytes: int,
+) -> Tensor:
+    """Trace all rows in ``dtype``, and solve for their weights in float64.
+
+    A row whose loss turns out to be another than its trace says was too ill-conditioned for float32, and is traced
+    again in float64.
+    """
+    trace = traced(weight, dtype)
+    counts = counts_of(trace)
+    rows, losses = update_rows(trace.weight, trace.removed_at(counts), trace.inverse, max_bytes=max_bytes)
+    said = trace.total_losses().gather(1, counts[:, None])[:, 0]
+    wrong = (said - losses).abs() > AGREE * losses + 1e-6 * losses.mean()
+    if dtype == torch.float64 or not wrong.any():
+        return narrowed(rows, weight.dtype)
+    again = traced(weight[wrong], torch.float64)
+    trace.order[wrong], trace.losses[wrong] = again.order, again.losses
+    return trace.weights_at(counts_of(trace), max_bytes=max_bytes)
 
 
 @isolated
@@ -111,12 +149,16 @@ def exact_obs_trace(
     hessian = check_hessian(hessian, weight.shape[1])
     check_whole("block_size", block_size, 1, weight.shape[1])
     removal = RowRemoval(weight, hessian, width=block_size, damp=damp, max_bytes=max_bytes)
-    _, order, losses = removal.run(removals(row_cap, removal.units))
+    order, losses = removal.run(removals(row_cap, removal.units))
     return Trace(removal.weight, removal.inverse, order, losses, block_size, weight.dtype)
 
 
 def weights_of_least_loss(trace: Trace, sparsity: float, *, max_bytes: int) -> Float[Tensor, "out inp"]:
     """Return the weights with this share of the layer's units removed, spread over the rows with the least loss."""
+    return trace.weights_at(_counts_of_least_loss(trace, sparsity), max_bytes=max_bytes)
+
+
+def _counts_of_least_loss(trace: Trace, sparsity: float) -> Int[Tensor, " out"]:
     # Rounding can put the total one above what the capped rows hold.
     total = min(removals(sparsity, trace.units * len(trace.weight)), trace.losses.numel())
-    return trace.weights_at(select_counts(trace.losses, total).counts, max_bytes=max_bytes)
+    return select_counts(trace.losses, total).counts

@@ -4,7 +4,6 @@ Notation: M the set of inputs that a row loses; $\delta_M = -[H^{-1}]_{:,M}\,([H
 Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 4 and appendix.   Syllabus: 2.05, 2.06
 """
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -44,14 +43,18 @@ def group_update(
     check_whole("max_bytes", max_bytes, 1)
     inverse = inverse_hessian(hessian, damp=damp)
     w = weight.double().masked_fill(inverse.dead, 0)
-    return narrowed(update_rows(w, removed, inverse.inverse, max_bytes=max_bytes), weight.dtype)
+    return narrowed(update_rows(w, removed, inverse.inverse, max_bytes=max_bytes)[0], weight.dtype)
 
 
 def update_rows(
     weight: Float[Tensor, "rows d"], removed: Bool[Tensor, "rows d"], inverse: Float[Tensor, "d d"], *, max_bytes: int
-) -> Float[Tensor, "rows d"]:
-    """Apply the group update with a known inverse Hessian (float64 throughout, nothing checked)."""
+) -> tuple[Float[Tensor, "rows d"], Float[Tensor, " rows"]]:
+    r"""Apply the group update with a known, regular inverse Hessian (float64 throughout, nothing checked).
+
+    Returns:
+        The rows, and the loss of each, $\tfrac12 w_M ([H^{-1}]_{MM})^{-1} w_M^\top$.
+    """
     # Weights that are zero already still count: removing them means that they stay zero.
-    tolerance = len(inverse) * torch.finfo(inverse.dtype).eps  # the inverse exists: only its own rounding matters
-    multipliers = solve_on_subsets(inverse, removed, weight, tolerance=tolerance, max_bytes=max_bytes)
-    return (weight - multipliers @ inverse).masked_fill(removed, 0)
+    multipliers = solve_on_subsets(inverse, removed, weight, tolerance=None, max_bytes=max_bytes)
+    losses = (multipliers * weight).sum(1) / 2
+    return (weight - multipliers @ inverse).masked_fill(removed, 0), losses

@@ -7,6 +7,7 @@ Syllabus: 2.08
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -15,8 +16,8 @@ from torch import Tensor
 from mlcomp.checks import check_bits, check_choice, check_group_size, check_hessian, check_weight
 from mlcomp.context import isolated
 from mlcomp.layerwise.column_sweep import ORDERS, ColumnSweep, column_order, inverse_factor
-from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
-from mlcomp.obs.row_inverses import SHRINK, RowInverses, rows_per_batch
+from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian, output_loss
+from mlcomp.obs.row_inverses import AGREE, SHRINK, RowInverses, power_of_two, rows_per_batch, working_dtype
 from mlcomp.quant.grid import CLIPS, Grid, fit_grid
 from mlcomp.quant.quantized import Quantized
 
@@ -45,7 +46,7 @@ def obq(
     $w \leftarrow w - \frac{w_p - \mathrm{quant}(w_p)}{B_{pp}} B_{:,p}$.
 
     Args:
-        weight: (out, inp), any float dtype, computed in float64; not modified.
+        weight: (out, inp), any float dtype; computed in float32, or in float64 if W or H is float64; not modified.
         hessian: (inp, inp), $2XX^\top$, float32 or float64; not modified.
         bits: bits per code, 1 to 8.
         symmetric: zero code fixed at 2^(b−1), not stored.
@@ -76,7 +77,7 @@ def obq(
     """
     weight = check_weight(weight)
     check_bits(bits)
-    out, inp = weight.shape
+    inp = weight.shape[1]
     check_group_size(group_size, inp)
     hessian = check_hessian(hessian, inp)
     check_choice("order", order, (*OWN_ORDERS, *ORDERS))
@@ -87,16 +88,47 @@ def obq(
     grid = fit_grid(live, bits=bits, group_size=group_size, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
     own = grid.spread(inp)  # each weight's own grid, (out, inp), so that weights can be gathered with their grids
     if order in OWN_ORDERS:
-        diagonal = damped_hessian(hessian, damp=damp).matrix.diagonal()
-        batch = rows_per_batch(inp, out, max_bytes)
-        state = RowInverses(inverse.inverse, diagonal, batch)
+        damped = damped_hessian(hessian, damp=damp).matrix
         rule = {"top": 2**bits - 1, "saving": order == "saving", "outliers": outliers}
-        batches = zip(*(x.double().split(batch) for x in (live, own.step, own.zero)), strict=True)
-        done = [_round_rows(w.clone(), s, z, inverse.inverse, state, **rule) for w, s, z in batches]
-        codes = torch.cat(done)
+
+        def rounded(rows: Tensor | slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+            parts = (live[rows], own.step[rows], own.zero[rows])
+            return _round_all(*parts, inverse.inverse, damped.diagonal(), dtype, max_bytes, **rule)
+
+        codes, said = rounded(slice(None), working_dtype(weight, hessian))
+        # The losses of the steps add up to that of the row, unless its inverse is too ill-conditioned for float32.
+        losses = output_loss(own.decode(codes).double() - live.double(), damped) / 2
+        wrong = (said - losses).abs() > AGREE * losses + 1e-6 * losses.mean()
+        if wrong.any() and working_dtype(weight, hessian) != torch.float64:
+            codes[wrong], _ = rounded(wrong, torch.float64)
     else:
         codes = _round_in_order(live, hessian, own, order, damp)
     return grid.quantized(codes)
+
+
+def _round_all(
+    weight: Tensor,
+    step: Tensor,
+    zero: Tensor,
+    inverse: Tensor,
+    diagonal: Tensor,
+    dtype: torch.dtype,
+    max_bytes: int,
+    **rule: Any,
+) -> tuple[UInt8[Tensor, "rows inp"], Float[Tensor, " rows"]]:
+    """Return the codes of all rows, and their losses as the steps add up, worked out in ``dtype``.
+
+    Powers of two take the weights and the inverse near 1, so that no product leaves a narrow dtype's range.
+    """
+    unit, scale = power_of_two(inverse.diagonal().median()), power_of_two(weight.abs().max())
+    inverse = (inverse / unit).to(dtype)
+    batch = rows_per_batch(weight.shape[1], len(weight), max_bytes, dtype=dtype)
+    state = RowInverses(inverse, diagonal * unit, batch)
+    parts = (weight.double() / scale, step.double() / scale, zero)
+    batches = zip(*(x.to(dtype).split(batch) for x in parts), strict=True)
+    done = [_round_rows(w.clone(), s, z, inverse, state, **rule) for w, s, z in batches]
+    codes, losses = (torch.cat(part) for part in zip(*done, strict=True))
+    return codes, losses.double() * (scale * (scale / unit))
 
 
 def _round_rows(
@@ -109,8 +141,8 @@ def _round_rows(
     top: int,
     saving: bool,
     outliers: bool,
-) -> UInt8[Tensor, "rows inp"]:
-    """Round a batch of rows, each in its own greedy order; ``w`` is used up."""
+) -> tuple[UInt8[Tensor, "rows inp"], Float[Tensor, " rows"]]:
+    """Round a batch of rows, each in its own greedy order; ``w`` is used up. Also return the loss of each row."""
     rows, inp = w.shape
     state.reset(rows)
     codes = torch.empty(rows, inp, dtype=torch.uint8, device=w.device)
@@ -118,6 +150,7 @@ def _round_rows(
     done = torch.zeros(rows, inp, dtype=torch.bool, device=w.device)
     # Beyond half a step a weight is off the grid; the margin keeps rounding to the midpoint from counting.
     limit = step * (0.5 + 1e-5)
+    losses = w.new_zeros(rows, 1)
     for left in range(inp, 0, -1):
         code = (w / step).round_().add_(zero).clamp_(0, top)
         error = w - (code - zero) * step
@@ -134,7 +167,9 @@ def _round_rows(
         at = position[:, None]
         codes.scatter_(1, state.index.gather(1, at), code.gather(1, at).to(torch.uint8))
         vector, root = state.eliminate(position)
-        w.addcmul_(vector, error.gather(1, at) / root, value=-1)
+        scaled = error.gather(1, at) / root
+        losses += scaled.square() / 2
+        w.addcmul_(vector, scaled, value=-1)
         diagonal.addcmul_(vector, vector, value=-1).scatter_(1, at, 1)
         done.scatter_(1, at, True)
         if left - 1 <= SHRINK * w.shape[1] and left > 1:
@@ -142,7 +177,7 @@ def _round_rows(
             state.compact(keep)
             w, step, zero, limit = (x.gather(1, keep) for x in (w, step, zero, limit))
             diagonal, done = diagonal.gather(1, keep), done.gather(1, keep)
-    return codes
+    return codes, losses[:, 0]
 
 
 def _round_in_order(weight: Tensor, hessian: Tensor, grid: Grid, order: str, damp: float) -> UInt8[Tensor, "out inp"]:
@@ -152,10 +187,9 @@ def _round_in_order(weight: Tensor, hessian: Tensor, grid: Grid, order: str, dam
     factor, _ = inverse_factor(hessian, columns, damp=damp)
     codes = torch.empty(out, inp, dtype=torch.uint8, device=weight.device)
     sweep = ColumnSweep(weight.double().T[columns], factor, block_size=128)
-    for i, column in enumerate(columns.tolist()):
+    for column in columns.tolist():
         own = replace(grid, step=grid.step[:, column, None], zero=grid.zero[:, column, None])
-        w = sweep.now(i, i + 1)
-        code = own.encode(w.T)
-        sweep.fix(w[0], own.decode(code)[:, 0])
-        codes[:, column] = code[:, 0]
+        w = sweep.column()
+        codes[:, column], value = own.nearest(w)
+        sweep.fix(w, value)
     return codes

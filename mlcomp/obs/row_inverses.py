@@ -11,6 +11,8 @@ Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, lemma 1 and algorithm 1
 Van Loan, Matrix Computations, section 4.2.   Syllabus: 2.05
 """
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,17 +21,30 @@ from torch import Tensor
 BLOCK = 32
 # Compact when the columns that are left are this share of those stored: a copy costs about 40 folds.
 SHRINK = 0.75
+# Relative difference of a row's loss, as its steps add up and as it is, beyond which it is done again in float64: of
+# well-conditioned rows both agree in three or more digits.
+AGREE = 0.01
 
 
-def rows_per_batch(inp: int, out: int, max_bytes: int, *, extra: int = 0) -> int:
+def working_dtype(weight: Tensor, hessian: Tensor) -> torch.dtype:
+    """Return the dtype in which rows choose what comes next: float32, unless W or H is float64."""
+    return torch.float64 if torch.float64 in (weight.dtype, hessian.dtype) else torch.float32
+
+
+def power_of_two(x: Tensor) -> float:
+    """Return the power of two next to a number; 1 if that is not positive."""
+    return 2.0 ** round(math.log2(float(x))) if float(x) > 0 else 1.0
+
+
+def rows_per_batch(inp: int, out: int, max_bytes: int, *, extra: int = 0, dtype: torch.dtype = torch.float64) -> int:
     """Return how many rows fit into ``max_bytes`` of working memory; never more than ``out``.
 
-    A row needs its matrix twice, the vectors, and about 24 + ``extra`` vectors of state, in float64.
+    A row needs its matrix twice, the vectors, and about 24 + ``extra`` vectors of state.
 
     Raises:
         ValueError: not even one row fits; the message says how much one row needs.
     """
-    each = 8 * inp * (2 * inp + BLOCK + 24 + extra)
+    each = dtype.itemsize * inp * (2 * inp + BLOCK + 24 + extra)
     if max_bytes < each:
         raise ValueError(f"max_bytes={max_bytes} is less than the {each} bytes that one row of {inp} inputs needs")
     return min(out, max_bytes // each)
@@ -41,6 +56,8 @@ class RowInverses:
     Attributes:
         index: (R, a) the original column of each of the a positions that are stored, ascending.
     """
+
+    _used: int  # vectors that are not folded yet
 
     def __init__(self, inverse: Float[Tensor, "d d"], diagonal: Float[Tensor, " d"], rows: int):
         """Take the inverse Hessian that all rows start from, and the diagonal of the Hessian itself."""
@@ -73,7 +90,7 @@ class RowInverses:
         if self._used:
             recent = self._recent[:, : self._used]
             share = recent.gather(2, at[:, :, None].expand(-1, self._used, -1))
-            column = torch.baddbmm(column[:, :, None], recent.mT, share, alpha=-1)[:, :, 0]
+            column = torch.baddbmm(column[:, None], share.mT, recent, alpha=-1)[:, 0]
         floor = self._floor[self.index.gather(1, at)]
         root = torch.maximum(column.gather(1, at), floor).sqrt()
         vector = self._recent[:, self._used]
@@ -82,10 +99,10 @@ class RowInverses:
         return vector, root
 
     def compact(self, keep: Int[Tensor, "R b"]) -> None:
-        """Store only the positions ``keep``, ascending, of each row; the others must have been eliminated."""
-        self._fold()
+        """Store only the positions ``keep``, ascending, of each row; the others can't be asked for any more."""
         rows, width = self.index.shape
-        size = keep.shape[1]
+        size, used = keep.shape[1], self._used
+        recent = self._recent[:, :used].gather(2, keep[:, None].expand(-1, used, -1))  # folded when they are BLOCK
         kept_rows = self._spare[: rows * size * width]
         flat = (keep + self._first[:, None]).flatten()
         torch.index_select(self._matrix.view(rows * width, width), 0, flat, out=kept_rows.view(-1, width))
@@ -93,6 +110,8 @@ class RowInverses:
         self._shape(rows, size)
         columns = keep[:, None, :].expand(-1, size, -1)
         torch.gather(kept_rows.view(rows, size, width), 2, columns, out=self._matrix)
+        self._recent[:, :used] = recent
+        self._used = used
 
     def _shape(self, rows: int, width: int) -> None:
         self._matrix = self._store[: rows * width * width].view(rows, width, width)

@@ -13,7 +13,7 @@ def solve_on_subsets(
     subset: Bool[Tensor, "rows d"],
     target: Float[Tensor, "rows d"],
     *,
-    tolerance: float,
+    tolerance: float | None,
     max_bytes: int,
 ) -> Float[Tensor, "rows d"]:
     r"""Solve $A_{S_r S_r} x_{S_r} = b_{r,S_r}$ for each row r; x is zero outside the row's subset $S_r$.
@@ -23,7 +23,8 @@ def solve_on_subsets(
         subset: (rows, d), True on $S_r$; rows may differ in size.
         target: b, (rows, d); only the entries on the subset matter.
         tolerance: A counts as singular on the subset when, scaled to a unit diagonal, its smallest eigenvalue is not
-            above this: what rounding leaves of a zero.
+            above this: what rounding leaves of a zero. None: A itself is known to be regular, and then so are its
+            parts, whose eigenvalues lie between its own.
         max_bytes: bound on the working memory; at least one row is solved at a time.
     Raises:
         ValueError: $A_{S_r S_r}$ is not positive definite beyond ``tolerance`` in some row.
@@ -47,7 +48,9 @@ def solve_on_subsets(
         part.masked_fill_(filler[:, :, None] | filler[:, None, :], 0)
         part.diagonal(dim1=1, dim2=2).masked_fill_(filler, 1)
         factor, info = torch.linalg.cholesky_ex(part)
-        singular = (info > 0) | ~(_inverse_norm(factor, part, filler) * tolerance < 1)
+        singular = info > 0
+        if tolerance is not None:
+            singular |= ~(_inverse_norm(factor, part, filler) * tolerance < 1)
         if singular.any():
             raise ValueError(
                 f"the Hessian is singular on the inputs that row {int(rows[singular][0])} solves for: "

@@ -63,5 +63,5 @@ class Trace:
     @isolated
     def weights_at(self, counts: int | Int[Tensor, " out"], *, max_bytes: int = 2**28) -> Float[Tensor, "out inp"]:
         """Return the pruned weights at these counts, optimal on their mask (the group update, in float64)."""
-        rows = update_rows(self.weight, self.removed_at(counts), self.inverse, max_bytes=max_bytes)
+        rows, _ = update_rows(self.weight, self.removed_at(counts), self.inverse, max_bytes=max_bytes)
         return narrowed(rows, self.dtype)

@@ -8,11 +8,14 @@ Source: Mishra et al. 2021, arXiv:2104.08378, section 3 (2:4).   Syllabus: 2.06
 """
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from mlcomp.checks import check_pattern, check_tensor, check_whole
 from mlcomp.context import isolated
+
+# Rows of so few entries are ordered by comparing all pairs.
+FEW = 8
 
 
 @isolated
@@ -28,7 +31,7 @@ def smallest_mask(scores: Shaped[Tensor, "*rows n"], count: int) -> Bool[Tensor,
     Raises:
         ValueError: no dimension, NaN among the scores, count outside 0 … n.
     Guarantee: exactly ``count`` marks in each row, and no unmarked score is smaller than a marked one.
-    Cost: one stable sort of each row.
+    Cost: one selection of the count-th smallest of each row, without sorting it.
     """
     check_tensor("scores", scores)
     if scores.ndim == 0:
@@ -37,9 +40,27 @@ def smallest_mask(scores: Shaped[Tensor, "*rows n"], count: int) -> Bool[Tensor,
         raise ValueError("scores hold NaN, which has no place in an order")
     n = scores.shape[-1]
     check_whole("count", count, 0, n)
-    mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    order = scores.argsort(dim=-1, stable=True)
-    return mask.scatter(-1, order[..., :count], True)
+    if count in (0, n):
+        return torch.full(scores.shape, count > 0, dtype=torch.bool, device=scores.device)
+    if n <= FEW:
+        return _ranks(scores) < count
+    if scores.dtype not in (torch.float32, torch.float64):  # what torch selects from on every device
+        order = scores.argsort(dim=-1, stable=True)
+        return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).scatter(-1, order[..., :count], True)
+    limit = scores.kthvalue(count, dim=-1, keepdim=True).values
+    mask, ties = scores < limit, scores == limit
+    missing = count - mask.sum(-1, keepdim=True)
+    if not torch.equal(ties.sum(-1, keepdim=True), missing):
+        ties &= ties.cumsum(-1) <= missing
+    return mask | ties
+
+
+def _ranks(scores: Shaped[Tensor, "*rows n"]) -> Int[Tensor, "*rows n"]:
+    """Return how many entries of its row come before each: all pairs are compared, for there are few."""
+    one, other = scores[..., :, None], scores[..., None, :]
+    n = scores.shape[-1]
+    earlier = torch.ones(n, n, dtype=torch.bool, device=scores.device).tril(-1)
+    return ((other < one) | ((other == one) & earlier)).sum(-1)
 
 
 @isolated

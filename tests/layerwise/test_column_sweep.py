@@ -49,3 +49,16 @@ def test_orders_keep_ties_in_place():
     assert column_order(hessian, "natural").tolist() == [0, 1, 2, 3]
     assert column_order(hessian, "activation").tolist() == [1, 0, 3, 2]
     assert column_order(hessian, "ascending").tolist() == [2, 0, 3, 1]
+
+
+def test_columns_beyond_a_part_of_a_block_know_of_all_errors():
+    """Parts are of 16 columns: those after a part, and after a block, are asked for in the middle of it."""
+    weight, inputs, _ = make_layer(3, 50, 200)
+    weight, hessian = weight.double(), layer_hessian(inputs.double())
+    factor, _ = inverse_factor(hessian, torch.arange(50), damp=0.0)
+    one, other = (ColumnSweep(weight.T, factor, block_size=size) for size in (40, 1))
+    for _ in range(50):
+        i = one._next
+        torch.testing.assert_close(one.now(i, 50), other.now(i, 50))
+        for sweep in (one, other):
+            sweep.fix(sweep.column(), sweep.column().round())

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from mlcomp.layerwise import collect_hessians, trace_layers
-from mlcomp.layerwise.inputs import HessianSum, first_calls
+from mlcomp.layerwise.hessian_sum import HessianSum
+from mlcomp.layerwise.inputs import first_calls
 from mlcomp.modes import evaluating
 from mlcomp.obs import layer_hessian
 

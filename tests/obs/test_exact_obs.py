@@ -1,4 +1,5 @@
 import itertools
+from importlib import import_module
 
 import pytest
 import torch
@@ -336,3 +337,28 @@ def test_bad_tensors(as_user):
             exact_obs(bad_weight, bad_hessian, sparsity=0.5)
     with pytest.raises(TypeError, match="floating"):
         exact_obs(torch.ones(2, 20, dtype=torch.int64), hessian, sparsity=0.5)
+
+
+@pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"pattern": (2, 4)}, {"sparsity": 0.5, "block_size": 4}])
+def test_chosen_in_float32_the_masks_are_those_of_float64(options):
+    weight, x, _ = make_layer(24, 96, 500, seed=1)
+    hessian = layer_hessian(x)
+    narrow, wide = exact_obs(weight, hessian, **options), exact_obs(weight, hessian.double(), **options)
+    # Near ties may fall otherwise; they cost nothing.
+    assert float(((narrow == 0) == (wide == 0)).double().mean()) > 0.995
+    losses = [float(row_losses(weight, found, hessian).sum()) for found in (narrow, wide)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"pattern": (2, 4)}])
+def test_rows_whose_choice_was_too_coarse_are_done_again_in_float64(monkeypatch, options):
+    weight, x, _ = make_layer(24, 96, 300, seed=2)
+    hessian = layer_hessian(x)
+    exact = exact_obs(weight, hessian.double(), **options)
+    module = import_module("mlcomp.obs.exact_obs")
+    monkeypatch.setattr(module, "working_dtype", lambda w, h: torch.bfloat16)
+    monkeypatch.setattr(module, "AGREE", torch.inf)
+    assert not torch.equal(exact_obs(weight, hessian, **options), exact)
+    monkeypatch.setattr(module, "AGREE", 0.0)
+    # Equal but for the rounding of H, summed in float32 and made symmetric in float64 both times.
+    torch.testing.assert_close(exact_obs(weight, hessian, **options), exact)

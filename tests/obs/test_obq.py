@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import given
@@ -230,3 +232,18 @@ def test_bad_tensors(as_user):
         obq(weight.where(weight != weight[0, 0], torch.nan), hessian, bits=4)
     with pytest.raises(ValueError, match="hessian must be"):
         obq(weight, hessian[1:], bits=4)
+
+
+@pytest.mark.parametrize("order", ["greedy", "saving"])
+def test_rows_whose_choice_was_too_coarse_are_done_again_in_float64(monkeypatch, order):
+    weight, x, _ = make_layer(8, 48, 300, seed=2)
+    hessian = layer_hessian(x)
+    exact = obq(weight, hessian.double(), bits=4, order=order).codes
+    # In float32 a near tie may fall otherwise, and what follows it.
+    assert float((obq(weight, hessian, bits=4, order=order).codes == exact).double().mean()) > 0.95
+    module = import_module("mlcomp.obs.obq")
+    monkeypatch.setattr(module, "working_dtype", lambda w, h: torch.bfloat16)
+    monkeypatch.setattr(module, "AGREE", torch.inf)
+    assert not torch.equal(obq(weight, hessian, bits=4, order=order).codes, exact)
+    monkeypatch.setattr(module, "AGREE", 0.0)
+    assert torch.equal(obq(weight, hessian, bits=4, order=order).codes, exact)

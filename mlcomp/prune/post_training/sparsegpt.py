@@ -52,7 +52,7 @@ def sparsegpt(
         or all weights of dead inputs (zero diagonal) if these are more: they are always zero. With a given mask the
         result is that of OBS applied to each row's zeros in column order. It depends neither on ``block_size`` nor on
         the scale of X.
-    Cost: 2·out·inp² + 4·inp³ FLOPs.
+    Cost: 2·out·inp² + inp³ FLOPs.
     Deviations: the count is exact over the matrix, where the published code compares with a threshold; masks follow
         updated weights even where ``mask_block`` is not a multiple of ``block_size``; damping is relative to the
         live inputs only.
@@ -126,7 +126,7 @@ def sweep_with_zeros(
                 scores[dead[i:end]] = -1  # removed already, and the first zeros of their pattern
                 chosen = nm_mask(scores.T, pattern)
             removed[i:end] |= chosen.T
-        w = sweep.now(i, i + 1)[0]
+        w = sweep.column()
         result[i] = settle(column, w).masked_fill(removed[i], 0)
         sweep.fix(w, result[i])
     return result[columns.argsort()].T

@@ -78,9 +78,13 @@ def gptq(
         ValueError: malformed weight, H or option; H + λI singular.
     Guarantee: the codes do not depend on ``block_size``, nor on the scale of X; for H ∝ I and no reordering they are
         those of ``rtn``. A dead input (zero diagonal) gets the code of 0, and does not affect any grid fit.
-    Cost: 2·out·inp² + 4·inp³ FLOPs.
+    Cost: 2·out·inp² + inp³ FLOPs.
     Deviations: the grid of a group that starts inside a lazy batch is fitted to the weights as updated by that
-        batch, too; dead inputs are zeroed before grids are fitted; damping is relative to the live inputs only.
+        batch, too, where the published code takes them as they were before it. Those have not spread yet: the range
+        is a little narrower and cuts off a few more weights, which lowers the error by up to 1 % with "minmax". With
+        "mse", which cuts the range where it is best and has the least error of all, it only misses the weights as
+        they are, and the error is the higher one. Dead inputs are zeroed before grids are fitted; damping is relative
+        to the live inputs only.
     """
     weight = check_weight(weight)
     check_bits(bits)
@@ -106,10 +110,9 @@ def gptq(
     for i, g in enumerate(group.tolist()):
         if g == len(grids):  # the sweep enters a new group: its grid follows the updated weights
             grids.append(fit(sweep.now(i, i + size).T.to(dtype)))
-        w = sweep.now(i, i + 1)
-        code = grids[g].encode(w.T)
-        sweep.fix(w[0], grids[g].decode(code)[:, 0])
-        codes[i] = code[:, 0]
+        w = sweep.column()
+        codes[i], value = grids[g].nearest(w)
+        sweep.fix(w, value)
 
     back = columns.argsort()
     step, zero = (torch.cat([getattr(grid, name) for grid in grids], dim=1) for name in ("step", "zero"))

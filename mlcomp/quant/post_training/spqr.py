@@ -105,7 +105,7 @@ def spqr(
             steps.append(step)
             zeros.append(zero)
             s, z = step.decode()[:, 0].double(), zero.decode()[:, 0].double()
-        w = sweep.now(i, i + 1)[0]
+        w = sweep.column()
         q = torch.clamp(torch.round(w / s + z), 0, 2**bits - 1)
         value = (q - z) * s
         codes[i] = q.to(torch.uint8)

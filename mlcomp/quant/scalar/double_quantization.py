@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_choice, check_weight, check_whole
+from mlcomp.checks import check_choice, check_size, check_weight, check_whole
 from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.formats.stored import Stored, number
@@ -127,7 +127,7 @@ def double_quantize(
         scale_type: "dynamic", the levels of the published code, or "int", the 255 equally spaced ones. The paper says
             FP8.
     Raises:
-        ValueError: another data type or scale type, sizes below 1, NaN or inf in the weight.
+        ValueError: another data type or scale type, sizes below 1, NaN, inf or numbers above 1e36 in the weight.
     Guarantee: the codes are those of the exact scales; |w − ŵ| ≤ m_b·(largest distance of a number in [−1, 1] to its
         level) + |m_b − m̂_b|. A block of zeros decodes to zeros, whatever its scale becomes.
     Cost: one pass over the weight.
@@ -138,12 +138,13 @@ def double_quantize(
     check_whole("block_size", block_size, 1)
     check_whole("scale_block", scale_block, 1)
     w = weight.detach().float().reshape(-1)
+    check_size("weight", w, squared=False)
     size = min(block_size, len(w))
     blocks = F.pad(w, (0, -len(w) % size)).reshape(-1, size)
     scale = blocks.abs().amax(1)
     normal = blocks / torch.where(scale > 0, scale, torch.ones_like(scale))[:, None]
     codes = _nearest(normal.reshape(-1)[: len(w)], data_type_levels(data_type, 4)).reshape(weight.shape)
-    mean = scale.mean()
+    mean = scale.double().mean().float()  # a float32 sum of many may leave the range
     rest = F.pad(scale - mean, (0, -len(scale) % scale_block)).reshape(-1, scale_block)
     largest = rest.abs().amax(1)
     normal = rest / torch.where(largest > 0, largest, torch.ones_like(largest))[:, None]

@@ -1,0 +1,101 @@
+"""A block that runs again takes the outputs of its finished layers from the run before; nothing else changes."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from mlcomp.layerwise import compress
+from mlcomp.layerwise.remembered import Remembered, Room, can_remember
+from mlcomp.quant import gptq
+
+
+class Block(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.query, self.key, self.out = (nn.Linear(width, width) for _ in range(3))
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        x = x + self.out(self.query(x).tanh() * self.key(x))
+        return x + self.down(self.up(x).relu_())  # written into
+
+
+def model(blocks=3):
+    torch.manual_seed(0)
+    return nn.Sequential(*(Block() for _ in range(blocks)))
+
+
+def batches():
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(2, 6, 8, generator=g) for _ in range(3)]
+
+
+def compressed(monkeypatch, share):
+    """Return the weights after compression, and how often a linear layer was computed."""
+    count = 0
+    linear = nn.functional.linear
+
+    def counted(*args):
+        nonlocal count
+        count += 1
+        return linear(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlcomp.layerwise.walk.SHARE", share)
+        patch.setattr(nn.functional, "linear", counted)
+        method = partial(gptq, bits=3, damp=0.1)
+        result, _ = compress(model(), batches(), method, progress=False, held_out=batches()[:1])
+    return result.state_dict(), count
+
+
+def test_fewer_layers_are_computed_and_the_weights_are_the_same(monkeypatch):
+    plain, often = compressed(monkeypatch, 0.0)
+    for share in (0.25, 1000.0):  # room for some, room for all
+        kept, count = compressed(monkeypatch, share)
+        assert all(torch.equal(kept[name], plain[name]) for name in plain)
+        assert count < often
+        often = count
+
+
+def test_room_is_kept_to_and_given_back():
+    layer, room = nn.Linear(4, 4), Room(2 * 4 * 4 * 3)
+    runs = [Remembered(room) for _ in range(3)]
+    for run in runs:
+        with run.used({"layer": layer}), torch.no_grad():
+            layer(torch.randn(3, 4))
+    assert room.left == 0
+    for run in runs:
+        run.clear()
+    assert room.left == 2 * 4 * 4 * 3
+
+
+@pytest.mark.parametrize("change", ["nothing", "input", "weight", "bias", "output"])
+def test_an_output_is_used_again_only_where_nothing_has_changed(change):
+    layer, run, x = nn.Linear(4, 4), Remembered(Room(10**6)), torch.randn(3, 4)
+    with torch.no_grad():
+        with run.used({"layer": layer}):
+            first = layer(x)
+        if change == "input":
+            x[2, 1] += 1e-3
+        elif change in ("weight", "bias"):
+            getattr(layer, change).mul_(2)
+        elif change == "output":
+            first.add_(1)
+        with run.used({"layer": layer}):
+            second = layer(x)
+        assert (second is first) == (change == "nothing")
+        assert torch.equal(second, layer(x))
+    assert "forward" not in vars(layer)
+
+
+def test_only_plain_linear_layers_are_remembered():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.rand(())
+
+    wrapped = nn.Linear(2, 2)
+    wrapped.forward = lambda x: x
+    assert can_remember(nn.Linear(2, 2))
+    assert not any(map(can_remember, (Own(2, 2), wrapped, nn.Conv1d(2, 2, 1), None)))
