@@ -43,6 +43,26 @@ MADE = {
         "accuracy on 1 000 other digits, mean of three seeds",
         "the training images",
     ),
+    "gptq_and_sparsegpt": (
+        "SmolLM2-135M, a language model: 210 linear layers",
+        "perplexity on 16 stretches of 256 tokens of other text",
+        "16 stretches of 128 tokens of Python's reference",
+    ),
+    "sparse_activations": (
+        "SmolLM2-135M, a language model: 30 gated MLPs",
+        "perplexity on 12 stretches of 256 tokens of other text",
+        "stretches of Python's reference, for the thresholds",
+    ),
+    "sparse_mnist": (
+        "a perceptron on 5 000 MNIST digits, 266 thousand weights",
+        "accuracy on 1 000 other digits, mean of three seeds",
+        "the training images",
+    ),
+    "distillation": (
+        "a perceptron with 16 hidden units on MNIST digits",
+        "accuracy on 1 000 other digits, mean of the seeds",
+        "4 000 images, of which 100 have labels, and a trained teacher",
+    ),
     "aqlm_smollm2": (
         "the first two blocks of SmolLM2-135M",
         "perplexity on other text",
@@ -103,7 +123,62 @@ def pruning_taxonomy(row: str, sparsity: str) -> Measured:
     return Measured(f"{float(sparsity):.0%} zeros", quality, mean(found["seconds"][sparsity]), machine(origin))
 
 
-READ = {"every_method": every_method, "whole_model": whole_model, "pruning_taxonomy": pruning_taxonomy}
+def gptq_and_sparsegpt(method: str) -> Measured:
+    """Return a row of the language model with zeros."""
+    row, dense = (find("gptq_and_sparsegpt", method=name, draw="0") for name in (method, "dense"))
+    quality = f"perplexity {float(row['perplexity']):.1f} (dense {float(dense['perplexity']):.1f})"
+    return Measured(f"{float(row['bits_per_weight']):.2f}", quality, float(row["seconds"]), machine(row))
+
+
+def sparse_activations(method: str, sparsity: str) -> Measured:
+    """Return a row of the language model that skips neurons; its size is a share of zeros."""
+    row, dense = (
+        find("sparse_activations", method=method, sparsity=sparsity),
+        find("sparse_activations", method="dense"),
+    )
+    quality = f"perplexity {float(row['perplexity']):.1f} (dense {float(dense['perplexity']):.1f})"
+    return Measured(f"{float(row['zeros']):.0%} of activations 0", quality, float(row["seconds"]), machine(row))
+
+
+def sparse_mnist(method: str, density: str) -> Measured:
+    """Return the mean over seeds of a network that was sparse from the start."""
+    rows = [row for row in table("sparse_mnist") if row["part"] == "starts"]
+    found = [row for row in rows if (row["method"], row["density"]) == (method, density)]
+    dense = [row for row in rows if row["method"] == "dense"]
+    quality = f"accuracy {_mean(found, 'accuracy'):.1%} (dense {_mean(dense, 'accuracy'):.1%})"
+    return Measured(f"{1 - float(density):.0%} zeros", quality, _each(rows, found), machine(found[0]))
+
+
+def distillation(method: str) -> Measured:
+    """Return the mean over seeds of the perceptron that a teacher taught on images without labels."""
+    rows = table("distillation")
+    ours = [row for row in rows if row["student"] == "perceptron"]
+    found = [row for row in ours if (row["part"], row["method"]) == ("unlabelled", method)]
+    few = [row for row in ours if (row["part"], row["images"], row["method"]) == ("scratch", "100", "labels")]
+    quality = f"accuracy {_mean(found, 'accuracy'):.1%} (100 labels alone {_mean(few, 'accuracy'):.1%})"
+    return Measured("as it is", quality, _each(rows, found), machine(found[0]))
+
+
+def _each(rows: list[dict[str, str]], found: list[dict[str, str]]) -> float:
+    """Return the seconds of one run: the table has those of a whole part of a seed, the same in all its rows."""
+    part, seed = found[0]["part"], found[0]["seed"]
+    together = [row for row in rows if (row["part"], row["seed"]) == (part, seed)]
+    return float(found[0]["seconds"]) / len(together)
+
+
+def _mean(rows: list[dict[str, str]], column: str) -> float:
+    return mean(float(row[column]) for row in rows)
+
+
+READ = {
+    "every_method": every_method,
+    "whole_model": whole_model,
+    "pruning_taxonomy": pruning_taxonomy,
+    "gptq_and_sparsegpt": gptq_and_sparsegpt,
+    "sparse_activations": sparse_activations,
+    "sparse_mnist": sparse_mnist,
+    "distillation": distillation,
+}
 
 
 def machine(row: dict[str, str]) -> str:
@@ -129,7 +204,7 @@ class Cases(Generated):
 
     def lines(self) -> list[str]:
         """Return the table."""
-        self.watch(CASES, LIBRARIES, *(TABLES / f"{name}.csv" for name in ("every_method", "whole_model")))
+        self.watch(CASES, LIBRARIES, *(TABLES / f"{name}.csv" for name in MADE if (TABLES / f"{name}.csv").exists()))
         lines = [
             "| You want | You have | Take | Stored | What it gave | What it took | In a library for large models |",
             "|---|---|---|---|---|---|---|",
