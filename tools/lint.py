@@ -74,6 +74,8 @@ def cells(nb: nbformat.NotebookNode) -> Iterator[str]:
             printed = "".join(o.get("text", "") for o in cell.outputs if o.output_type == "stream")
             if (count := len(NUMBER.findall(printed))) > MOST_NUMBERS:
                 yield f"code cell {n} prints {count} numbers: at most {MOST_NUMBERS}, or a picture, or a fold"
+        if any(o.output_type == "execute_result" and "text/html" not in o.data for o in cell.outputs):
+            yield f"code cell {n} shows the value of its last line as Python writes it: print it, or give it a name"
 
 
 def pictures(nb: nbformat.NotebookNode) -> Iterator[str]:

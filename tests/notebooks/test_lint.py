@@ -152,6 +152,15 @@ def test_a_fault_in_a_visible_cell_is_seen_and_in_a_folded_one_allowed(notebook,
         assert lint.pattern(nb, path) == []
 
 
+def test_a_value_that_python_writes_is_no_output(notebook):
+    nb, path = notebook
+    cell = visible(nb)
+    cell.outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "History(loss=(0.1,))"})]
+    assert any("as Python writes it" in fault for fault in lint.pattern(nb, path))
+    cell.outputs[0].data["text/html"] = "<table></table>"
+    assert lint.pattern(nb, path) == []
+
+
 def test_twenty_numbers_may_be_printed_and_more_only_below_a_fold(notebook):
     nb, path = notebook
     cell = visible(nb)
