@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -81,6 +81,43 @@ def append(rows: list[dict[str, object]], path: Path) -> None:
             if not text:
                 writer.writeheader()
             writer.writerows(rows)
+
+
+def run_parts(
+    parts: Mapping[str, Callable[[int], Iterable[dict[str, object]]]],
+    seeds: Mapping[str, Sequence[int]],
+    results: Path,
+    *,
+    about: str | None,
+    argv: list[str] | None = None,
+) -> None:
+    """Run those parts and seeds of an experiment that are asked for (--part, --seeds) and not in its table yet.
+
+    Args:
+        parts: name → ``part(seed)``, which yields its rows, all with the same columns.
+        seeds: of each part, if none are asked for.
+        results: the CSV, to which each part of a seed is appended when it ends: its name, the row, the seconds of the
+            whole part, and where it was run.
+        about: what --help says.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", choices=list(parts), default=list(parts))
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: all of each part")
+    asked = parser.parse_args(argv)
+    have = set()
+    if results.exists():
+        with results.open(newline="", encoding="utf-8") as file:
+            have = {(row["part"], row["seed"]) for row in csv.DictReader(file)}
+    for part in asked.part:
+        for seed in asked.seeds or seeds[part]:
+            if (part, str(seed)) in have:
+                continue
+            rows, began = [], time.perf_counter()
+            for row in parts[part](seed):
+                rows.append({"part": part} | row)
+                print(seed, rows[-1], flush=True)
+            seconds = {"seconds": round(time.perf_counter() - began, 1)}
+            append([row | seconds | origin(seed=seed) for row in rows], results)
 
 
 @contextmanager

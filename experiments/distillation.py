@@ -19,10 +19,8 @@ The images of a seed are drawn by it, the same for all methods. Each run is a ro
 ``mlcomp/data/tables/distillation.csv``: accuracy and mean cross-entropy on the 1000 held-out digits.
 """
 
-import argparse
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -33,9 +31,9 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
 
-from benchmarks.record import append, origin
+from benchmarks.record import run_parts
 from mlcomp.data import mnist5k
-from mlcomp.data.committed_table import TABLES, committed_table
+from mlcomp.data.committed_table import TABLES
 from mlcomp.distill import compressed_student, train_hints, train_student
 from mlcomp.layerwise import keep_zeros, layer_weights, with_weights
 from mlcomp.metrics import accuracy
@@ -207,25 +205,11 @@ def measured(net: nn.Module) -> dict[str, float]:
 PARTS = {"scratch": scratch, "unlabelled": unlabelled, "compressed": compressed}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the parts and seeds that are asked for and not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    asked = parser.parse_args(argv)
-    have = committed_table(RESULTS.stem) if RESULTS.exists() else []
-    for seed in asked.seeds:
-        for part in asked.part:
-            if any((row["part"], row["seed"]) == (part, str(seed)) for row in have):
-                continue
-            rows, began = [], time.perf_counter()
-            for student, images, method, net in PARTS[part](seed):
-                row = {"part": part, "student": student, "images": images, "method": method, **measured(net)}
-                print(seed, row, flush=True)
-                rows.append(row)
-            seconds = {"seconds": round(time.perf_counter() - began, 1)}
-            append([row | seconds | origin(seed=seed) for row in rows], RESULTS)
+def rows(part: str, seed: int) -> Iterator[dict[str, object]]:
+    """Yield a row for each network of a part."""
+    for student, images, method, net in PARTS[part](seed):
+        yield {"student": student, "images": images, "method": method, **measured(net)}
 
 
 if __name__ == "__main__":
-    main()
+    run_parts({part: partial(rows, part) for part in PARTS}, dict.fromkeys(PARTS, SEEDS), RESULTS, about=__doc__)

@@ -25,13 +25,14 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
 
 from benchmarks.record import append, origin
+from experiments.whole_model import linear_layers
 from mlcomp.data import python_reference, token_batches
 from mlcomp.data.committed_table import TABLES, committed_table
 from mlcomp.layerwise.fit import copy_model
 from mlcomp.metrics import perplexity
 from mlcomp.models import smollm2
 from mlcomp.quant import qlora
-from mlcomp.train import add_lora, lora_layers, train
+from mlcomp.train import add_lora, train
 
 RESULTS = TABLES / "qlora_smollm2.csv"
 RANK, ALPHA, RATE, STEPS, LENGTH, BATCH = 8, 16, 2e-3, 20, 128, 2
@@ -42,8 +43,7 @@ HELD_OUT = {"length": 128, "count": 8, "batch_size": 4}
 def prepared(model, base, seed):
     """Return a copy of the model with corrections, on one of the bases."""
     if base == "dense":
-        chosen = list(lora_layers(qlora(model, rank=1, alpha=1)))
-        return add_lora(copy_model(model), chosen, rank=RANK, alpha=ALPHA, seed=seed)
+        return add_lora(copy_model(model), linear_layers(model), rank=RANK, alpha=ALPHA, seed=seed)
     return qlora(model, rank=RANK, alpha=ALPHA, seed=seed, data_type=base)
 
 

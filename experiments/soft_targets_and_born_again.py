@@ -18,10 +18,8 @@ What is drawn by a seed is the same for all methods. Each network is a row of
 ``mlcomp/data/tables/soft_targets_and_born_again.csv``: accuracy on its training data and on held-out data.
 """
 
-import argparse
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import pairwise
@@ -33,16 +31,17 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
 
-from benchmarks.record import append, origin
+from benchmarks.record import run_parts
+from experiments.distillation import seeded
 from mlcomp.data import digits, mnist5k, python_reference, reference_bytes
-from mlcomp.data.committed_table import TABLES, committed_table
+from mlcomp.data.committed_table import TABLES
 from mlcomp.distill import born_again, ensemble_log_probabilities, train_student
 from mlcomp.models import byte_lm
 from mlcomp.modes import evaluating
 from mlcomp.train import train
 
 RESULTS = TABLES / "soft_targets_and_born_again.csv"
-SEEDS = {"digits": range(3), "generations": range(6), "bytes": range(3)}
+SEEDS = {"digits": range(3), "generations": range(5), "bytes": range(3)}
 SHARE = 0.03
 WINDOW, STRIDE = 128, 32
 GENERATIONS = 3
@@ -50,13 +49,6 @@ GENERATIONS = 3
 Data = tuple[Tensor, Tensor]
 Row = dict[str, object]
 mnist, small_digits = cache(mnist5k), cache(digits)
-
-
-def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Return a new network from this seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()
 
 
 def perceptron(*widths: int) -> nn.Sequential:
@@ -180,25 +172,11 @@ def generations_part(seed: int) -> Iterator[Row]:
 PARTS = {"bytes": bytes_part, "digits": digits_part, "generations": generations_part}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the parts and seeds that are asked for and not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--seeds", nargs="+", type=int, help="default: all of each part")
-    asked = parser.parse_args(argv)
-    have = committed_table(RESULTS.stem) if RESULTS.exists() else []
-    for part in asked.part:
-        for seed in asked.seeds or SEEDS[part]:
-            if any((row["part"], row["seed"]) == (part, str(seed)) for row in have):
-                continue
-            rows, began = [], time.perf_counter()
-            for row in PARTS[part](seed):
-                full = {"part": part, "method": row["method"], "generation": row.get("generation", ""), **row}
-                print(seed, full, flush=True)
-                rows.append(full)
-            seconds = {"seconds": round(time.perf_counter() - began, 1)}
-            append([row | seconds | origin(seed=seed) for row in rows], RESULTS)
+def rows(part: str, seed: int) -> Iterator[Row]:
+    """Yield the rows of a part, all with the same columns."""
+    for row in PARTS[part](seed):
+        yield {"method": row["method"], "generation": row.get("generation", ""), **row}
 
 
 if __name__ == "__main__":
-    main()
+    run_parts({part: partial(rows, part) for part in PARTS}, SEEDS, RESULTS, about=__doc__)

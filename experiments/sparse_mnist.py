@@ -16,9 +16,7 @@ large: one hidden layer of h units; h times the number of steps is the same for 
 Each run is a row of ``mlcomp/data/tables/sparse_mnist.csv``: accuracy on the 1000 held-out digits.
 """
 
-import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,9 +26,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
 
-from benchmarks.record import append, origin
+from benchmarks.record import run_parts
 from mlcomp.data import mnist5k
-from mlcomp.data.committed_table import TABLES, committed_table
+from mlcomp.data.committed_table import TABLES
 from mlcomp.layerwise import keep_zeros, layer_weights, with_weights
 from mlcomp.metrics import accuracy
 from mlcomp.models import lenet_300_100
@@ -155,28 +153,15 @@ def large(seed: int) -> Iterator[tuple[str, float, nn.Module, float | None]]:
 PARTS = {"tickets": tickets, "starts": starts, "large": large}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the parts and seeds that are asked for and not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    options = parser.parse_args(argv)
-    have = committed_table(RESULTS.stem) if RESULTS.exists() else []
-    for part in options.part:
-        for seed in options.seeds:
-            if any((row["part"], row["seed"]) == (part, str(seed)) for row in have):
-                continue
-            rows, began = [], time.perf_counter()
-            for method, density, net, early in PARTS[part](seed):
-                row = {"part": part, "method": method, "density": round(density, 5)}
-                row |= {"accuracy": accuracy(net, *mnist5k("held_out")), "early": "" if early is None else early}
-                weights = layer_weights(net).values()
-                row["layers"] = " ".join(f"{float((w != 0).double().mean()):.4f}" for w in weights)
-                print(seed, row, flush=True)
-                rows.append(row)
-            seconds = {"seconds": round(time.perf_counter() - began, 1)}
-            append([row | seconds | origin(seed=seed) for row in rows], RESULTS)
+def rows(part: str, seed: int) -> Iterator[dict[str, object]]:
+    """Yield a row for each network of a part."""
+    for method, density, net, early in PARTS[part](seed):
+        row: dict[str, object] = {"method": method, "density": round(density, 5)}
+        row |= {"accuracy": accuracy(net, *mnist5k("held_out")), "early": "" if early is None else early}
+        weights = layer_weights(net).values()
+        row["layers"] = " ".join(f"{float((w != 0).double().mean()):.4f}" for w in weights)
+        yield row
 
 
 if __name__ == "__main__":
-    main()
+    run_parts({part: partial(rows, part) for part in PARTS}, dict.fromkeys(PARTS, SEEDS), RESULTS, about=__doc__)

@@ -15,7 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.granularity import break_even
 from benchmarks.granularity import compare as compare_granularities
 from benchmarks.measure import Case, Limits, Timer
-from benchmarks.record import RESULTS, append, origin
+from benchmarks.record import RESULTS, append, origin, run_parts
 
 OPERATIONS = sorted(module.name for module in pkgutil.iter_modules(benchmarks.kernels.__path__))
 
@@ -85,6 +85,32 @@ def test_rows_of_other_columns_are_not_appended(tmp_path):
     with pytest.raises(ValueError, match="has the columns a, b; the rows have a, c"):
         append([{"a": 1, "c": 2}], path)
     assert path.read_text() == "a,b\n1,2\n3,4\n"
+
+
+def test_an_experiment_runs_the_parts_and_seeds_that_are_not_there(tmp_path):
+    table, ran = tmp_path / "table.csv", []
+
+    def part(name, seed):
+        ran.append((name, seed))
+        yield {"method": name, "value": seed}
+        yield {"method": name, "value": 10 * seed}
+
+    parts = {name: lambda seed, name=name: part(name, seed) for name in ("one", "two")}
+    seeds = {"one": (0, 1), "two": (5,)}
+    run_parts(parts, seeds, table, about=None, argv=["--part", "one", "--seeds", "1"])
+    run_parts(parts, seeds, table, about=None, argv=[])
+    assert ran == [("one", 1), ("one", 0), ("two", 5)]
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["part"], row["value"], row["seed"]) for row in rows] == [
+        ("one", "1", "1"),
+        ("one", "10", "1"),
+        ("one", "0", "0"),
+        ("one", "0", "0"),
+        ("two", "5", "5"),
+        ("two", "50", "5"),
+    ]
+    assert list(rows[0])[:4] == ["part", "method", "value", "seconds"]
 
 
 def test_a_killed_first_row_leaves_a_table_to_go_on_with_and_a_cut_row_is_named(tmp_path, monkeypatch):

@@ -87,6 +87,11 @@ def table(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def quoted() -> list[Path]:
+    """Return the files of the tables that this page quotes."""
+    return [path for name in MADE for path in TABLES.glob(f"{name}.*")]
+
+
 def find(name: str, **key: str) -> dict[str, str]:
     """Return the last row of a table with these entries.
 
@@ -109,9 +114,9 @@ def every_method(**key: str) -> Measured:
 
 def whole_model(**key: str) -> Measured:
     """Return a row of SmolLM2's table."""
-    row, dense = find("whole_model", **key), find("whole_model", method="dense")
-    quality = f"perplexity {float(row['perplexity']):.1f} (dense {float(dense['perplexity']):.1f})"
-    return Measured(f"{float(row['bits_per_weight']):.2f}", quality, float(row["total_seconds"]), machine(row))
+    row = find("whole_model", **key)
+    size, quality = f"{float(row['bits_per_weight']):.2f}", _perplexity("whole_model", row)
+    return Measured(size, quality, float(row["total_seconds"]), machine(row))
 
 
 def pruning_taxonomy(row: str, sparsity: str) -> Measured:
@@ -125,19 +130,16 @@ def pruning_taxonomy(row: str, sparsity: str) -> Measured:
 
 def gptq_and_sparsegpt(method: str) -> Measured:
     """Return a row of the language model with zeros."""
-    row, dense = (find("gptq_and_sparsegpt", method=name, draw="0") for name in (method, "dense"))
-    quality = f"perplexity {float(row['perplexity']):.1f} (dense {float(dense['perplexity']):.1f})"
-    return Measured(f"{float(row['bits_per_weight']):.2f}", quality, float(row["seconds"]), machine(row))
+    row = find("gptq_and_sparsegpt", method=method, draw="0")
+    size, quality = f"{float(row['bits_per_weight']):.2f}", _perplexity("gptq_and_sparsegpt", row)
+    return Measured(size, quality, float(row["seconds"]), machine(row))
 
 
 def sparse_activations(method: str, sparsity: str) -> Measured:
     """Return a row of the language model that skips neurons; its size is a share of zeros."""
-    row, dense = (
-        find("sparse_activations", method=method, sparsity=sparsity),
-        find("sparse_activations", method="dense"),
-    )
-    quality = f"perplexity {float(row['perplexity']):.1f} (dense {float(dense['perplexity']):.1f})"
-    return Measured(f"{float(row['zeros']):.0%} of activations 0", quality, float(row["seconds"]), machine(row))
+    row = find("sparse_activations", method=method, sparsity=sparsity)
+    size, quality = f"{float(row['zeros']):.0%} of activations 0", _perplexity("sparse_activations", row)
+    return Measured(size, quality, float(row["seconds"]), machine(row))
 
 
 def sparse_mnist(method: str, density: str) -> Measured:
@@ -157,6 +159,12 @@ def distillation(method: str) -> Measured:
     few = [row for row in ours if (row["part"], row["images"], row["method"]) == ("scratch", "100", "labels")]
     quality = f"accuracy {_mean(found, 'accuracy'):.1%} (100 labels alone {_mean(few, 'accuracy'):.1%})"
     return Measured("as it is", quality, _each(rows, found), machine(found[0]))
+
+
+def _perplexity(name: str, row: dict[str, str]) -> str:
+    """Return a row's perplexity beside the dense model's in the same table."""
+    dense = find(name, method="dense")
+    return f"perplexity {float(row['perplexity']):.1f} (dense {float(dense['perplexity']):.1f})"
 
 
 def _each(rows: list[dict[str, str]], found: list[dict[str, str]]) -> float:
@@ -204,7 +212,7 @@ class Cases(Generated):
 
     def lines(self) -> list[str]:
         """Return the table."""
-        self.watch(CASES, LIBRARIES, *(TABLES / f"{name}.csv" for name in MADE if (TABLES / f"{name}.csv").exists()))
+        self.watch(CASES, LIBRARIES, *quoted())
         lines = [
             "| You want | You have | Take | Stored | What it gave | What it took | In a library for large models |",
             "|---|---|---|---|---|---|---|",
@@ -296,7 +304,7 @@ class HowMade(Generated):
 
     def lines(self) -> list[str]:
         """Return the table."""
-        self.watch(*(TABLES / f"{name}.csv" for name in ("every_method", "whole_model", "aqlm_smollm2")))
+        self.watch(*quoted())
         lines = ["| Table | Model | What is measured | Calibration | Machine | Run |", "|---|---|---|---|---|---|"]
         for name, (model, measure, calibration) in MADE.items():
             if name == "pruning_taxonomy":

@@ -21,6 +21,7 @@ from mlcomp.context import isolated
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.formats.stored import Stored, number
 from mlcomp.quant.scalar.blockwise import data_type_levels
+from mlcomp.quant.scalar.codebook import nearest
 
 DATA_TYPES, SCALE_TYPES = ("nf4", "float", "int"), ("dynamic", "int")
 
@@ -75,7 +76,7 @@ class DoubleQuantized:
 
     def stored(self) -> Stored:
         """Return codes, two in a byte with the first in the high half (bitsandbytes' layout), and the scales."""
-        zero = int(_nearest(torch.zeros(1), data_type_levels(self.data_type, 4)))  # fills the last byte
+        zero = int(_codes(torch.zeros(1), data_type_levels(self.data_type, 4)))  # fills the last byte
         flat = F.pad(self.codes.reshape(-1), (0, self.codes.numel() % 2), value=zero)
         tensors = {
             "codes": (flat[0::2] << 4) | flat[1::2],
@@ -143,12 +144,12 @@ def double_quantize(
     blocks = F.pad(w, (0, -len(w) % size)).reshape(-1, size)
     scale = blocks.abs().amax(1)
     normal = blocks / torch.where(scale > 0, scale, torch.ones_like(scale))[:, None]
-    codes = _nearest(normal.reshape(-1)[: len(w)], data_type_levels(data_type, 4)).reshape(weight.shape)
+    codes = _codes(normal.reshape(-1)[: len(w)], data_type_levels(data_type, 4)).reshape(weight.shape)
     mean = scale.double().mean().float()  # a float32 sum of many may leave the range
     rest = F.pad(scale - mean, (0, -len(scale) % scale_block)).reshape(-1, scale_block)
     largest = rest.abs().amax(1)
     normal = rest / torch.where(largest > 0, largest, torch.ones_like(largest))[:, None]
-    scale_codes = _nearest(normal.reshape(-1)[: len(scale)], scale_levels(scale_type))
+    scale_codes = _codes(normal.reshape(-1)[: len(scale)], scale_levels(scale_type))
     return DoubleQuantized(codes, scale_codes, largest, float(mean), size, scale_block, data_type, scale_type)
 
 
@@ -175,7 +176,6 @@ def scale_levels(scale_type: str) -> Float[Tensor, " levels"]:
     return torch.cat([-half.flip(0), zero, half, one]).float()
 
 
-def _nearest(values: Tensor, levels: Tensor) -> UInt8[Tensor, " n"]:
+def _codes(values: Tensor, levels: Tensor) -> UInt8[Tensor, " n"]:
     """Return the number of the level nearest to each value."""
-    levels = levels.to(values.device)
-    return torch.bucketize(values, (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
+    return torch.bucketize(values, nearest(levels).to(values.device)).to(torch.uint8)
