@@ -91,7 +91,9 @@ def test_a_layer_in_bfloat16_holds_what_bfloat16_holds():
     assert torch.equal(packed.weight, result.dequantize().bfloat16().float())
 
 
-def test_gradients_reach_the_inputs_and_the_bias_alone():
+@pytest.mark.parametrize("tile", [48, 2**20])  # 3 rows of the 20 at once, or all
+def test_gradients_reach_the_inputs_and_the_bias_alone(monkeypatch, tile):
+    monkeypatch.setattr("mlcomp.layerwise.packed_linear.TILE", tile)
     layer, packed = pair("four_bits")
     grads = []
     for module in (layer, packed):
