@@ -24,6 +24,10 @@ RAW_TEX = r"""() => {
 WIDE = """() => [...document.querySelectorAll('article *')]
   .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
   .slice(0, 3).map(e => e.tagName + '.' + e.className)"""
+# Formulas wider than the page that show their end first.
+CUT = """() => [...document.querySelectorAll('article div.math mjx-container')]
+  .filter(e => e.getBoundingClientRect().left < e.parentElement.getBoundingClientRect().left - 1)
+  .slice(0, 3).map(e => e.getBoundingClientRect().left + ' in ' + e.closest('section')?.id)"""
 # axe-core's rules for WCAG 2.1, levels A and AA. Left out are formulas, since MathJax draws each from hundreds of
 # elements that are hidden from screen readers, beside a copy that is read; and the entries of the API page, which
 # autodoc makes as lists that axe objects to, and on which it takes minutes.
@@ -117,6 +121,7 @@ def test_page(tab, site, name):
     tab.set_viewport_size(PHONE)
     width = tab.evaluate("document.documentElement.scrollWidth")
     assert width <= PHONE["width"], f"{width} px wide on a phone: {tab.evaluate(WIDE)}"
+    assert tab.evaluate(CUT) == []
     assert tab.faults == []
 
 
