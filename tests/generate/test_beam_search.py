@@ -109,7 +109,14 @@ def test_the_models_mode_is_kept_and_logits_may_have_a_name():
 
 def test_bad_input_is_refused(as_user):
     call = {"beam": 2, "length": 3, "end": END}
-    for change in ({"beam": 0}, {"length": 0}, {"end": -1}, {"end": VOCABULARY}, {"length_power": -0.1}, {"beam": 1.5}):
+    for change in (
+        {"beam": 0},
+        {"length": 0},
+        {"end": -1},
+        {"end": VOCABULARY},
+        {"length_power": -0.1},
+        {"beam": 1.5},
+    ):
         with pytest.raises(ValueError, match=next(iter(change))):
             beam_search(Table(), PROMPTS, **call | change)
     with pytest.raises(ValueError, match="prompts"):

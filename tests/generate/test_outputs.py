@@ -21,7 +21,9 @@ def test_the_log_probability_is_the_sum_over_its_own_tokens():
 
 def test_what_stands_behind_the_end_does_not_count():
     model = Table()
-    a, b = (output_log_probability(model, PROMPTS, torch.tensor([[1, END, *t]] * 2), end=END) for t in ([0, 1], [2, 0]))
+    a, b = (
+        output_log_probability(model, PROMPTS, torch.tensor([[1, END, *t]] * 2), end=END) for t in ([0, 1], [2, 0])
+    )
     assert torch.equal(a, b)
     got = output_mask(torch.tensor([[0, END, 1, END], [END, END, 0, 0], [0, 1, 2, 0]]), end=END)
     assert got.tolist() == [[True, True, False, False], [True, False, False, False], [True] * 4]
