@@ -6,8 +6,8 @@
 Teacher: a causal transformer of width 64 with two blocks, trained on 6016 pairs for ten epochs. Students: width 16,
 one block, on the same pairs in batches of 64, 376 and 1128 steps. By references (NLL); by the teacher's probabilities
 word by word; by its beam search's outputs (beam 5); by both references and outputs, half and half. As controls the
-teacher's outputs drawn at random instead of searched, and the truly likeliest translations, which no teacher knows. In
-"both in each step" a batch holds 64 references and 64 outputs, twice the work; beside it NLL with batches of 128.
+teacher's outputs drawn at random instead of searched, and the truly likeliest translations, which no teacher knows.
+In "both in each step" a batch holds 64 references and 64 outputs, twice the work; beside it NLL with batches of 128.
 
 Each network is a row of ``mlcomp/data/tables/sequence_distillation.csv``, from 300 other numbers: share of right
 translations by greedy decoding and by a beam of 5, mean probability of the beam's best, share of these that are the
@@ -27,7 +27,7 @@ from benchmarks.record import run_parts
 from mlcomp.data import NumberWords, number_words
 from mlcomp.data.committed_table import TABLES
 from mlcomp.distill import keep_layers, sequence_student, teacher_outputs
-from mlcomp.generate import beam_search, output_log_probability, sample_outputs
+from mlcomp.generate import output_log_probability, sample_outputs, search_outputs
 from mlcomp.generate.outputs import output_mask
 from mlcomp.models import byte_lm
 
@@ -46,7 +46,7 @@ def network(width: int, blocks: int, seed: int) -> nn.Module:
 def measured(net: nn.Module, data: NumberWords) -> Row:
     """Return the columns of a network."""
     length = data.references.shape[1]
-    greedy, best = (beam_search(net, data.prompts, beam=b, length=length, end=data.end) for b in (1, BEAM))
+    greedy, best = (search_outputs(net, data.prompts, beam=b, length=length, end=data.end) for b in (1, BEAM))
     likeliest = (best.tokens[:, 0] == data.likeliest()).all(1)
     log_p = output_log_probability(net, data.prompts, data.references, end=data.end)
     return {

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlcomp.checks import check_codes, check_interval, check_like, check_values, check_whole
+from mlcomp.checks import check_codes, check_interval, check_like, check_tensor, check_values, check_whole
 from mlcomp.context import isolated, isolated_run
 from mlcomp.distill.soft_targets import soft_target_loss
 from mlcomp.distill.teaching import Pupil, Seen, home
@@ -104,19 +104,20 @@ def distilbert_loss(
     check_like("teacher", teacher, student.shape, "the student's logits")
     check_values("student_hidden", student_hidden)
     check_like("teacher_hidden", teacher_hidden, student_hidden.shape, "the student's")
+    check_values("teacher_hidden", teacher_hidden)
     positions = student.shape[:-1]
     if not student.numel() or student_hidden.shape[:-1] != positions or not student_hidden.numel():
         shapes = f"{tuple(student.shape)} and {tuple(student_hidden.shape)}"
         raise ValueError(f"logits and hidden states must hold the same positions, at least one, got {shapes}")
     chosen = _checked_labels(labels, student)
-    where = _checked_mask(mask, student)
-    work = torch.promote_types(student_hidden.dtype, torch.float32)
+    where = slice(None) if mask is None else _checked_mask(mask, student)
+    work = torch.promote_types(torch.promote_types(student_hidden.dtype, teacher_hidden.dtype), torch.float32)
     total = student_hidden.new_zeros((), dtype=work)
     if soft:
         total = total + soft * soft_target_loss(student[where], teacher[where], temperature=temperature)
     if supervised and chosen.any():
         wide = torch.promote_types(student.dtype, torch.float32)
-        total = total + supervised * F.cross_entropy(student[chosen].to(wide), labels[chosen])
+        total = total + supervised * F.cross_entropy(student[chosen].to(wide), labels[chosen].long())
     if cosine:
         pair = (x[where].to(work) for x in (student_hidden, teacher_hidden.detach()))
         total = total + cosine * (1 - F.cosine_similarity(*pair, dim=-1)).mean()
@@ -187,17 +188,18 @@ def distilbert(
 
 def _checked_labels(labels: Tensor, student: Tensor) -> Tensor:
     """Return where there are labels; raise unless they are classes of the student's, one for each position."""
-    if not isinstance(labels, Tensor) or labels.shape != student.shape[:-1]:
-        given = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"labels must be {tuple(student.shape[:-1])}, one for each position, got {given}")
+    check_tensor("labels", labels)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be whole numbers of an integer dtype, got {labels.dtype}")
+    if labels.shape != student.shape[:-1]:
+        shapes = f"{tuple(student.shape[:-1])}, one for each position, got {tuple(labels.shape)}"
+        raise ValueError(f"labels must be {shapes}")
     check_codes("labels", labels.where(labels != IGNORED, 0), student.shape[-1] - 1)
     return labels != IGNORED
 
 
-def _checked_mask(mask: Tensor | None, student: Tensor) -> Tensor:
-    """Return the positions that count, at least one."""
-    if mask is None:
-        return torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
+def _checked_mask(mask: Tensor, student: Tensor) -> Tensor:
+    """Return the mask; raise unless it leaves at least one position."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != student.shape[:-1]:
         given = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"mask must be a boolean tensor of the positions {tuple(student.shape[:-1])}, got {given}")

@@ -22,7 +22,7 @@ from mlcomp.context import isolated_run
 from mlcomp.distill.soft_targets import distillation_loss
 from mlcomp.distill.teaching import Seen, home, teach
 from mlcomp.distill.train_student import Taught
-from mlcomp.generate.beam_search import beam_search
+from mlcomp.generate.beam_search import search_outputs
 from mlcomp.generate.outputs import check_tokens, output_mask
 from mlcomp.layerwise.fit import copy_model
 from mlcomp.train.loop import History, train
@@ -35,15 +35,15 @@ def teacher_outputs(
     """Return the best output of the teacher's beam search for each prompt: the data of sequence-level distillation.
 
     Args:
-        teacher, prompts, beam, length, end: as in :func:`mlcomp.generate.beam_search`.
+        teacher, prompts, beam, length, end: as in :func:`mlcomp.generate.search_outputs`.
         batch_size: prompts that are searched at once.
     Raises:
-        ValueError: as ``beam_search``.
+        ValueError: as ``search_outputs``.
     """
     check_tokens("prompts", prompts)
     check_whole("batch_size", batch_size, 1)
     search = {"beam": beam, "length": length, "end": end}
-    return torch.cat([beam_search(teacher, part, **search).tokens[:, 0] for part in prompts.split(batch_size)])
+    return torch.cat([search_outputs(teacher, part, **search).tokens[:, 0] for part in prompts.split(batch_size)])
 
 
 @isolated_run
