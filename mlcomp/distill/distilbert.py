@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mlcomp.checks import check_codes, check_interval, check_like, check_tensor, check_values, check_whole
 from mlcomp.context import isolated, isolated_run
 from mlcomp.distill.soft_targets import soft_target_loss
-from mlcomp.distill.teaching import Pupil, Seen, home
+from mlcomp.distill.teaching import Pupil, home
 from mlcomp.distill.train_student import Taught
 from mlcomp.layerwise.fit import copy_model
 from mlcomp.modes import evaluating, keeping_modes
@@ -60,6 +60,7 @@ def keep_layers(model: nn.Module, name: str, layers: Sequence[int]) -> nn.Module
         raise ValueError(f"layers must be one or more rising numbers, got {list(layers)}")
     result = copy_model(model)
     left = result.get_submodule(name)
+    assert isinstance(left, nn.ModuleList | nn.Sequential)  # as in the model
     for number in reversed(range(len(stack))):
         if number not in layers:
             del left[number]
@@ -119,8 +120,8 @@ def distilbert_loss(
         wide = torch.promote_types(student.dtype, torch.float32)
         total = total + supervised * F.cross_entropy(student[chosen].to(wide), labels[chosen].long())
     if cosine:
-        pair = (x[where].to(work) for x in (student_hidden, teacher_hidden.detach()))
-        total = total + cosine * (1 - F.cosine_similarity(*pair, dim=-1)).mean()
+        ours, theirs = student_hidden[where].to(work), teacher_hidden.detach()[where].to(work)
+        total = total + cosine * (1 - F.cosine_similarity(ours, theirs, dim=-1)).mean()
     return total
 
 
@@ -167,13 +168,21 @@ def distilbert(
     pupil.teacher = (teacher, (hidden,))
     known = labels.to(home(result))
     counts = None if mask is None else mask.to(home(result))
-    weights = {"soft": soft, "supervised": supervised, "cosine": cosine, "temperature": temperature}
 
-    def loss(both: tuple[Seen, Seen], index: Tensor) -> Tensor:
+    def loss(both: Any, index: Tensor) -> Tensor:
         seen, taught = both
-        states = {"student_hidden": seen.features[0], "teacher_hidden": taught.features[0]}
-        own = None if counts is None else counts[index]
-        return distilbert_loss(seen.logits, taught.logits, known[index], mask=own, **states, **weights)
+        return distilbert_loss(
+            seen.logits,
+            taught.logits,
+            known[index],
+            student_hidden=seen.features[0],
+            teacher_hidden=taught.features[0],
+            mask=None if counts is None else counts[index],
+            soft=soft,
+            supervised=supervised,
+            cosine=cosine,
+            temperature=temperature,
+        )
 
     with keeping_modes(teacher):
         teacher.eval()
