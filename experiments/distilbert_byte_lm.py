@@ -1,6 +1,6 @@
 """DistilBERT's recipe on a byte-level language model: what the initialization and each of the three losses bring.
 
-    python experiments/distilbert_byte_lm.py                  # all; a quarter of an hour on one core
+    python experiments/distilbert_byte_lm.py                  # all; about twenty-five minutes on one core
     python experiments/distilbert_byte_lm.py --part "text, triple loss"     # or any other of its parts
     python experiments/distilbert_byte_lm.py --seeds 0        # what is there already is not run again
 
