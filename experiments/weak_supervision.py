@@ -4,19 +4,20 @@
     python experiments/weak_supervision.py --part selves           # or views, networks
     python experiments/weak_supervision.py --part networks --seeds 0   # what is there is not run again
 
-A seed splits the 1797 images of 8×8 pixels: 600 held out, 1, 2 or 5 labelled ones of each class, the others unlabelled.
+A seed splits the 1797 images of 8×8 pixels: 600 held out; 1, 2 or 5 labelled ones of each class; the others are
+unlabelled.
 
-selves: logistic regression on all pixels. Self-training by several rules, 12 rounds each: the 5 most confident of each
-    class, more by 5 in each round (revised) or 5 new ones (final); 50 of all; 5 of each predicted class drawn at
+selves: logistic regression on all pixels. Self-training by several rules, 12 rounds each: the 5 most confident of
+    each class, more by 5 in each round (revised) or 5 new ones (final); 50 of all; 5 of each predicted class drawn at
     random in place of the most confident; everything; above a threshold, also with classes weighted evenly in the
     fit. Beside them scikit-learn's label spreading over 7 nearest neighbours, and training on all labels.
 views: logistic regression on halves of the pixels, combined by the product of their probabilities. Co-training (3 of
-    each class by each view, 10 rounds) with left and right halves, with random halves, and with right halves that were
-    exchanged between unlabelled images of the same class: that makes the views independent given the class. (It needs
-    the labels, so it is no method but a test of the assumption.) As controls self-training of each half by itself, and
-    of all pixels, with as many labels and rounds. Rows "dependence" measure the views: how much oftener both halves'
-    classifiers of all labels err together than if they were independent given the class, and what share of the right
-    half's variance within a class ridge regression predicts from the left one.
+    each class by each view, 10 rounds) with left and right halves, with random halves, and with second halves that
+    were exchanged between unlabelled images of the same class: that makes the views independent given the class. (It
+    needs the labels, so it is no method but a test of the assumption.) As controls self-training of each half by
+    itself, and of all pixels, with as many labels and rounds. Rows "dependence" measure the views: how much oftener
+    both halves' classifiers of all labels err together than if they were independent given the class, and what share
+    of the second half's variance within a class ridge regression predicts from the first one.
 networks: a perceptron 64-128-10, 2 labels a class, 1007 steps: on the labels, one and an ensemble of three; on
     pseudo-labels of all unlabelled images by the first; meta pseudo labels with several weights of the student's
     feedback: 0 none, 64 (the size of a batch) the gradient of the student's loss itself, 1000 so large that it is
@@ -35,7 +36,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.semi_supervised import LabelSpreading
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
 
@@ -176,21 +177,11 @@ def views(seed: int) -> Iterator[Row]:
         moved = exchanged(truth, seed)
         for name, (a, b) in halves(seed).items():
             if labels == LABELS[0]:
-                yield {"labels": "all", "method": f"dependence, {name}"} | dependence(seed, a, b, moved=False)
-                yield {"labels": "all", "method": f"dependence, {name}, exchanged"} | dependence(
-                    seed, a, b, moved=True
-                )
+                for changed in (False, True):
+                    method = f"dependence, {name}" + ", exchanged" * changed
+                    yield {"labels": "all", "method": method} | dependence(seed, a, b, moved=changed)
             both, rest, held = ((t[:, a], t[:, b]) for t in (x, u, out))
-
-            def row(method: str, predicts: tuple, given: Tensor | None = None, held=held, labels=labels) -> Row:
-                p = [predict(view) for predict, view in zip(predicts, held, strict=True)]
-                single = sum(accuracy(q, classes) for q in p) / 2
-                return (
-                    {"labels": labels, "method": method}
-                    | measured(p[0] * p[1], classes, given, truth)
-                    | {"single": round(single, 5)}
-                )
-
+            row = partial(of_views, labels, held, classes, truth)
             yield row(f"supervised, {name}", tuple(logistic(view, y) for view in both))
             cases = {f"co-training, {name}": rest, f"co-training, {name}, exchanged": (rest[0], rest[1][moved])}
             for method, unlabelled in cases.items():
@@ -204,39 +195,59 @@ def views(seed: int) -> Iterator[Row]:
             right = sum(float((g.labels == truth).sum() / (g.labels >= 0).sum()) for g in alone) / 2
             yield row(f"each by itself, {name}", tuple(g.predict for g in alone)) | {"right": round(right, 5)}
         whole = self_training(logistic, x, y, u, best_per_class=2 * EACH, rounds=CO_ROUNDS)
-        row_of_whole = measured(whole.predict(out), classes, whole.labels, truth)
-        yield {"labels": labels, "method": "self-training, all pixels", **row_of_whole}
+        facts = measured(whole.predict(out), classes, whole.labels, truth)
+        yield {"labels": labels, "method": "self-training, all pixels", **facts}
+
+
+def of_views(
+    labels: int,
+    held: tuple[Tensor, Tensor],
+    classes: Tensor,
+    truth: Tensor,
+    method: str,
+    predicts: tuple,
+    given: Tensor | None = None,
+) -> Row:
+    """Return what both classifiers do together, and each by itself."""
+    p = [predict(view) for predict, view in zip(predicts, held, strict=True)]
+    single = sum(accuracy(q, classes) for q in p) / 2
+    together = measured(p[0] * p[1], classes, given, truth)
+    return {"labels": labels, "method": method, **together, "single": round(single, 5)}
 
 
 def dependence(seed: int, a: Tensor, b: Tensor, *, moved: bool) -> Row:
     """Return how dependent two views are given the class, on held-out images, learned from all labels."""
     x, y, u, truth, out, classes = split(1, seed)
     own, mine = torch.cat([x, u]), torch.cat([y, truth])
-    order, held_order = exchanged(mine, seed), exchanged(classes, seed)
-    second, other = own[:, b], out[:, b]
+    order, held_order = torch.arange(len(own)), torch.arange(len(out))
     if moved:
-        second, other = second[order], other[held_order]
-    wrong = [logistic(own[:, a], mine)(out[:, a]).argmax(1) != classes]
-    wrong += [logistic(own[:, b], mine)(other).argmax(1) != classes]
-    expected = sum(
-        float(wrong[0][classes == c].double().mean() * wrong[1][classes == c].double().sum()) for c in range(10)
-    )
-    explained, total = 0.0, 0.0
+        order, held_order = exchanged(mine, seed), exchanged(classes, seed)
+    first, second = (own[:, a], own[order][:, b]), (out[:, a], out[held_order][:, b])
+    wrong = [logistic(view, mine)(held).argmax(1) != classes for view, held in zip(first, second, strict=True)]
+    expected = 0.0
     for c in range(10):
-        f, t = own[mine == c][:, a].double(), second[mine == c].double()
-        middle, target = f.mean(0), t.mean(0)
-        f = f - middle
-        ridge = torch.eye(f.shape[1], dtype=f.dtype)
-        weights = torch.linalg.solve(f.T @ f + ridge, f.T @ (t - target))
-        here = classes == c
-        left = other[here].double() - target
-        error = left - (out[here][:, a].double() - middle) @ weights
-        explained, total = (
-            explained + float(left.square().sum() - error.square().sum()),
-            total + float(left.square().sum()),
-        )
+        one, other = (w[classes == c].double() for w in wrong)
+        expected += float(one.mean() * other.sum())
     together = float((wrong[0] & wrong[1]).sum()) / expected
-    return {"together": round(together, 3), "r2": round(explained / total, 4)}
+    return {"together": round(together, 3), "r2": round(explained(first, mine, second, classes), 4)}
+
+
+def explained(
+    views: tuple[Tensor, Tensor], classes: Tensor, held: tuple[Tensor, Tensor], held_classes: Tensor
+) -> float:
+    """Return the share of the second view's variance within classes that ridge regression on the first predicts."""
+    error, total = 0.0, 0.0
+    for c in range(10):
+        here, there = classes == c, held_classes == c
+        first, second = (view[here].double() for view in views)
+        middle, target = first.mean(0), second.mean(0)
+        first = first - middle
+        damped = first.T @ first + torch.eye(first.shape[1], dtype=first.dtype)
+        weights = torch.linalg.solve(damped, first.T @ (second - target))
+        rest = held[1][there].double() - target
+        total += float(rest.square().sum())
+        error += float((rest - (held[0][there].double() - middle) @ weights).square().sum())
+    return 1 - error / total
 
 
 def networks(seed: int) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -154,7 +154,7 @@ class _Lesson:
         self.average = 0.0
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
-    def __call__(self, seen: tuple[Tensor, Tensor], _: Int64[Tensor, " batch"]) -> Tensor:
+    def __call__(self, seen: Any, _: Tensor) -> Tensor:
         logits, batch = seen
         drawn = logits.detach().softmax(1).multinomial(1)[:, 0]  # from the generator that the loop seeds
         chosen = next(self.batches)

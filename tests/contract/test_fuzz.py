@@ -41,6 +41,11 @@ PARTS = (*PARTS, "masked_attention")
 UNCHECKED = ("mlcomp.kernels.",)
 
 
+def nearest_class(inputs: Tensor, labels: Tensor) -> Callable:
+    """Fit the first sample of each class; the nearer, the likelier."""
+    return lambda x: (-torch.cdist(x, inputs[:OUT])).softmax(1)
+
+
 @functools.cache
 def good() -> dict[str, object]:
     """Return a good value of each argument, by name or, where names mean several things, by function and name."""
@@ -155,6 +160,16 @@ def good() -> dict[str, object]:
         "up": drawn(5, 8),
         "down": drawn(4, 5),
         "sparse_gated_mlp.threshold": 0.0,  # every weight is read
+        "probabilities": vectors.softmax(1),
+        "best": 2,
+        "fit": nearest_class,
+        "fits": (nearest_class, nearest_class),
+        "views": (weight, weight),
+        "self_training.inputs": weight,
+        "unlabelled": drawn(6, INP),
+        "co_training.unlabelled": (drawn(6, INP), drawn(6, INP)),
+        "rounds": 2,
+        "best_per_class": 1,
         "gumbel_keep.logits": drawn(6, 2),
         "decisions": torch.rand(OUT, 5, generator=torch.Generator().manual_seed(0)).round(),  # in a list
         "ratios": [0.5],
@@ -171,7 +186,7 @@ IN_A_LIST = (
     "ensemble_log_probabilities.logits",
 )
 # Options that a good call needs beside what has no default, and those that exclude each other.
-OPTIONS = ("sparsity", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
+OPTIONS = ("sparsity", "best", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
 
 
 def is_tensor(parameter: inspect.Parameter) -> bool:

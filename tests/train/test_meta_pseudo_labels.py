@@ -1,5 +1,6 @@
 import copy
 import itertools
+import sys
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mlcomp.train import meta_pseudo_labels, random_batches, train
+from mlcomp.train.loop import learning_rate_share
 from mlcomp.train.meta_pseudo_labels import student_gain
 
 SGD = torch.optim.SGD
@@ -143,6 +145,41 @@ def test_the_history_and_the_average_by_hand():
         m = 0.5 * m + 0.5 * gain
     still = meta_pseudo_labels(net(1), net(2), x, y, u, decay=1.0, **options)
     assert not still.average.any() and still.gain[0] == history.gain[0]
+
+
+def test_the_weights_are_those_of_the_literal_loop(monkeypatch):
+    """What is drawn is watched; all else of the algorithm is written out, with gradient descent for both networks."""
+    x, y, u = data(labelled=6, unlabelled=12)
+    seen, own = [], student_gain
+
+    def watch(student, optimizer, batch, drawn, inputs, labels):
+        seen.append((batch, drawn, inputs, labels))
+        return own(student, optimizer, batch, drawn, inputs, labels)
+
+    monkeypatch.setattr(sys.modules["mlcomp.train.meta_pseudo_labels"], "student_gain", watch)
+    nets = net(1), net(2)
+    options = {"epochs": 2, "lr": 0.3, "student_lr": 0.5, "batch_size": 4, "optimizer": SGD, "progress": False}
+    meta_pseudo_labels(*nets, x, y, u, feedback=5.0, decay=0.7, **options)
+    teacher, student = net(1), net(2)
+    share, m = learning_rate_share(6), 0.0
+    for step, (batch, drawn, inputs, labels) in enumerate(seen):
+        old = F.cross_entropy(student(inputs), labels).item()
+        descend(student, F.cross_entropy(student(batch), drawn), 0.5 * share(step))
+        gain = old - F.cross_entropy(student(inputs), labels).item()
+        loss = F.cross_entropy(teacher(inputs), labels)
+        descend(teacher, loss + 5.0 * (gain - m) * F.cross_entropy(teacher(batch), drawn), 0.3 * share(step))
+        m = 0.7 * m + 0.3 * gain
+    assert len(seen) == 6
+    for model, wanted in zip(nets, (teacher, student), strict=True):
+        for p, q in zip(model.parameters(), wanted.parameters(), strict=True):
+            torch.testing.assert_close(p, q, atol=1e-12, rtol=1e-10)
+
+
+def descend(model, loss, lr):
+    gradient = torch.autograd.grad(loss, list(model.parameters()))
+    with torch.no_grad():
+        for p, g in zip(model.parameters(), gradient, strict=True):
+            p -= lr * g
 
 
 def test_without_feedback_the_teacher_learns_from_labels_alone():
