@@ -2,8 +2,8 @@
 
 Notation: a view is a part of what is known of a sample (the words of a page, the words of links to it). U' is the
 pool of unlabelled samples from which a round chooses.
-Source: Blum & Mitchell 1998, 10.1145/279943.279962, table 1; section 5 (the product of both probabilities as the
-combined classifier).   Syllabus: 4.13
+Source: Blum & Mitchell 1998, Combining labeled and unlabeled data with co-training, COLT, table 1 (the algorithm) and
+its experiments (the product of both probabilities as the combined classifier).   Syllabus: 4.13
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ class CoTrained:
     labels: Int64[Tensor, " m"]
     history: Int64[Tensor, "rounds m"]
 
+    @isolated_run
     def predict(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the product of both views' probabilities, each row divided by its sum."""
         p = self.predicts[0](first) * self.predicts[1](second)
@@ -81,9 +82,12 @@ def co_training(
         raise ValueError(f"unlabelled views differ in length: {len(unlabelled[0])} and {len(unlabelled[1])}")
     if pool is not None:
         check_whole("pool", pool, 1)
+    check_whole("seed", seed, 0)
     count = len(unlabelled[0])
-    order = torch.arange(count) if pool is None else torch.randperm(count, generator=_seeded(seed), device="cpu")
-    order = order.to(labels.device)
+    order = torch.arange(count, device=labels.device)
+    if pool is not None:
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(count, generator=generator, device="cpu").to(labels.device)
     given = torch.full((count,), NONE, device=labels.device)
     history: list[Tensor] = []
 
@@ -96,20 +100,16 @@ def co_training(
         if not len(free):
             break
         given = given.clone()
-        given[free] = _agreed([p[free] for _, p in both], best_per_class)
+        given[free] = _chosen([p[free] for _, p in both], best_per_class)
         history.append(given)
         both = fitted()
     predicts = both[0][0], both[1][0]
     return CoTrained(predicts, given, torch.stack(history) if history else given[None][:0])
 
 
-def _agreed(probabilities: list[Tensor], best_per_class: int) -> Tensor:
+def _chosen(probabilities: list[Tensor], best_per_class: int) -> Tensor:
     """Return the labels that either view chooses; where both do and differ, those of the more confident one."""
     first, second = (confident_labels(p, best_per_class=best_per_class) for p in probabilities)
     sure, surer = (p.amax(1) for p in probabilities)
     take_first = (first != NONE) & ((second == NONE) | (sure >= surer))
     return first.where(take_first, second)
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

@@ -1,8 +1,9 @@
 """Pseudo-labels: which of a classifier's answers on unlabelled data are taken for labels.
 
 Notation: p the probabilities of a sample's classes; its pseudo-label is the likeliest class, its confidence max p.
-Source: Yarowsky 1995, 10.3115/981658.981684, section 4, step 3c (a threshold); Blum & Mitchell 1998,
-10.1145/279943.279962, table 1 (a number of each class).   Syllabus: 4.13
+Source: Yarowsky 1995, Unsupervised word sense disambiguation rivaling supervised methods, ACL, section 4 (a
+threshold); Blum & Mitchell 1998, Combining labeled and unlabeled data with co-training, COLT, table 1 (a number of
+each class).   Syllabus: 4.13
 """
 
 from collections.abc import Callable
@@ -131,10 +132,12 @@ def network_fit(make: Callable[[int], nn.Module], *, seed: int = 0, epochs: int,
         raise ValueError("checkpoint cannot be given: each fit is a training of its own")
     run: dict = {"progress": False, **options, "seed": seed, "epochs": epochs, "lr": lr}
 
+    @isolated_run
     def fit(inputs: Tensor, labels: Tensor) -> Predict:
         net = make(seed)
         train(net, inputs, labels, **run)
 
+        @isolated_run
         def predict(batch: Tensor) -> Tensor:
             device = next(net.parameters()).device
             with evaluating(net):

@@ -1,8 +1,8 @@
 """Self-training: a classifier labels data for itself, is fitted again with these labels, and so on.
 
 Notation: a round chooses pseudo-labels by the last fit, and fits to the labelled and the pseudo-labelled samples.
-Source: Yarowsky 1995, 10.3115/981658.981684, section 4 (labels of a round may be withdrawn in the next); Scudder 1965
-is its origin in theory.   Syllabus: 4.13
+Source: Yarowsky 1995, Unsupervised word sense disambiguation rivaling supervised methods, ACL, section 4 (labels of
+a round may be withdrawn in the next).   Syllabus: 4.13
 """
 
 from dataclasses import dataclass
