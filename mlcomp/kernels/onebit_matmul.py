@@ -53,9 +53,10 @@ def onebit_matmul(
     inner = packed.shape[1]
     scaled = F.pad(x.float() * columns.float(), (0, 32 * inner - x.shape[1]))
     planes = scaled.view(tokens, inner, 32).mT.contiguous()
-    tile, deep = (64, min(128, triton.next_power_of_2(inner))) if INTERPRETED else (8, 128)
+    # One warp: the numbers that a lane loads are those that it adds, and nothing goes through shared memory.
+    tile, deep = (64, min(128, triton.next_power_of_2(inner))) if INTERPRETED else (4, 128)
     _kernel[(triton.cdiv(out, tile), tokens)](
-        planes, packed, rows.float(), y, out, inner, OUT=tile, WORDS=deep, WHOLE=inner % deep == 0, num_warps=4,
+        planes, packed, rows.float(), y, out, inner, OUT=tile, WORDS=deep, WHOLE=inner % deep == 0, num_warps=1,
         num_stages=2,
     )  # fmt: skip
     return y
