@@ -134,3 +134,32 @@ def nf4_matmul():
     )  # fmt: skip
     for tokens in (1, 16):
         nf4_matmul(torch.empty(tokens, inp, dtype=BF16), weight)
+
+
+def two_four_matmul():
+    from mlcomp.formats import TwoFour
+    from mlcomp.kernels.two_four_matmul import two_four_matmul
+
+    out, inp = 14336, 4096
+    weight = object.__new__(TwoFour)  # the places are not written, so a check of them would fail
+    object.__setattr__(weight, "values", torch.empty(out, inp // 2, dtype=BF16))
+    object.__setattr__(weight, "metadata", torch.empty(out * inp // 8, dtype=torch.uint8))
+    for tokens in (1, 16):
+        two_four_matmul(torch.empty(tokens, inp, dtype=BF16), weight)
+
+
+def sparse_gated_mlp():
+    from mlcomp.kernels.sparse_gated_mlp import sparse_gated_mlp
+
+    inp, hidden = 4096, 14336
+    gate, up, down = (torch.zeros(hidden, inp, dtype=BF16) for _ in range(3))
+    sparse_gated_mlp(torch.zeros(1, inp, dtype=BF16), gate, up, down.T, 0.1)
+
+
+def llm_int8():
+    from mlcomp.formats.absmax_int8 import AbsmaxInt8
+    from mlcomp.kernels.llm_int8 import llm_int8
+
+    weight = AbsmaxInt8(torch.empty(14336, 4096, dtype=torch.int8), torch.empty(14336, 1))
+    for tokens in (1, 4096):
+        llm_int8(torch.zeros(tokens, 4096, dtype=BF16), weight)

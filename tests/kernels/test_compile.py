@@ -119,6 +119,24 @@ def test_nf4_matmul_looks_codes_up_in_shared_memory(facts):
         assert count(kernel, "I2F") <= 4  # in the division that finds the block of a scale; none for the codes
 
 
+def test_two_four_matmul_selects_in_registers_for_the_tensor_cores(facts):
+    for kernel in facts["two_four_matmul"].values():
+        assert count(kernel, "HMMA") + count(kernel, "HGMMA") >= 4  # a plane each
+        assert count(kernel, "LDGSTS.E.BYPASS.128") > 0 and count(kernel, "I2F") == 0
+
+
+def test_sparse_gated_mlp_sums_in_float32_without_conversions_of_integers(facts):
+    for kernel in facts["sparse_gated_mlp"].values():
+        assert count(kernel, "LDG.E.128") > 0 and count(kernel, "FFMA") > 0 and count(kernel, "I2F") == 0
+
+
+def test_llm_int8_uses_both_kinds_of_tensor_cores(facts):
+    for name, kernel in facts["llm_int8"].items():
+        if kernel["shared"] > 1024:  # the product; the other kernel quantizes x
+            assert count(kernel, "IGMMA") + count(kernel, "IMMA") > 0, name
+            assert count(kernel, "HMMA") + count(kernel, "HGMMA") > 0, name
+
+
 @pytest.mark.parametrize("case", ["exact_obs", "obq"])
 def test_a_row_of_128_inputs_is_one_warp_without_a_barrier_of_several(facts, case):
     single = list(facts[case].values())[:2]
