@@ -1,4 +1,4 @@
-"""LLM.int8() with no, some and many outlier columns against cuBLAS on bf16 and bitsandbytes, quantizing x included."""
+"""LLM.int8() with no, some and many outlier columns against cuBLAS on bf16 and bitsandbytes; x is quantized, too."""
 
 import torch
 

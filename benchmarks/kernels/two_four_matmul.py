@@ -1,4 +1,4 @@
-"""16-bit activations times a 2:4 sparse weight, compressed, against cuBLAS on the dense one and PyTorch's own format."""
+"""16-bit activations times a compressed 2:4 weight, against cuBLAS on the dense one and PyTorch's own format."""
 
 import torch
 
