@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlcomp.checks import check_floating, check_like
+from mlcomp.checks import check_floating, check_like, check_values, narrowed
 from mlcomp.context import isolated
 from mlcomp.formats.xnor_matmul import PackedSigns, check_packed
 
@@ -26,14 +26,17 @@ def onebit_matmul(
         signs: (out, inp), from :func:`mlcomp.formats.pack_signs`.
         rows, columns: (out,) and (inp,), any float dtypes.
     Raises:
-        ValueError: shapes that do not match. TypeError: not packed signs, not floating point.
+        ValueError: shapes that do not match, NaN or inf, a result beyond its dtype. TypeError: not packed signs, not
+            floating point.
     Guarantee: computed in float32 (float64 stays) and rounded once.
     Cost: this is the readable version: it unpacks all signs to numbers.
     """
     check_onebit(x, signs, rows, columns)
+    for name, tensor in (("x", x), ("rows", rows), ("columns", columns)):
+        check_values(name, tensor)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     y = (x.to(wide) * columns.to(wide)) @ signs.signs().to(wide).T
-    return (y * rows.to(wide)).to(x.dtype)
+    return narrowed(y * rows.to(wide), x.dtype)
 
 
 def check_onebit(x: Tensor, signs: PackedSigns, rows: Tensor, columns: Tensor) -> None:

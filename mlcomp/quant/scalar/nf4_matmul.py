@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mlcomp.checks import check_floating
+from mlcomp.checks import check_floating, check_values, narrowed
 from mlcomp.context import isolated
 from mlcomp.quant.scalar.double_quantization import DoubleQuantized
 
@@ -77,13 +77,15 @@ def nf4_matmul(x: Float[Tensor, "tokens inp"], weight: PackedNF4) -> Float[Tenso
         x: (tokens, inp), any float dtype; not modified.
         weight: from :func:`pack_nf4`.
     Raises:
-        ValueError: x does not fit the weight. TypeError: not floating point, not packed.
+        ValueError: x does not fit the weight, or holds NaN or inf; a result beyond its dtype. TypeError: not floating
+            point, not packed.
     Guarantee: computed in float32 (float64 stays) and rounded once.
     Cost: this is the readable version: it dequantizes the whole weight.
     """
     check_packed_nf4(x, weight)
+    check_values("x", x)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return (x.to(wide) @ weight.dequantize().to(wide).T).to(x.dtype)
+    return narrowed(x.to(wide) @ weight.dequantize().to(wide).T, x.dtype)
 
 
 def check_packed_nf4(x: Tensor, weight: PackedNF4) -> None:
