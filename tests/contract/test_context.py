@@ -344,6 +344,9 @@ OTHERS = {
         formats.two_four_matmul, drawn(3, 16), formats.TwoFour.from_dense(prune.magnitude(W, pattern=(2, 4)))
     ),
     "pack_signs": lambda: partial(formats.pack_signs, W),
+    "onebit_matmul": lambda: partial(
+        formats.onebit_matmul, drawn(3, 16), formats.pack_signs(W), W[:, 0], drawn(3, 16)[0]
+    ),
     "xnor_matmul": lambda: partial(formats.xnor_matmul, formats.pack_signs(drawn(3, 16)), formats.pack_signs(W)),
     "CSR": lambda: partial(stored, formats.CSR, W),
     "TwoFour": lambda: partial(stored, formats.TwoFour, prune.magnitude(W, pattern=(2, 4))),
@@ -439,6 +442,10 @@ OTHERS = {
     "kmeans": lambda: partial(quant.kmeans, drawn(30, 4), 4, generator=layer()["generator"]),
     "kmeans_assign": lambda: partial(quant.kmeans_assign, drawn(30, 4), drawn(4, 4)),
     "fit_tree": lambda: partial(quant.fit_tree, drawn(30, 4), 4, branching=2, generator=layer()["generator"]),
+    "pack_nf4": lambda: partial(quant.pack_nf4, quant.double_quantize(W, block_size=8)),
+    "nf4_matmul": lambda: partial(
+        quant.nf4_matmul, drawn(3, 16), quant.pack_nf4(quant.double_quantize(W, block_size=8))
+    ),
     "pack_w4": lambda: partial(quant.pack_w4, quant.rtn(W, bits=4)),
     "w4a16_matmul": lambda: partial(quant.w4a16_matmul, drawn(3, 16), quant.pack_w4(quant.rtn(W, bits=4))),
     "outlier_columns": lambda: partial(quant.outlier_columns, 4 * W),

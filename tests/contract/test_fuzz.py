@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 import mlcomp
-from mlcomp.formats import CSR, AdditiveCodes, TwoFour, absmax_int8
+from mlcomp.formats import CSR, AdditiveCodes, TwoFour, absmax_int8, pack_signs
 from mlcomp.obs import block_fisher_inverse, exact_obs_trace
 from mlcomp.prune import magnitude
-from mlcomp.quant import pack_w4, rtn
+from mlcomp.quant import double_quantize, pack_nf4, pack_w4, rtn
 from tests.contract.public import public_functions
 from tests.contract.test_checks import INP, OUT, changed, drawn, layer
 
@@ -31,7 +31,16 @@ LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squ
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
 LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "hint_loss")
 LEARNED = (*LEARNED, "ensemble_log_probabilities")
-LEARNED = (*LEARNED, "csr_matmul", "two_four_matmul", "bias_correction", "relu_mean", "analytic_correction")
+LEARNED = (
+    *LEARNED,
+    "csr_matmul",
+    "two_four_matmul",
+    "onebit_matmul",
+    "nf4_matmul",
+    "bias_correction",
+    "relu_mean",
+    "analytic_correction",
+)
 LEARNED = (*LEARNED, "gumbel_keep", "ratio_loss")
 LEARNED = (*LEARNED, "binarize", "nearest_power", "squared_hinge")
 # Parts of methods that have checked their arguments, and loops to read: they check little themselves.
@@ -61,6 +70,10 @@ def good() -> dict[str, object]:
         "additive_matvec.x": drawn(INP),
         "additive_matvec.weight": coded,
         "w4a16_matmul.weight": pack_w4(rtn(weight, bits=4)),
+        "nf4_matmul.weight": pack_nf4(double_quantize(weight, block_size=4)),
+        "onebit_matmul.signs": pack_signs(weight),
+        "onebit_matmul.rows": drawn(OUT),
+        "onebit_matmul.columns": drawn(INP),
         "csr_matmul.weight": CSR.from_dense(weight),
         "two_four_matmul.weight": TwoFour.from_dense(magnitude(weight, pattern=(2, 4))),
         "codes": torch.arange(6),
