@@ -3,7 +3,7 @@ r"""Layer-by-layer distillation (LKD): each block of a quantized network learns 
 Notation: $L_1, L_2, \dots$ the blocks, $\hat L_k$ the quantized ones, X the inputs of the network.
 $$ \min_{\hat L_k} \mathrm{MSE}\bigl(L_k L_{k-1} \cdots L_1(X),\; \hat L_k L_{k-1} \cdots L_1(X)\bigr) . $$
 One block is trained at a time, and no labels are needed. In the paper both blocks are fed by the original network.
-With $\hat L_k \hat L_{k-1} \cdots \hat L_1(X)$ on the right the block sees the errors before it, and may correct them.
+With $\hat L_k \hat L_{k-1} \cdots \hat L_1(X)$ on the right a block sees the errors before it, and may correct them.
 Source: Yao et al. 2022, arXiv:2206.01861, section 4.2; inputs of the quantized network with targets of the original
 one: Nagel et al. 2020, arXiv:2004.10568, section 3.4 (asymmetric reconstruction).   Syllabus: 4.07
 """

@@ -31,7 +31,7 @@ def test_weights_are_rounded_group_by_group_and_inputs_token_by_token(bits, size
     dense = nn.Sequential(nn.Linear(8, 6)).double()
     model = prepare_group_wise(dense, weight_bits=bits, group_size=size, input_bits=4, symmetric=symmetric)
     rows = dense[0].weight.tolist()
-    want = [sum((literal(row[i : i + size], bits, symmetric) for i in range(0, 8, size)), []) for row in rows]
+    want = [[v for i in range(0, 8, size) for v in literal(row[i : i + size], bits, symmetric)] for row in rows]
     torch.testing.assert_close(model[0].weight, torch.tensor(want, dtype=torch.float64))
     rounded = torch.tensor([literal(x, 4, True) for x in X.tolist()], dtype=torch.float64)
     y = rounded @ torch.tensor(want, dtype=torch.float64).T + dense[0].bias
