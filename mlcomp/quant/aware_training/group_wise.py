@@ -138,14 +138,14 @@ def prepare_group_wise(
         check_group_size(group_size, weight_rows(layer).shape[1])
     result = split_attention(copy_model(model))
     for name in chosen:
-        layer = GroupWiseLayer(
+        trained = GroupWiseLayer(
             find_layer(result, name),
             weight_bits=overrides.get(name, weight_bits),
             group_size=group_size,
             input_bits=input_bits,
             symmetric=symmetric,
         )
-        result = replace_module(result, name, layer)
+        result = replace_module(result, name, trained)
     return result
 
 
@@ -179,7 +179,8 @@ def finish_group_wise(model: nn.Module) -> GroupWise:
 def _linear(model: nn.Module, names: Iterable[str] | None) -> dict[str, Layer]:
     """Return the linear layers that were named, or all."""
     chosen, _ = choose_layers(model, names)
-    linear = {name: layer for name, layer in chosen.items() if isinstance(layer, nn.Linear | TurnedLinear)}
+    kinds = nn.Linear, TurnedLinear
+    linear: dict[str, Layer] = {name: layer for name, layer in chosen.items() if isinstance(layer, kinds)}
     others = [] if names is None else [name for name in chosen if name not in linear]
     if others or not linear:
         told = f"layer {others[0]!r} is none" if others else "the model has none"
