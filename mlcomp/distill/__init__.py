@@ -5,12 +5,14 @@ from mlcomp.distill.compressed_student import compressed_student
 from mlcomp.distill.distilbert import distilbert, distilbert_loss, keep_layers, spread_layers
 from mlcomp.distill.hint_projection import hint_projection
 from mlcomp.distill.hints import Hinted, hint_loss, train_hints
+from mlcomp.distill.layer_by_layer import LayerByLayer, layer_by_layer
 from mlcomp.distill.sequence_level import sequence_student, teacher_outputs
 from mlcomp.distill.soft_targets import distillation_loss, soft_target_loss, soft_targets
 from mlcomp.distill.train_student import Taught, train_student
 
 __all__ = [
     "Hinted",
+    "LayerByLayer",
     "Taught",
     "born_again",
     "compressed_student",
@@ -21,6 +23,7 @@ __all__ = [
     "hint_loss",
     "hint_projection",
     "keep_layers",
+    "layer_by_layer",
     "sequence_student",
     "soft_target_loss",
     "soft_targets",

@@ -416,6 +416,8 @@ OTHERS = {
     "lsq_initial_step": lambda: partial(quant.lsq_initial_step, W, high=3),
     "prepare_qat": lambda: partial(quant.prepare_qat, net(), batches(), weight_bits=4, input_bits=4),
     "finish_qat": lambda: partial(quant.finish_qat, quant.prepare_qat(net(), batches(), weight_bits=4, input_bits=4)),
+    "prepare_group_wise": lambda: partial(quant.prepare_group_wise, net(), weight_bits=3, group_size=4),
+    "finish_group_wise": lambda: partial(quant.finish_group_wise, quant.prepare_group_wise(net(), weight_bits=3)),
     "straight_through": lambda: partial(quant.straight_through, W, W.round()),
     "ste_round": lambda: partial(quant.ste_round, W),
     "range_grid": lambda: partial(quant.range_grid, -W.abs(), W.abs(), bits=4),
@@ -586,6 +588,9 @@ OTHERS = {
     "ensemble_log_probabilities": lambda: partial(distill.ensemble_log_probabilities, [W, W.round()]),
     "train_hints": lambda: partial(
         distill.train_hints, net(), net(), images(), hints={"1": "1"}, epochs=2, lr=1e-2, progress=False
+    ),
+    "layer_by_layer": lambda: partial(
+        distill.layer_by_layer, net(), batches(), ["1", "3"], weight_bits=3, inputs="student", steps=2
     ),
     "train_student": lambda: partial(
         distill.train_student, net(), conv_net(), images(), labels(), temperature=2.0, alpha=0.5, **TWO_EPOCHS
