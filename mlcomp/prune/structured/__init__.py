@@ -1,14 +1,17 @@
 """Whole channels and heads removed: what is left is a smaller network of the same kind."""
 
+from mlcomp.prune.structured.attention_heads import attention_heads
 from mlcomp.prune.structured.dependency_graph import Group, Member, dependency_groups, find_group, fixed_channels
 from mlcomp.prune.structured.network_slimming import Slimmed, network_slimming, slimming_channels, train_gammas
 from mlcomp.prune.structured.permute_channels import permute_channels
 from mlcomp.prune.structured.remove_channels import group_weights, remove_channels
+from mlcomp.prune.structured.remove_heads import remove_heads
 
 __all__ = [
     "Group",
     "Member",
     "Slimmed",
+    "attention_heads",
     "dependency_groups",
     "find_group",
     "fixed_channels",
@@ -16,6 +19,7 @@ __all__ = [
     "network_slimming",
     "permute_channels",
     "remove_channels",
+    "remove_heads",
     "slimming_channels",
     "train_gammas",
 ]
