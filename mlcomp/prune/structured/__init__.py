@@ -2,6 +2,7 @@
 
 from mlcomp.prune.structured.attention_heads import attention_heads
 from mlcomp.prune.structured.dependency_graph import Group, Member, dependency_groups, find_group, fixed_channels
+from mlcomp.prune.structured.head_importance import head_importance, head_loss_changes, next_token_losses
 from mlcomp.prune.structured.network_slimming import Slimmed, network_slimming, slimming_channels, train_gammas
 from mlcomp.prune.structured.permute_channels import permute_channels
 from mlcomp.prune.structured.remove_channels import group_weights, remove_channels
@@ -16,7 +17,10 @@ __all__ = [
     "find_group",
     "fixed_channels",
     "group_weights",
+    "head_importance",
+    "head_loss_changes",
     "network_slimming",
+    "next_token_losses",
     "permute_channels",
     "remove_channels",
     "remove_heads",

@@ -32,8 +32,8 @@ def remove_heads(model: nn.Module, heads: Mapping[str, Iterable[int]], batch: An
         many, its configuration states the new numbers. Generation works in either case.
     Raises:
         ValueError: a layer that is no output projection, a head that is not there or stands twice, all heads of a
-            layer; key–value groups that would keep different numbers of query heads; single query heads where one matrix gives
-            queries, keys and values; a model whose sizes do not follow from its weights.
+            layer; key–value groups that would keep different numbers of query heads; single query heads where one
+            matrix gives queries, keys and values; a model whose sizes do not follow from its weights.
     Guarantee: up to rounding the outputs of ``model`` with these heads at zero in the input of the output projection.
     Cost: two forward passes over ``batch`` and a copy of the model.
     """
