@@ -153,19 +153,20 @@ def head_loss_changes(
     _modules(model, heads)
     changes = {}
     with evaluating(model):
-        whole = _all_losses(model, batches, loss)
+        whole = all_losses(model, batches, loss)
         for name, count in heads.items():
             found = []
             for head in range(count):
                 mask = torch.ones(count)
                 mask[head] = 0
                 with inputs_masked(model, {name: mask}):
-                    found.append(_all_losses(model, batches, loss) - whole)
+                    found.append(all_losses(model, batches, loss) - whole)
             changes[name] = torch.stack(found)
     return changes
 
 
-def _all_losses(model: nn.Module, batches: Iterable, loss: Losses) -> Tensor:
+def all_losses(model: nn.Module, batches: Iterable, loss: Losses) -> Tensor:
+    """Return the losses of the examples of all batches, (examples,), float64."""
     losses = [_losses(model, batch, loss).detach().double().cpu() for batch in batches]
     if not losses:
         raise ValueError("batches is empty")
