@@ -122,6 +122,7 @@ def good() -> dict[str, object]:
         "drawn_submodels.present": drawn(20) > 0,
         "drawn_submodels.count": 5,
         "drawn_submodels.share": 0.3,
+        "drawn_submodels.seed": 0,
         "module_scores.losses": drawn(OUT),
         "bonsai.utility": lambda removed: -float(removed.sum()),
         "bonsai.sizes": drawn(6).abs() + 1,
