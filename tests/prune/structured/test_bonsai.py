@@ -77,6 +77,9 @@ def test_the_modules_that_cost_least_per_parameter_go(rounds):
         torch.testing.assert_close(found.scores[-1][there], COSTS[there], rtol=0, atol=1e-9)
         for layer in range(4):
             assert int((~found.removed[2 * layer : 2 * layer + 2]).sum()) >= 1
+    large = torch.tensor([1.0, 2, 1, 2, 10, 2, 1, 2])  # module 4 costs much, and little for each parameter
+    found = bonsai(additive, large, sparsity=0.7, samples=60, share=0.3, ridge=0.0, layers=layers)
+    assert found.removed.nonzero().flatten().tolist() == best(large, 0.7, layers) == [1, 3, 4]
     any_may_go = bonsai(additive, sizes, sparsity=0.5, samples=60, share=0.3, ridge=0.0).removed
     assert any_may_go.nonzero().flatten().tolist() == [0, 1, 3, 5][1:]
 
