@@ -8,6 +8,7 @@ from tests.exercises.wrong_answers import (
     optimal_brain_compression,
     pruning,
     quantization,
+    quantization_and_heads,
     sparse_training,
 )
 
@@ -17,4 +18,5 @@ WRONG: dict[str, dict[str, list[tuple[str, str, str]]]] = {
     "lecture2": optimal_brain_compression.WRONG,
     "lecture3_importance": importance_and_distillation.WRONG,
     "lecture3_pruning": sparse_training.WRONG,
+    "lecture4_quantization": quantization_and_heads.WRONG,
 }
