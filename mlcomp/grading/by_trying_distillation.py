@@ -20,8 +20,8 @@ def pseudo_labels(probabilities: Tensor, k: int, slip: str = "") -> Tensor:
     """Return the label of each chosen example, −1 elsewhere, class by class.
 
     Slips: "overall" (as many, but the most confident of all), "column" (a class's largest probabilities, whatever is
-    more likely), "everything", "least", "margin" (the lead over the second class), "equal" (as many for each class as the
-    rarest one has), "one-more" (k + 1).
+    more likely), "everything", "least", "margin" (the lead over the second class), "equal" (as many for each class as
+    the rarest one has), "one-more" (k + 1).
     """
     rows = probabilities.tolist()
     classes = len(rows[0])
@@ -61,9 +61,9 @@ def teacher_gradient(
 ) -> Tensor:
     """Return the gradient by the teacher's logits, both gradients by automatic differentiation.
 
-    Slips: "sign" (new − old), "new" (the loss after the step alone), "up" (the student's step goes up), "not-labelled"
-    (the student is judged by the drawn labels), "soft" (the teacher's own probabilities in the place of what was drawn),
-    "bare" (without the coefficient), "sum" (over examples).
+    Slips: "sign" (new − old), "new" (the loss after the step alone), "up" (the student's step goes up),
+    "not-labelled" (the student is judged by the drawn labels), "soft" (the teacher's own probabilities in the place
+    of what was drawn), "bare" (without the coefficient), "sum" (over examples).
     """
     weight = student.clone().requires_grad_()
     (slope,) = torch.autograd.grad(F.cross_entropy(inputs @ weight.T, drawn), weight)
@@ -85,8 +85,9 @@ def teacher_gradient(
 def soft_gradient(student: Tensor, teacher: Tensor, temperature: float, slip: str = "") -> Tensor:
     """Return the gradient of T² KL by the student's logits, by automatic differentiation; the limit for T = ∞.
 
-    Slips: "sign", "no-square" (T² is missing), "square" (T² in front of p − q), "sum" (over examples), "classes" (mean over
-    them, too), "one-sided" (only the teacher is softened); for T = ∞ "not-centred", "all-classes" (not divided by them).
+    Slips: "sign", "no-square" (T² is missing), "square" (T² in front of p − q), "sum" (over examples), "classes"
+    (mean over them, too), "one-sided" (only the teacher is softened); for T = ∞ "not-centred", "all-classes" (not
+    divided by them).
     """
     count = 1 if slip == "sum" else len(student)
     if slip == "classes":
@@ -109,13 +110,15 @@ def confidence_weighted(student: Tensor, teacher: Tensor, labels: Tensor, slip: 
     """Return the loss of CWTM, example by example.
 
     Slips: "mean" (weights are not divided by their sum, but by the number), "sum" (by nothing), "of-the-label" (the
-    teacher's probability of the right class), "own" (the student's confidence), "logits" (the largest logit), "plain" (no
-    weights), "soft" (soft targets in the place of labels).
+    teacher's probability of the right class), "own" (the student's confidence), "logits" (the largest logit), "plain"
+    (no weights), "soft" (soft targets in the place of labels).
     """
     total, shared = 0.0, 0.0
     for z, t, label in zip(student, teacher, labels.tolist(), strict=True):
         p, q = z.softmax(0), t.softmax(0)
-        weight = {"of-the-label": q[label], "own": p.max(), "logits": t.max(), "plain": torch.ones(())}.get(slip, q.max())
+        weight = {"of-the-label": q[label], "own": p.max(), "logits": t.max(), "plain": torch.ones(())}.get(
+            slip, q.max()
+        )
         loss = -(q * p.log()).sum() if slip == "soft" else -p[label].log()
         total, shared = total + float(weight * loss), shared + float(weight)
     return torch.tensor([total / {"mean": len(labels), "sum": 1}.get(slip, shared)], dtype=torch.float64)
@@ -124,8 +127,9 @@ def confidence_weighted(student: Tensor, teacher: Tensor, labels: Tensor, slip: 
 def ensemble(logits: Tensor, slip: str = "") -> Tensor:
     """Return the logarithm of the networks' mean probability.
 
-    Slips: "logits" (the mean of these), "logarithms" (the mean of these), "probabilities" (no logarithm), "sum" (not divided
-    by the number of networks), "first-axis" (softmax over networks), "largest" (of the networks' probabilities).
+    Slips: "logits" (the mean of these), "logarithms" (the mean of these), "probabilities" (no logarithm), "sum" (not
+    divided by the number of networks), "first-axis" (softmax over networks), "largest" (of the networks'
+    probabilities).
     """
     if slip == "logits":
         return logits.mean(0).log_softmax(-1)
@@ -167,9 +171,9 @@ def word_loss(student: Tensor, teacher: Tensor, real: Tensor, slip: str = "") ->
 def beam_step(scores: Tensor, following: Tensor, finished: Tensor, end: int, slip: str = "") -> Tensor:
     """Return scores, parents and words of the best continuations, one above the other, from a list of all.
 
-    Slips: "each" (the best of each hypothesis), "fresh" (the scores so far are lost), "go-on" (finished ones are continued),
-    "gone" (finished ones are dropped), "end-again" (finished ones pay for another end), "copies" (finished ones
-    stand there once for each word), "least".
+    Slips: "each" (the best of each hypothesis), "fresh" (the scores so far are lost), "go-on" (finished ones are
+    continued), "gone" (finished ones are dropped), "end-again" (finished ones pay for another end), "copies"
+    (finished ones stand there once for each word), "least".
     """
     width, words = following.shape
     candidates = []
@@ -192,8 +196,8 @@ def beam_step(scores: Tensor, following: Tensor, finished: Tensor, end: int, sli
 def cosine_loss(student: Tensor, teacher: Tensor, real: Tensor, slip: str = "") -> Tensor:
     """Return the mean of 1 − cosine, word by word.
 
-    Slips: "padding", "places" (padding is left out, but divided by), "sentences" (the mean of their means), "one" (of all
-    words as one long vector), "dot" (not divided by the lengths), "similarity" (not 1 −), "sum".
+    Slips: "padding", "places" (padding is left out, but divided by), "sentences" (the mean of their means), "one" (of
+    all words as one long vector), "dot" (not divided by the lengths), "similarity" (not 1 −), "sum".
     """
     if slip == "one":
         a, b = student[real].flatten(), teacher[real].flatten()
@@ -261,8 +265,8 @@ def chain(steps: list[Step], slip: str = "") -> list[str]:
     """Return the fingerprint of each step.
 
     Slips: "alone" (a step knows nothing of those before it), "unsorted" (keys stand as they were given), "no-name",
-    "no-arguments", "values" (without their keys), "python" (Python's way to write things), "short" (eight digits), "earlier"
-    (all fingerprints so far, not the last).
+    "no-arguments", "values" (without their keys), "python" (Python's way to write things), "short" (eight digits),
+    "earlier" (all fingerprints so far, not the last).
     """
     found: list[str] = []
     write: Callable[[Any], str] = repr if slip == "python" else lambda x: json.dumps(x, sort_keys=slip != "unsorted")

@@ -64,8 +64,8 @@ def split_product(x: Tensor, weight: Tensor, threshold: float, slip: str = "") -
 def binary_neuron(x: Tensor, upstream: Tensor, slip: str = "") -> Tensor:
     """Return sign, probability of +1, and gradient, one above the other, number by number.
 
-    Slips: "three" (sign(0) = 0), "turned" (the probability of −1), "logistic", "not-clipped", "everywhere" (the gradient
-    is passed on beyond ±1), "inside" (not at ±1), "tanh", "half" (the derivative of the hard sigmoid).
+    Slips: "three" (sign(0) = 0), "turned" (the probability of −1), "logistic", "not-clipped", "everywhere" (the
+    gradient is passed on beyond ±1), "inside" (not at ±1), "tanh", "half" (the derivative of the hard sigmoid).
     """
     rows = []
     for v, g in zip(x.tolist(), upstream.tolist(), strict=True):
@@ -84,8 +84,7 @@ def sign_products(a: Tensor, b: Tensor, n: int, slip: str = "") -> Tensor:
     """Return the products of rows of signs, read off the text of binary numbers.
 
     Slips: "padding" (what lies behind the signs is compared, too), "whole" (and counted as signs), "once" (n − ones),
-    "turned" (2·ones − n), "and" (in the place of XOR), "high-first" (bits of a byte turned
-    round).
+    "turned" (2·ones − n), "and" (in the place of XOR), "high-first" (bits of a byte turned round).
     """
 
     def read(row: list[int]) -> str:
@@ -107,8 +106,9 @@ def folded_signs(
 ) -> Tensor:
     """Return the sign of BatchNorm for every whole number from −n to n, (units, 2n + 1).
 
-    Slips: "direction" (γ < 0 is like γ > 0), "edge" (−1 at the threshold itself where γ < 0), "nearest" (the threshold is
-    rounded), "outside" (√v + ε), "no-root", "beta" (wrong sign), "no-mean", "constant" (γ = 0 is always +1).
+    Slips: "direction" (γ < 0 is like γ > 0), "edge" (−1 at the threshold itself where γ < 0), "nearest" (the
+    threshold is rounded), "outside" (√v + ε), "no-root", "beta" (wrong sign), "no-mean", "constant" (γ = 0 is always
+    +1).
     """
     root = {"outside": variance.sqrt() + eps, "no-root": variance + eps}.get(slip, (variance + eps).sqrt())
     centre = torch.zeros_like(mean) if slip == "no-mean" else mean
@@ -133,8 +133,8 @@ def folded_signs(
 def outliers(weight: Tensor, log_density: float, slip: str = "") -> Tensor:
     """Return where the fitted Gaussian's log density is below ``log_density``, from its density.
 
-    Slips: "sigmas" (beyond four standard deviations), "no-sigma" and "no-pi" (parts of the density), "rows" (a fit for
-    each), "one-side" (only large positive weights), "no-mean", "body" (turned round), "sample" (σ with n − 1).
+    Slips: "sigmas" (beyond four standard deviations), "no-sigma" and "no-pi" (parts of the density), "rows" (a fit
+    for each), "one-side" (only large positive weights), "no-mean", "body" (turned round), "sample" (σ with n − 1).
     """
     fit = weight if slip == "rows" else weight.reshape(1, -1)
     mean = torch.zeros(1, dtype=weight.dtype) if slip == "no-mean" else fit.mean(1, keepdim=True)
@@ -154,8 +154,8 @@ def outliers(weight: Tensor, log_density: float, slip: str = "") -> Tensor:
 def body_levels(body: Tensor, bits: int, slip: str = "") -> Tensor:
     """Return GOBO's levels, weight by weight.
 
-    Slips: "width" (first bins of equal width), "start" (no step), "one" (one step), "squares" (until the squared error no
-    longer falls), "after" (the levels with which the error no longer fell), "medians".
+    Slips: "width" (first bins of equal width), "start" (no step), "one" (one step), "squares" (until the squared
+    error no longer falls), "after" (the levels with which the error no longer fell), "medians".
     """
     count, values = 2**bits, sorted(body.tolist())
     if slip == "width":
@@ -174,7 +174,9 @@ def body_levels(body: Tensor, bits: int, slip: str = "") -> Tensor:
             break
         error, kept = now, levels
         bins = [[v for v, k in zip(values, nearest, strict=True) if k == j] for j in range(count)]
-        centre = [part[len(part) // 2] if slip == "medians" and part else sum(part) / max(len(part), 1) for part in bins]
+        centre = [
+            part[len(part) // 2] if slip == "medians" and part else sum(part) / max(len(part), 1) for part in bins
+        ]
         levels = [c if part else old for c, part, old in zip(centre, bins, levels, strict=True)]
     chosen = levels if slip in ("start", "one", "after") else kept
     return torch.tensor(sorted(chosen), dtype=torch.float64)
@@ -219,9 +221,9 @@ def head_importance(
 ) -> Tensor:
     """Return the importance of each head, from a switch before each number of its output.
 
-    Slips: "batch" (the size after the mean over examples), "positions" (the size at each position), "entries" (of each
-    number), "sum" (over examples), "gradient" (without the head's output), "woven" (head h has every heads-th number),
-    "without" (the loss without the head, in the place of a derivative).
+    Slips: "batch" (the size after the mean over examples), "positions" (the size at each position), "entries" (of
+    each number), "sum" (over examples), "gradient" (without the head's output), "woven" (head h has every heads-th
+    number), "without" (the loss without the head, in the place of a derivative).
     """
     examples, positions, width = states.shape
     if slip == "without":
@@ -259,8 +261,9 @@ def expected_size(
 ) -> Tensor:
     """Return the expected number of weights, head by head and unit by unit.
 
-    Slips: "logistic" (not stretched), "sign" (of the stretch), "fine" (masks of layers do not count), "three" (matrices of a
-    head), "one" (matrix of a unit), "rounded" (probabilities), "at-rest" (the mask without noise), "all-hidden".
+    Slips: "logistic" (not stretched), "sign" (of the stretch), "fine" (masks of layers do not count), "three"
+    (matrices of a head), "one" (matrix of a unit), "rounded" (probabilities), "at-rest" (the mask without noise),
+    "all-hidden".
     """
     shift = 2 / 3 * math.log(11)
 

@@ -19,7 +19,6 @@ _size = partial(_mutated, "expected-size")
 _LARGEST = "matrix.abs().amax(1, keepdim=True)"
 _LARGE = "(x.abs() >= threshold).any(0)"
 _TAU = "mean - beta * (variance + eps).sqrt() / torch.where(gamma == 0, 1.0, gamma)"
-_NEXT = "torch.stack([body[nearest == k].mean() if (nearest == k).any() else levels[k] for k in range(2**bits)])"
 _DENSITY = "-z.square() / 2 - spread.log() - math.log(2 * math.pi) / 2 < log_density"
 
 WRONG: dict[str, list[tuple[str, str, str]]] = {
@@ -201,7 +200,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "once",
             _signs(("n - 2 * ones", "n - ones")),
-            "n minus the ones is the number of equal signs: those that differ are subtracted as well",
+            "n minus the ones is the number of equal signs: those that differ are subtracted, too",
         ),
         (
             "turned round",
@@ -297,7 +296,11 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             _outlier(("(weight - weight.mean())", "weight")),
             "the distance is from the mean, which is not 0",
         ),
-        ("the body", _outlier(("< log_density", ">= log_density")), "turned round: the outliers are True, not the body"),
+        (
+            "the body",
+            _outlier(("< log_density", ">= log_density")),
+            "turned round: the outliers are True, not the body",
+        ),
         (
             "n − 1",
             _outlier(("correction=0", "correction=1")),
@@ -359,7 +362,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("descending", _levels(("return kept", "return kept.flip(0)")), "the levels ascend"),
         (
             "half a step",
-            _levels((_NEXT, f"(levels + {_NEXT}) / 2")),
+            _levels(("torch.stack(means)", "(levels + torch.stack(means)) / 2")),
             "not GOBO's levels: check the first bins, what is nearest, and when it stops",
         ),
         ("mutates the body", _levels(("body.sort().values.", "body.mul_(2).sort().values.")), "changed its argument"),
