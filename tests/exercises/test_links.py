@@ -52,7 +52,7 @@ def cases():
         yield pytest.param(assignment, question, marks=marks, id=f"{assignment.folder} {question.id}")
 
 
-@pytest.mark.parametrize(("assignment", "question"), cases())
+@pytest.mark.parametrize(("assignment", "question"), list(cases()))
 def test_the_notebook_that_trains_a_question_links_to_it(assignment, question):
     notebook = ROOT / f"{question.section}.ipynb"
     assert notebook.exists(), f"{question.id} says to read {question.section}"
