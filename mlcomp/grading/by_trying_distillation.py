@@ -42,7 +42,7 @@ def pseudo_labels(probabilities: Tensor, k: int, slip: str = "") -> Tensor:
         return result
     for c, group in enumerate(groups):
         if slip == "column":
-            order = sorted(range(len(rows)), key=lambda i, c=c: rows[i][c], reverse=True)
+            order = sorted(range(len(rows)), key=[row[c] for row in rows].__getitem__, reverse=True)
         else:
             order = sorted(group, key=trust, reverse=slip != "least")
         result[order[:number]] = float(c)

@@ -17,7 +17,7 @@ def absmax_codes(matrix: Tensor, slip: str = "") -> Tensor:
     Slips: "tensor" (one scale for all), "columns", "signed" (the largest entry, not the largest size), "full" (128 in
     the place of 127), "cut" (towards zero).
     """
-    axis = {"tensor": (0, 1), "columns": 0}.get(slip, 1)
+    axis = {"tensor": (0, 1), "columns": (0,)}.get(slip, (1,))
     sizes = matrix if slip == "signed" else matrix.abs()
     largest = sizes.amax(axis, keepdim=True)
     scale = torch.where(largest == 0, 1.0, largest / (128 if slip == "full" else 127))
@@ -168,15 +168,17 @@ def body_levels(body: Tensor, bits: int, slip: str = "") -> Tensor:
     power = 2 if slip == "squares" else 1
     error = math.inf
     for step in range(1000):
-        nearest = [min(range(count), key=lambda k, v=v: abs(v - levels[k])) for v in values]
-        now = sum(abs(v - levels[k]) ** power for v, k in zip(values, nearest, strict=True))
+        distances = [[abs(v - level) for level in levels] for v in values]
+        nearest = [row.index(min(row)) for row in distances]
+        now = sum(min(row) ** power for row in distances)
         if now >= error or step == {"start": 0, "one": 1}.get(slip):
             break
         error, kept = now, levels
         bins = [[v for v, k in zip(values, nearest, strict=True) if k == j] for j in range(count)]
-        centre = [
-            part[len(part) // 2] if slip == "medians" and part else sum(part) / max(len(part), 1) for part in bins
-        ]
+        if slip == "medians":
+            centre = [part[(len(part) - 1) // 2] if part else 0.0 for part in bins]
+        else:
+            centre = [sum(part) / max(len(part), 1) for part in bins]
         levels = [c if part else old for c, part, old in zip(centre, bins, levels, strict=True)]
     chosen = levels if slip in ("start", "one", "after") else kept
     return torch.tensor(sorted(chosen), dtype=torch.float64)

@@ -356,13 +356,13 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "medians",
-            _levels((".mean() if", ".sort().values[(nearest == k).sum() // 2] if")),
+            _levels((".mean() if", ".median() if")),
             "a level is the mean of its weights, not their median",
         ),
         ("descending", _levels(("return kept", "return kept.flip(0)")), "the levels ascend"),
         (
-            "half a step",
-            _levels(("torch.stack(means)", "(levels + torch.stack(means)) / 2")),
+            "from end to end",
+            _levels(("return kept", "return torch.cat([body.min()[None], kept[1:-1], body.max()[None]])")),
             "not GOBO's levels: check the first bins, what is nearest, and when it stops",
         ),
         ("mutates the body", _levels(("body.sort().values.", "body.mul_(2).sort().values.")), "changed its argument"),
