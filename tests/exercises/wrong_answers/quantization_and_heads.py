@@ -324,7 +324,8 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
                     "    place = torch.bucketize(body, levels[1:-1], right=True)\n"
                     "    levels = torch.stack([body[place == k].sum() / (place == k).sum().clamp(min=1)"
                     " for k in range(2**bits)])",
-                )
+                ),
+                ("return kept", "return kept.sort().values"),
             ),
             "the first bins hold equally many weights; yours are equally wide",
         ),
