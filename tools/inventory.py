@@ -28,6 +28,7 @@ PACKAGES = {
     "obs": "Inverse-curvature methods",
     "budget": "Which level for which layer",
     "compare": "Which method at the same size",
+    "generate": "Text from language models",
     "distill": "Teacher and student",
     "metrics": "Metrics",
     "cost": "What a model costs",
