@@ -7,7 +7,7 @@ speaks OpenAI's protocol, answers recorded before.   Syllabus: 4.18
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mlcomp.checks import check_interval, check_whole
 
@@ -31,9 +31,9 @@ class Sampling:
     """
 
     max_tokens: int = 64
-    temperature: float = 1.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
+    temperature: float | int = 1.0
+    top_p: float | int = 1.0
+    stop: Sequence[str] = ()
     chat: bool = False
 
     def __post_init__(self) -> None:
@@ -53,6 +53,7 @@ class Reply:
     ended: bool
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """A language model, wherever it runs."""
 

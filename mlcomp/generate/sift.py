@@ -38,7 +38,7 @@ def sift(
     most: int = 150,
     banned: Sequence[str] = BANNED,
     programs: bool = False,
-    similar: float = 0.7,
+    similar: float | int = 0.7,
 ) -> Sifted:
     """Return the texts that pass every filter; each is compared with the pool and with those kept before it.
 

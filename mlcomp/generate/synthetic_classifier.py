@@ -29,6 +29,8 @@ from mlcomp.train.loop import train
 SAMPLING = Sampling(max_tokens=96, temperature=0.7, top_p=0.9, stop=("\n\n",))
 MOST_WORDS = 40
 
+Pairs = Sequence[Sequence[str]]  # of text and class
+
 
 @dataclass(frozen=True)
 class Student:
@@ -118,17 +120,17 @@ def class_prompts(task: WrittenTask, *, prompts: int, shown: int, seed: int) -> 
     return made
 
 
-def parse_all(answered: list[list[Any]]) -> list[tuple[str, str]]:
+def parse_all(answered: Sequence[Sequence[Any]]) -> list[tuple[str, str]]:
     """Return the texts that stand in the replies, each with its class."""
     return [(text, name) for said, ended, name in answered for text in parse_numbered(Reply(said, ended))]
 
 
-def vote_all(parsed: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def vote_all(parsed: Pairs) -> list[tuple[str, str]]:
     """Return each text once, with the class that it was written for most often."""
     return vote_each((text, name) for text, name in parsed)
 
 
-def keep_new(voted: list[tuple[str, str]], examples: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def keep_new(voted: Pairs, examples: Pairs) -> list[Sequence[str]]:
     """Return what passes the filters: of a sentence's length, and not like an example or an earlier text."""
     texts = [text for text, _ in voted]
     pool = [text for text, _ in examples]

@@ -18,6 +18,8 @@ from mlcomp.models.smollm2 import smollm2
 from mlcomp.modes import evaluating
 from mlcomp.resume import hash_model, hash_values
 
+HEAD = 1024  # so many of the likeliest tokens mostly reach top_p, and are found sooner than all are sorted
+
 
 class TransformersModel:
     """SmolLM2, or another model of transformers.
@@ -102,7 +104,7 @@ class TransformersModel:
         listed = ends if isinstance(ends, list) else [ends]
         return {end for end in (*listed, self.tokenizer.eos_token_id) if end is not None}
 
-    def _ended(self, drawn: list[int], ends: set[int], stop: tuple[str, ...]) -> Reply | None:
+    def _ended(self, drawn: list[int], ends: set[int], stop: Sequence[str]) -> Reply | None:
         """Return the reply if the last token ends it."""
         if drawn[-1] in ends:
             return Reply(self._text(drawn[:-1]), True)
@@ -123,15 +125,14 @@ def choose(
     """Return one token of each row, by the row's number in [0, 1)."""
     if sampling.temperature == 0:
         return logits.argmax(1)
-    order = None
+    p, order = (logits.double() / sampling.temperature).softmax(1), None
     if sampling.top_p < 1:
-        logits, order = logits.sort(dim=1, descending=True, stable=True)
-    p = (logits.double() / sampling.temperature).softmax(1)
-    sums = p.cumsum(1)
-    if order is not None:
+        p, order = p.topk(min(HEAD, p.shape[1]), dim=1)
+        if bool((p.sum(1) < sampling.top_p).any()):
+            p, order = (logits.double() / sampling.temperature).softmax(1).sort(dim=1, descending=True)
         # What stays is the least number of tokens that reach top_p: the mass before each of them lies below it.
-        p = p * (sums - p < sampling.top_p)
-        sums = p.cumsum(1)
+        p = p * (p.cumsum(1) - p < sampling.top_p)
+    sums = p.cumsum(1)
     goal = uniforms.to(sums.device)[:, None] * sums[:, -1:]
     place = torch.searchsorted(sums, goal, right=True).clamp(max=sums.shape[1] - 1)
     return (place if order is None else order.gather(1, place))[:, 0]
