@@ -2,13 +2,17 @@
 
 Two addresses of that protocol are used: ``/v1/completions`` and, for chats, ``/v1/chat/completions``.
 Syllabus: 4.18
+
+Servers differ in what they make of a request. ``transformers serve`` (5.23) takes the likeliest token at every
+temperature unless the model's own settings say ``do_sample``, or those that are sent along do:
+``more={"generation_config": '{"do_sample": true}'}``.
 """
 
 import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,6 +36,7 @@ class OpenAIServer:
         address: "http://127.0.0.1:8000", say; a path of "/v1" at its end may be left out.
         model: the model's name there.
         key: sent as a bearer token, and kept nowhere else.
+        more: further fields of each request, such as only this server knows.
         timeout: seconds that one try may take.
         tries: how often a request is sent at most, where the server cannot be reached, is busy or fails.
         wait: seconds before the second try; each further one waits twice as long.
@@ -45,6 +50,7 @@ class OpenAIServer:
         *,
         model: str,
         key: str | None = None,
+        more: Mapping[str, Any] | None = None,
         timeout: float = 120.0,
         tries: int = 4,
         wait: float = 1.0,
@@ -59,14 +65,15 @@ class OpenAIServer:
         check_positive("wait", wait)
         self.address, self.model = address.rstrip("/").removesuffix("/v1"), model
         self.timeout, self.tries, self.wait, self._key = timeout, tries, wait, key
+        self.more = dict(more or {})
         # A server on this machine is not asked for through a proxy.
         proxies = [urllib.request.ProxyHandler({})] if parts.hostname in LOOPBACK else []
         self._open = urllib.request.build_opener(*proxies).open
 
     @property
     def identity(self) -> str:
-        """The model's name: weights cannot be looked at from here. Where they change, take another folder."""
-        return hash_values(("server", self.model))
+        """A hash of the model's name and ``more``. Weights cannot be seen from here: for others, take a new folder."""
+        return hash_values(("server", self.model, self.more))
 
     def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], sampling: Sampling) -> list[Reply]:
         """Return one reply for each prompt.
@@ -85,6 +92,7 @@ class OpenAIServer:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": seed,
+            **self.more,
         }
         if sampling.stop:
             body["stop"] = list(sampling.stop)

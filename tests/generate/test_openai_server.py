@@ -61,11 +61,13 @@ def client(address, **options):
 def test_what_is_sent_and_what_comes_back():
     sampling = Sampling(max_tokens=9, temperature=0.5, top_p=0.8, stop=("\n\n",))
     with answering(completion("one\n\ntwo"), completion("cut", "length")) as (address, sent):
-        replies = client(address + "/v1/", key="secret").generate(["a", "b"], seeds=[3, 4], sampling=sampling)
+        replies = client(address + "/v1/", key="secret", more={"top_k": 5}).generate(
+            ["a", "b"], seeds=[3, 4], sampling=sampling
+        )
     assert replies == [Reply("one", True), Reply("cut", False)]
     (path, body, headers), (_, other, _) = sent
     assert path == "/v1/completions" and headers["Authorization"] == "Bearer secret"
-    asked = {"model": "m", "max_tokens": 9, "temperature": 0.5, "top_p": 0.8, "stop": ["\n\n"]}
+    asked = {"model": "m", "max_tokens": 9, "temperature": 0.5, "top_p": 0.8, "stop": ["\n\n"], "top_k": 5}
     assert body == asked | {"prompt": "a", "seed": 3} and other == asked | {"prompt": "b", "seed": 4}
 
 
@@ -119,7 +121,8 @@ def test_a_proxy_is_not_asked_for_what_runs_here(monkeypatch):
 def test_the_identity_is_the_models_name_and_the_key_is_nowhere():
     one = client("http://127.0.0.1:1", key="secret")
     assert one.identity == client("http://127.0.0.1:2").identity
-    assert one.identity != OpenAIServer("http://127.0.0.1:1", model="n").identity
+    others = [OpenAIServer("http://127.0.0.1:1", model="n"), client("http://127.0.0.1:1", more={"top_k": 5})]
+    assert len({one.identity, *(other.identity for other in others)}) == 3
     assert "secret" not in repr(one) + one.identity
 
 
@@ -188,9 +191,10 @@ def test_a_real_server_says_what_the_model_says(served, tmp_path):
     for sampling in (GREEDY, Sampling(max_tokens=8, temperature=0, chat=True)):
         here = own.generate(PROMPTS, seeds=[0, 1], sampling=sampling)
         assert server.generate(PROMPTS, seeds=[0, 1], sampling=sampling) == here
-    drawn = Sampling(max_tokens=8, temperature=1.0)
-    first, again, other = (server.generate(PROMPTS[:1], seeds=[seed], sampling=drawn) for seed in (5, 5, 6))
-    assert first == again != other and not first[0].ended
+    drawn, draws = Sampling(max_tokens=8, temperature=1.0), {"generation_config": '{"do_sample": true}'}
+    drawing = OpenAIServer(address, model=name, timeout=300.0, tries=1, more=draws)
+    first, again, other = (drawing.generate(PROMPTS[:1], seeds=[seed], sampling=drawn) for seed in (5, 5, 6))
+    assert first == again != other
     (cut,) = server.generate(PROMPTS[1:], seeds=[0], sampling=Sampling(max_tokens=16, temperature=0, stop=(",",)))
     assert cut.ended and "," not in cut.text
     asked = {"prompts": PROMPTS, "seed": 0, "sampling": GREEDY, "batch": 1}
