@@ -72,7 +72,7 @@ class OpenAIServer:
 
     @property
     def identity(self) -> str:
-        """A hash of the model's name and ``more``. Weights cannot be seen from here: for others, take a new folder."""
+        """A hash of the model's name and ``more``. Weights cannot be seen from here: for others take a new folder."""
         return hash_values(("server", self.model, self.more))
 
     def generate(self, prompts: Sequence[str], *, seeds: Sequence[int], sampling: Sampling) -> list[Reply]:

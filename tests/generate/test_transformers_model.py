@@ -60,7 +60,7 @@ def test_tokens_come_as_often_as_their_probability_says(temperature, top_p):
 
 @pytest.mark.parametrize("scale", [1e-3, 8.0])
 def test_top_p_of_more_tokens_than_are_looked_at_first(scale):
-    """Of nearly even probabilities top_p needs two thirds of 3000 tokens, of uneven ones a few: as after sorting all."""
+    """Of nearly even probabilities top_p needs two thirds of 3000 tokens, of uneven ones a few."""
     logits = scale * torch.randn(2, 3000, generator=torch.Generator().manual_seed(0))
     p, order = logits.double().softmax(1).sort(dim=1, descending=True)
     left = p * (p.cumsum(1) - p < 2 / 3)
