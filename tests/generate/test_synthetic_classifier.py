@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mlcomp.data.written_tasks import TASKS, WrittenTask, written_task
+from mlcomp.data.written_tasks import WrittenTask, written_task
 from mlcomp.generate import Reply, Sampling, Student, list_prompt, parse_numbered, rouge_l, synthetic_classifier
 from mlcomp.generate.synthetic_classifier import class_prompts, head_accuracy, train_head
 from mlcomp.resume import ResumeFolder
@@ -152,25 +152,10 @@ def test_a_head_weighs_the_classes_alike_and_separates_what_can_be_separated():
     assert middle.softmax(0).tolist() == pytest.approx([0.5, 0.5], abs=0.05)
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_the_written_tasks_are_balanced_and_hold_nothing_twice(name):
-    task = written_task(name)
-    texts, labels = task.texts_and_labels("held_out")
-    examples, _ = task.texts_and_labels("examples")
-    assert len(texts) == len({*texts}) == 80 and len({labels.count(c) for c in range(len(task.classes))}) == 1
-    assert max(rouge_l(text, other) for text in texts for other in examples) <= 0.7
-    assert max(rouge_l(text, other) for i, text in enumerate(texts) for other in texts[:i]) <= 0.75
-    assert all(text.isascii() and text == " ".join(text.split()) for text in (*texts, *examples))
-    with pytest.raises(ValueError, match="part"):
-        task.texts_and_labels("train")
-
-
 def test_bad_input(tmp_path):
     for options, message in (({"prompts": 0}, "prompts"), ({"shown": 3}, "shown"), ({"batch": 0}, "batch")):
         with pytest.raises(ValueError, match=message):
             run(tmp_path / message, **options)
-    with pytest.raises(ValueError, match="name"):
-        written_task("other")
 
     class Silent(MadeUp):
         def generate(self, prompts, *, seeds, sampling):
