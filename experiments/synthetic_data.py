@@ -43,7 +43,7 @@ from mlcomp.models.minilm import embed, minilm
 from mlcomp.modes import evaluating
 
 RESULTS, ANSWERS = TABLES / "synthetic_data.csv", TABLES / "synthetic_answers.json"
-SEEDS = {"messages": range(1), "reviews": range(1), "self_instruct": range(1), "likelihood": range(1)}
+SEEDS = {"messages": range(2), "reviews": range(2), "self_instruct": range(1), "likelihood": range(1)}
 PROMPTS = {"messages": 8, "reviews": 16}  # a class: 32 in all
 ROUNDS, FOLDS = 4, 5
 

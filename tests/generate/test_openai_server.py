@@ -152,8 +152,8 @@ def free_port():
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """SmolLM2 in a process of its own, which is ended afterwards; its address and its name there."""
-    pytest.importorskip("fastapi", reason="needs the extra serve")
-    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    for name in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(name, reason="needs the extra serve")
     TransformersModel()  # its weights are in the cache from here on
     (folder,) = cache_dir().glob("smollm2-float32-*[!k]")
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log"

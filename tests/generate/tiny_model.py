@@ -3,6 +3,7 @@
 import string
 from collections.abc import Sequence
 
+import pytest
 import torch
 
 from mlcomp.generate import Reply, Sampling, TransformersModel
@@ -13,7 +14,7 @@ LETTERS = [*string.ascii_letters, *string.digits, " ", ".", "\n"]
 
 def tiny_model(seed: int = 0, *, chat: str | None = None) -> TransformersModel:
     """Return a LLaMA of two layers with random weights; its tokens are letters, and <end> ends a text."""
-    import transformers
+    transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     words = {letter: number for number, letter in enumerate([*LETTERS, "<end>"])}
