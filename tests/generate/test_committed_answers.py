@@ -18,8 +18,9 @@ from mlcomp.generate.synthetic_classifier import (
 ANSWERS = TABLES / "synthetic_answers.json"
 
 
-def counts(part):
-    return {row["method"]: int(row["texts"]) for row in committed_table("synthetic_data") if row["part"] == part}
+def counts(part, seed=0):
+    rows = [row for row in committed_table("synthetic_data") if (row["part"], row["seed"]) == (part, str(seed))]
+    return {row["method"]: int(row["texts"]) for row in rows}
 
 
 def test_self_instruct(tmp_path):
@@ -28,14 +29,15 @@ def test_self_instruct(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "prompts"), [("messages", 8), ("reviews", 16)])
-def test_texts_of_each_class(name, prompts):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_texts_of_each_class(name, prompts, seed):
     task = written_task(name)
-    asked = class_prompts(task, prompts=prompts, shown=3, seed=0)
-    texts, seeds = [prompt for prompt, _ in asked], [item_seed(0, number) for number in range(len(asked))]
+    asked = class_prompts(task, prompts=prompts, shown=3, seed=seed)
+    texts, seeds = [prompt for prompt, _ in asked], [item_seed(seed, number) for number in range(len(asked))]
     replies = RecordedAnswers(ANSWERS).generate(texts, seeds=seeds, sampling=SAMPLING)
     parsed = parse_all([[r.text, r.ended, own] for r, (_, own) in zip(replies, asked, strict=True)])
     voted = vote_all(parsed)
     kept = keep_new(voted, load_examples(task))
-    want = counts(name)
+    want = counts(name, seed)
     assert [want[f"funnel: {step}"] for step in ("parse", "vote", "filter")] == [len(parsed), len(voted), len(kept)]
     assert len(kept) == want["synthetic"]
