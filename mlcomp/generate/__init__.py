@@ -1,7 +1,9 @@
 """Text from language models: prompts, replies, and pipelines that make data of them."""
 
+from mlcomp.generate.beam_search import Beams, search_outputs
 from mlcomp.generate.language_model import LanguageModel, Reply, Sampling
 from mlcomp.generate.openai_server import OpenAIServer, ServerError
+from mlcomp.generate.outputs import output_log_probability, sample_outputs
 from mlcomp.generate.pipeline import Pipeline
 from mlcomp.generate.recorded_answers import RecordedAnswers
 from mlcomp.generate.rouge_l import rouge_l
@@ -12,6 +14,7 @@ from mlcomp.generate.transformers_model import TransformersModel
 from mlcomp.generate.vote import vote, vote_each
 
 __all__ = [
+    "Beams",
     "Instructions",
     "LanguageModel",
     "OpenAIServer",
@@ -24,8 +27,11 @@ __all__ = [
     "Student",
     "TransformersModel",
     "list_prompt",
+    "output_log_probability",
     "parse_numbered",
     "rouge_l",
+    "sample_outputs",
+    "search_outputs",
     "self_instruct",
     "sift",
     "synthetic_classifier",
