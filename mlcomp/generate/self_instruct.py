@@ -22,7 +22,7 @@ from mlcomp.generate.pipeline import Pipeline
 from mlcomp.generate.sift import REASONS, sift
 
 HEADING = "Come up with a series of tasks:"
-# The temperature and top-p of the paper's Table 4 for instructions; a list in two parts is over.
+# The temperature and top-p of the authors' public code. A blank line ends a list.
 SAMPLING = Sampling(max_tokens=160, temperature=0.7, top_p=0.5, stop=("\n\n",))
 
 
