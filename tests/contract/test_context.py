@@ -719,6 +719,8 @@ LEFT_OUT = {
         training_memory weights_nbytes""",
     "it takes models of transformers, and its own test calls it": "export_compressed_tensors",
     "it calls the model as its caller would": "call_model",
+    "they work on texts": "list_prompt parse_numbered rouge_l sift vote vote_each",
+    "they ask a language model, and their own tests call them": "self_instruct synthetic_classifier",
     "they run a model that is fetched, through functions that are called here": "measure_method picture_of_methods",
 }
 FETCHED = "minilm embed mobilenet_v2_weights mobilenet_v2 smollm2 mnist5k mnist_calibration".split()

@@ -7,7 +7,8 @@ import pytest
 
 from tools.inventory import FINISHED_LECTURES, PACKAGES, ROOT, SYLLABUS, Module, api, methods, modules, notebooks
 
-METHOD_PACKAGES = ("sources", "formats", "layerwise", "quant", "prune", "obs", "budget", "compare", "distill")
+METHOD_PACKAGES = ("sources", "formats", "layerwise", "quant", "prune", "generate", "obs", "budget", "compare")
+METHOD_PACKAGES = (*METHOD_PACKAGES, "distill")
 API, METHODS, NOTEBOOKS = api(), methods(), notebooks("lectures")
 USED = {name for m in modules() if m.path.name != "__init__.py" for name in m.imports()}
 EVERY = pytest.mark.parametrize("module", modules(), ids=lambda m: m.name)

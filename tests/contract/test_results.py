@@ -19,6 +19,7 @@ PARTS = {
     "qat_convnet": lambda d: [(d[part], d["origins"].get(part)) for part in ("quantized", "mixed")],
     "robust_pca_boundary": lambda d: [(row, row.get("origin")) for row in d["rows"]],
     "scaling_family": lambda d: [(d["models"], d.get("origin"))],
+    "synthetic_answers": lambda d: [(d["answers"], d.get("origin"))],
     "small_nets": lambda d: [(network, network.get("origin")) for network in d.values()],
 }
 
