@@ -96,6 +96,7 @@ from mlcomp.prune.structured import (
     permute_channels,
     remove_channels,
     slimming_channels,
+    structure_importance,
     train_gammas,
 )
 
@@ -183,6 +184,7 @@ __all__ = [
     "sparse_evolution",
     "sparse_gated_mlp",
     "sparsegpt",
+    "structure_importance",
     "threshold_mlps",
     "train_dynamic_vit",
     "train_gammas",

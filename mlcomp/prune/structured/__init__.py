@@ -2,7 +2,7 @@
 
 from mlcomp.prune.structured.dependency_graph import Group, Member, dependency_groups, find_group, fixed_channels
 from mlcomp.prune.structured.degree_rules import coupled_nodes, degree_rules
-from mlcomp.prune.structured.group_importance import group_importance
+from mlcomp.prune.structured.group_importance import group_importance, structure_importance
 from mlcomp.prune.structured.llm_pruner import PrunedModel, least_channels, llm_pruner
 from mlcomp.prune.structured.load_pruned import load_pruned
 from mlcomp.prune.structured.network_slimming import Slimmed, network_slimming, slimming_channels, train_gammas
@@ -28,5 +28,6 @@ __all__ = [
     "permute_channels",
     "remove_channels",
     "slimming_channels",
+    "structure_importance",
     "train_gammas",
 ]

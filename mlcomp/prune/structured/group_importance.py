@@ -51,7 +51,7 @@ def next_token_loss(output: Any, batch: Any) -> Tensor:
     """
     tokens = batch["input_ids"] if isinstance(batch, Mapping) else batch
     logits = output.logits[:, :-1].flatten(0, 1)
-    return F.cross_entropy(logits.float(), tokens[:, 1:].flatten().to(logits.device))
+    return F.cross_entropy(_wide(logits), tokens[:, 1:].flatten().to(logits.device))
 
 
 @isolated_run
@@ -68,6 +68,33 @@ def group_importance(
     """Return a score for each channel of each group; the least can go first.
 
     Args:
+        model, examples, groups, expansion, order, loss: as for :func:`structure_importance`.
+        aggregation: of a channel's structures: "sum", "product", "max", or "last", that of the last member of the
+            group: what leads back into the residual stream, where modules stand in the order in which they run.
+    Returns:
+        group → (channels,), float64. Of "product" it is the sum of the logarithms, since a product of a few small
+        numbers leaves the range of floats; −inf where a structure has no importance at all.
+    Raises:
+        ValueError: as :func:`structure_importance`; an unknown aggregation.
+    """
+    check_choice("aggregation", aggregation, AGGREGATIONS)
+    found = structure_importance(model, examples, groups, expansion=expansion, order=order, loss=loss)
+    return {group: AGGREGATIONS[aggregation](scores) for group, scores in found.items()}
+
+
+@isolated_run
+def structure_importance(
+    model: nn.Module,
+    examples: Iterable,
+    groups: Iterable[Group],
+    *,
+    expansion: str = "vector",
+    order: str = "first",
+    loss: Callable[[Any, Any], Tensor] = next_token_loss,
+) -> dict[Group, Tensor]:
+    """Return $I_{W_i}$ of every structure of every channel.
+
+    Args:
         model: run in eval mode; not modified.
         examples: batches for the model, each one example $L_j$: for the first order alone it does not matter how they
             are cut, if all are of one size.
@@ -75,17 +102,14 @@ def group_importance(
         expansion: "vector", the change by a whole structure, in which weights can cancel; "element", the sum over its
             weights of what each alone would change.
         order: of the expansion: "first", "second" (its quadratic term alone), or "both", the formula above.
-        aggregation: of a channel's structures: "sum", "product", "max", or "last", that of the last member of the
-            group: what leads back into the residual stream, where modules stand in the order in which they run.
         loss: ``loss(model(batch), batch)``, a scalar mean.
     Returns:
-        group → (channels,), float64. Of "product" it is the sum of the logarithms, since a product of a few small
-        numbers leaves the range of floats; −inf where a structure has no importance at all.
+        group → (structures, channels), float64: a row for each member of the group that has weights of its own.
     Raises:
         ValueError: an unknown option; no example, no group, or a group of another model; a loss that is no finite
             number.
-    Guarantee: the first order is linear in the structures: with "vector", g·w of two channels together is the sum of
-        theirs. Where the loss is quadratic in the weights, L(W) − L(0) = gᵀw − wᵀHw/2 exactly.
+    Guarantee: where the loss is linear in a structure, its first order by "vector" is the change of the loss that its
+        removal makes.
     Deviations: a bias goes with the weights beside it as one structure, which the paper, without biases, does not
         say. The sum over the examples in its eq. (5) is a mean here, in both terms alike, since the loss is a mean.
         In the quadratic term of "vector", which the paper leaves out for its cost, the Fisher matrix stands for H.
@@ -94,7 +118,6 @@ def group_importance(
     """
     check_choice("expansion", expansion, ("vector", "element"))
     check_choice("order", order, ORDERS)
-    check_choice("aggregation", aggregation, AGGREGATIONS)
     check_batches(examples)
     chosen = tuple(groups)
     if not chosen:
@@ -116,10 +139,12 @@ def group_importance(
     rows: dict[int, list[Tensor]] = {}
     for (number, _), row in found.items():
         rows.setdefault(number, []).append(row)
-    return {group: AGGREGATIONS[aggregation](torch.stack(rows[number])) for number, group in enumerate(chosen)}
+    return {group: torch.stack(rows[number]) for number, group in enumerate(chosen)}
 
 
-def _products(model: nn.Module, examples: Iterable, loss: Callable[[Any, Any], Tensor]) -> Iterator[dict[str, Tensor]]:
+def _products(
+    model: nn.Module, examples: Iterable, loss: Callable[[Any, Any], Tensor]
+) -> Iterator[dict[str, Tensor]]:
     """Yield name of a parameter → g·w, entry by entry, for each example."""
     student = copy_model(model).eval().requires_grad_(True)
     weights = dict(student.named_parameters())
