@@ -1,7 +1,7 @@
 """Whole channels and heads removed: what is left is a smaller network of the same kind."""
 
-from mlcomp.prune.structured.dependency_graph import Group, Member, dependency_groups, find_group, fixed_channels
 from mlcomp.prune.structured.degree_rules import coupled_nodes, degree_rules
+from mlcomp.prune.structured.dependency_graph import Group, Member, dependency_groups, find_group, fixed_channels
 from mlcomp.prune.structured.group_importance import group_importance, structure_importance
 from mlcomp.prune.structured.llm_pruner import PrunedModel, least_channels, llm_pruner
 from mlcomp.prune.structured.load_pruned import load_pruned

@@ -6,8 +6,8 @@ structures are a channel. With the loss $L = \frac1N\sum_j L_j$ of N examples an
 $$I_{W_i} = \Big|\frac1N\sum_j g_j^\top W_i - \frac1{2N}\sum_j (g_j^\top W_i)^2\Big| \ \text{(vector)}, \qquad
 I_{W_i} = \sum_k \Big|\frac1N\sum_j g_j^k W_i^k - \frac1{2N}\sum_j (g_j^k W_i^k)^2\Big| \ \text{(element)}$$
 
-with the Fisher matrix $\frac1N\sum_j g_j g_j^\top$, of elements its diagonal, in the place of the Hessian. A channel's
-importance is the sum, product or maximum of its M structures, or that of the last one.
+with the Fisher matrix $\frac1N\sum_j g_j g_j^\top$, of elements its diagonal, in the place of the Hessian. The
+importance of a channel is the sum, product or maximum of its M structures, or that of the last one.
 Source: Ma, Fang, Wang 2023, arXiv:2305.11627, eq. (3)–(5) and section 3.2.   Syllabus: 5.03
 """
 

@@ -44,8 +44,8 @@ def llm_pruner(
         examples: batches for the model; the paper takes ten sequences of text. The first one also shows which
             channels are coupled.
         share: of the channels of each group, rounded half up.
-        groups: those of :func:`mlcomp.prune.dependency_groups` that lose channels; the paper leaves the first and last
-            layers alone. None: all but those over which a norm averages (the residual stream).
+        groups: those of :func:`mlcomp.prune.dependency_groups` that lose channels; the paper leaves the first and
+            last layers alone. None: all but those over which a norm averages (the residual stream).
         options: of :func:`mlcomp.prune.group_importance`: expansion, order, aggregation, loss.
     Returns:
         see :class:`PrunedModel`.
@@ -97,11 +97,11 @@ def least_channels(scores: Mapping[Group, Tensor], *, share: float) -> Removed:
 
 
 def _least(values: list[float], count: int, blocks: tuple[tuple[int, ...], ...]) -> list[int]:
-    """Return ``count`` channels with the least values; of blocks equally many from each, of two kinds of blocks none."""
+    """Return ``count`` channels with the least values; of blocks equally many from each."""
     ranked = sorted(range(len(values)), key=values.__getitem__)
     if not blocks:
         return ranked[:count]
-    if len(blocks) > 1:  # equal in two ways at once: left alone
+    if len(blocks) > 1:  # they would have to be equal in two ways at once: left alone
         return []
     parts = {b: [n for n in ranked if blocks[0][n] == b] for b in blocks[0]}
     each = count // len(parts)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from mlcomp.context import isolated_run
+from mlcomp.context import isolated
 from mlcomp.formats.stored import FLOATS
 from mlcomp.layerwise.build import build_model
 from mlcomp.layerwise.load import load, read_document
@@ -21,7 +21,7 @@ from mlcomp.prune.structured.sizes import HEADS, WIDTHS, remember_sizes
 from mlcomp.prune.structured.weight_axes import find_axes
 
 
-@isolated_run
+@isolated
 def load_pruned(folder: str | os.PathLike) -> nn.Module:
     """Return the model with channels removed that :func:`mlcomp.layerwise.save` wrote into a folder.
 

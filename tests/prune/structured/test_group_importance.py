@@ -9,7 +9,7 @@ from tests.prune.structured.nets import run, seeded, with_zeros
 from tests.prune.structured.test_remove_channels import TOKENS, transformer
 
 X = torch.rand(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.3
-EXAMPLES = list(TOKENS.split(1)) + [TOKENS.flip(1)[:1]]
+EXAMPLES = [*TOKENS.split(1), TOKENS.flip(1)[:1]]
 
 
 def plain_net():
