@@ -8,6 +8,8 @@ In layers 3 to 28 of 30 a fifth of the MLP's channels and one of three key-value
 
 strategies: each expansion, order and aggregation; random channels; least L2 norm. Perplexity is measured on 4096
     tokens of other pages of Python's reference.
+sequence losses: the same with the loss of a sequence, the sum over its tokens, in the place of their mean: the
+    quadratic term then has the size that it has in the expansion.
 recovery, of random, of dense: corrections of rank 8 beside all linear layers, 20 steps of two sequences of 128 tokens
     of the reference, of the model pruned by "vector, first, sum", of one pruned at random, and of the whole model:
     what this one gains is the kind of text. Perplexity, too, on 2048 tokens of source code, which nobody trained on.
@@ -38,7 +40,13 @@ from mlcomp.prune.structured.group_importance import AGGREGATIONS, next_token_lo
 from mlcomp.train import add_lora, train
 
 RESULTS = TABLES / "llm_pruner_smollm2.csv"
-SEEDS = {"strategies": range(3), "recovery": range(1), "recovery of random": range(1), "recovery of dense": range(1)}
+SEEDS = {
+    "strategies": range(3),
+    "sequence losses": range(3),
+    "recovery": range(1),
+    "recovery of random": range(1),
+    "recovery of dense": range(1),
+}
 SHARE, FIRST, LAST = 0.2, 3, 28
 EXAMPLES, LENGTH = 10, 64
 STEPS, MEASURED, RATE = 20, (10, 20), 1e-3
@@ -116,6 +124,22 @@ def strategies(seed):
             yield row(f"{expansion}, {order}, {name}", pruned(scores))
 
 
+def sequence_loss(output, tokens):
+    """Return the negative logarithm of the probability of the sequences, per sequence."""
+    return next_token_loss(output, tokens) * (tokens.shape[1] - 1)
+
+
+def sequence_losses(seed):
+    """Yield a row for each expansion to the second order."""
+    model, groups, texts = setting()
+    examples = drawn(texts["examples"], EXAMPLES, seed)
+    for expansion in ("vector", "element"):
+        found = structure_importance(model, examples, groups, expansion=expansion, order="both", loss=sequence_loss)
+        for name in ("sum", "product"):
+            scores = {g: AGGREGATIONS[name](v) for g, v in found.items()}
+            yield row(f"{expansion}, both, {name}", pruned(scores))
+
+
 def recovery(method, seed):
     """Yield rows before, while and after the corrections of one model are trained."""
     model, groups, texts = setting()
@@ -146,6 +170,7 @@ def recovered(method, model, tokens, seed):
 
 PARTS = {
     "strategies": strategies,
+    "sequence losses": sequence_losses,
     "recovery": partial(recovery, "vector, first, sum"),
     "recovery of random": partial(recovery, "random"),
     "recovery of dense": partial(recovery, "dense"),
