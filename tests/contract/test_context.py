@@ -219,6 +219,10 @@ def loaded(folder):
     return layerwise.load(folder, net()), layerwise.load(folder, net(), packed=True)
 
 
+def state_of_pruned(folder):
+    return dict(prune.load_pruned(folder).state_dict())
+
+
 def of_source(make, share, *arguments):
     source = make(*arguments)
     facts = source.energy, source.kurtosis, source.bound, source.smallest_energy(0.5)
@@ -521,7 +525,7 @@ OTHERS = {
     ),
     "least_channels": lambda: partial(prune.least_channels, {conv_group(): drawn(conv_group().channels)}, share=0.5),
     "llm_pruner": lambda: partial(prune.llm_pruner, conv_net(), batches(), share=0.5, loss=mean_of),
-    "load_pruned": lambda: partial(prune.load_pruned, saved_pruned()),
+    "load_pruned": lambda: partial(state_of_pruned, saved_pruned()),
     "slimming_channels": lambda: partial(prune.slimming_channels, conv_net(), [conv_group()], share=0.5),
     "network_slimming": lambda: partial(
         prune.network_slimming,
