@@ -35,6 +35,7 @@ def load_pruned(folder: str | os.PathLike) -> nn.Module:
             ``remove_channels`` again and pass it to ``load``); a weight with other dimensions.
     Guarantee: every weight is that of the saved model, bit for bit; a model of which nothing was removed comes back,
         too.
+    Limit: the ε of an RMSNorm over removed channels is no weight; it is as the configuration states it.
     """
     folder = Path(folder)
     about = read_document(folder)
@@ -45,12 +46,12 @@ def load_pruned(folder: str | os.PathLike) -> nn.Module:
         )
     floats = [FLOATS[t["dtype"]] for t in about["tensors"].values() if t["dtype"] in FLOATS]
     model = build_model(about["model"]["source"], about["model"]["options"], folder, (floats or [torch.float32])[0])
-    _take_shapes(model, {name: tuple(t["shape"]) for name, t in about["tensors"].items()})
+    take_shapes(model, {name: tuple(t["shape"]) for name, t in about["tensors"].items()})
     return load(folder, model)
 
 
-def _take_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give the tensors of a model without values these shapes, and its modules the sizes that go with them."""
+def take_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give the tensors of a model whose values do not matter these shapes, and its modules the sizes with them."""
     before = _outputs(model)
     new: dict[int, Tensor] = {}
     for name, module in model.named_modules():

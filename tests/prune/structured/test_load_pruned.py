@@ -7,9 +7,10 @@ from torch import nn
 from mlcomp.layerwise import load, save
 from mlcomp.models import mlp
 from mlcomp.prune import dependency_groups, llm_pruner, load_pruned, remove_channels
-from tests.prune.structured.nets import run
+from mlcomp.prune.structured.load_pruned import take_shapes
+from tests.prune.structured.nets import Grouped, Joined, run, seeded
 from tests.prune.structured.test_llm_pruner import generated
-from tests.prune.structured.test_remove_channels import TOKENS, some, transformer
+from tests.prune.structured.test_remove_channels import IMAGES, TOKENS, some, transformer
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -56,14 +57,18 @@ def test_twice_pruned_and_not_at_all(tmp_path):
     again.requires_grad_(True)(TOKENS).logits.sum().backward()  # it can be trained
 
 
-def test_a_network_of_torchvision(tmp_path):
-    """A depthwise convolution has as many groups as channels."""
-    torchvision = pytest.importorskip("torchvision")
-    model, x = torchvision.models.mobilenet_v2().eval(), torch.rand(1, 3, 32, 32)
-    small = remove_channels(model, {g: some(g) for g in dependency_groups(model, x)})
-    save(small, {}, tmp_path / "small", source="torchvision:mobilenet_v2")
-    again = load_pruned(tmp_path / "small")
-    assert same(small, again) and torch.equal(run(small, x), run(again, x))
+@pytest.mark.parametrize("kind", [Joined, Grouped])
+def test_convolutions_in_groups(kind):
+    """A depthwise convolution has as many groups as channels; another keeps its number of groups."""
+    model = seeded(kind)
+    small = remove_channels(model, {g: some(g) for g in dependency_groups(model, IMAGES) if not g.averaged})
+    again = seeded(kind, seed=1)
+    take_shapes(again, {name: tuple(value.shape) for name, value in small.state_dict().items()})
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(run(small, IMAGES), run(again, IMAGES))
+    assert [m.groups for m in small.modules() if isinstance(m, nn.Conv2d)] == [
+        m.groups for m in again.modules() if isinstance(m, nn.Conv2d)
+    ]
 
 
 def test_bad_input(tmp_path):
