@@ -66,8 +66,8 @@ def test_convolutions_in_groups(kind):
     take_shapes(again, {name: tuple(value.shape) for name, value in small.state_dict().items()})
     again.load_state_dict(small.state_dict())
     assert torch.equal(run(small, IMAGES), run(again, IMAGES))
-    assert [m.groups for m in small.modules() if isinstance(m, nn.Conv2d)] == [
-        m.groups for m in again.modules() if isinstance(m, nn.Conv2d)
+    assert [(m.groups, m.out_channels) for m in small.modules() if isinstance(m, nn.Conv2d)] == [
+        (m.groups, m.out_channels) for m in again.modules() if isinstance(m, nn.Conv2d)
     ]
 
 
