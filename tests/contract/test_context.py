@@ -46,6 +46,7 @@ from tests.contract.public import public_functions
 from tests.contract.test_checks import FUNCTIONS, drawn, good_arguments, layer
 from tests.prune.dynamic import gated
 from tests.prune.structured.nets import Attention
+from tests.prune.structured.test_remove_channels import transformer
 
 
 @contextmanager
@@ -199,6 +200,13 @@ def saved_model() -> str:
     return path
 
 
+def saved_pruned() -> str:
+    path, tokens = f"{FOLDER.name}/pruned", torch.arange(5)[None]
+    model = transformer("Llama").float()
+    layerwise.save(prune.llm_pruner(model, [tokens], share=0.3).model, {}, path, overwrite=True)
+    return path
+
+
 def kept() -> list[str]:
     path = f"{FOLDER.name}/kept"
     shutil.rmtree(path, ignore_errors=True)
@@ -232,6 +240,10 @@ def loaded(folder):
     return layerwise.load(folder, net()), layerwise.load(folder, net(), packed=True)
 
 
+def state_of_pruned(folder):
+    return dict(prune.load_pruned(folder).state_dict())
+
+
 def of_source(make, share, *arguments):
     source = make(*arguments)
     facts = source.energy, source.kurtosis, source.bound, source.smallest_energy(0.5)
@@ -252,6 +264,10 @@ def gumbel(logits):
 
 def loss_of(model):
     return float(model[1].weight.detach().double().square().sum())
+
+
+def mean_of(output, batch):
+    return output.square().mean()
 
 
 def trained(model, *data):
@@ -568,6 +584,17 @@ OTHERS = {
     "train_gammas": lambda: partial(
         prune.train_gammas, conv_net(), images(), labels(), strength=0.1, epochs=2, progress=False
     ),
+    "degree_rules": lambda: partial(prune.degree_rules, {"x": (), "y": ("x",)}, "x"),
+    "coupled_nodes": lambda: partial(prune.coupled_nodes, {"x": (), "y": ("x",)}, "x", products=["y"]),
+    "structure_importance": lambda: partial(
+        prune.structure_importance, conv_net(), batches(), [conv_group()], order="both", loss=mean_of
+    ),
+    "group_importance": lambda: partial(
+        prune.group_importance, conv_net(), batches(), [conv_group()], expansion="element", loss=mean_of
+    ),
+    "least_channels": lambda: partial(prune.least_channels, {conv_group(): drawn(conv_group().channels)}, share=0.5),
+    "llm_pruner": lambda: partial(prune.llm_pruner, conv_net(), batches(), share=0.5, loss=mean_of),
+    "load_pruned": lambda: partial(state_of_pruned, saved_pruned()),
     "slimming_channels": lambda: partial(prune.slimming_channels, conv_net(), [conv_group()], share=0.5),
     "network_slimming": lambda: partial(
         prune.network_slimming,

@@ -92,6 +92,8 @@ def _configure(config: Any, removed: Removed) -> None:
             config.hidden_size = left
             if isinstance(getattr(config, "rms_norm_eps", None), float):
                 config.rms_norm_eps *= channels / left  # see rescale_norms
+        if heads and getattr(config, "head_dim", None) is None:
+            continue  # fewer heads would be read as larger ones
         keys = ("num_attention_heads", "num_key_value_heads") if heads else WIDTHS
         for key in keys if not stream else ():
             size = getattr(config, key, None)
