@@ -2,6 +2,7 @@
 
 from mlcomp.data.committed_table import committed_results, committed_table
 from mlcomp.data.digits import digits
+from mlcomp.data.group_products import group_products
 from mlcomp.data.mnist5k import mnist5k, mnist_calibration
 from mlcomp.data.python_reference import python_reference, python_sentences
 from mlcomp.data.reference_bytes import reference_bytes
@@ -13,6 +14,7 @@ __all__ = [
     "committed_results",
     "committed_table",
     "digits",
+    "group_products",
     "make_layer",
     "mnist5k",
     "mnist_calibration",
