@@ -31,7 +31,7 @@ from benchmarks.record import run_parts
 from mlcomp.data import group_products
 from mlcomp.data.committed_table import TABLES
 from mlcomp.data.group_products import EQUALS, STOP, VOCABULARY, answers, rationales, right_steps, stated_answers
-from mlcomp.generate import majority_vote, sample
+from mlcomp.generate import majority_vote, sample_outputs
 from mlcomp.models import token_decoder
 from mlcomp.train import train
 
@@ -91,7 +91,7 @@ def teacher(seed: int) -> nn.Module:
 
 def written(net: nn.Module, asked: Tensor, *, temperature: float, seed: int = 0) -> Tensor:
     """Return what a network writes about the questions."""
-    return sample(net, prompts(asked), stop=STOP, max_new=LONGEST, temperature=temperature, seed=seed)
+    return sample_outputs(net, prompts(asked), length=LONGEST, end=STOP, temperature=temperature, seed=seed)
 
 
 def right(stated: Tensor, asked: Tensor) -> float:
@@ -129,8 +129,7 @@ def texts_of(method: str, count: int, own: Tensor, seed: int) -> tuple[Tensor, T
     if method == "label-only":
         stated = stated_answers(written(teacher(seed), own, temperature=0))
         return own[stated >= 0], F.pad(stated[stated >= 0, None], (0, 1), value=STOP)
-    drawn = [F.pad(t, (0, LONGEST - t.shape[1]), value=STOP) for t in samples_of(seed)[:count]]
-    return own.repeat(count, 1), torch.cat([t[: len(own)] for t in drawn])
+    return own.repeat(count, 1), torch.cat([texts[: len(own)] for texts in samples_of(seed)[:count]])
 
 
 @cache
