@@ -2,8 +2,10 @@
 
 from mlcomp.distill.born_again import born_again, ensemble_log_probabilities
 from mlcomp.distill.compressed_student import compressed_student
+from mlcomp.distill.distilbert import distilbert, distilbert_loss, keep_layers, spread_layers
 from mlcomp.distill.hint_projection import hint_projection
 from mlcomp.distill.hints import Hinted, hint_loss, train_hints
+from mlcomp.distill.sequence_level import sequence_student, teacher_outputs
 from mlcomp.distill.soft_targets import distillation_loss, soft_target_loss, soft_targets
 from mlcomp.distill.train_student import Taught, train_student
 
@@ -12,12 +14,18 @@ __all__ = [
     "Taught",
     "born_again",
     "compressed_student",
+    "distilbert",
+    "distilbert_loss",
     "distillation_loss",
     "ensemble_log_probabilities",
     "hint_loss",
     "hint_projection",
+    "keep_layers",
+    "sequence_student",
     "soft_target_loss",
     "soft_targets",
+    "spread_layers",
+    "teacher_outputs",
     "train_hints",
     "train_student",
 ]

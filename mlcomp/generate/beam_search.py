@@ -34,7 +34,7 @@ class Beams:
 
 
 @isolated_run
-def beam_search(
+def search_outputs(
     model: nn.Module,
     prompts: Int64[Tensor, "n prompt"],
     *,

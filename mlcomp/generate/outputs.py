@@ -1,8 +1,8 @@
 r"""Outputs of a model of sequences: how likely they are, and drawn at random.
 
 Notation: x a prompt, y its output: tokens up to the end token e, which belongs to it, or m tokens without one.
-$\log p(y \mid x) = \sum_t \log p(y_t \mid x, y_{<t})$, so the probabilities of all outputs of a prompt add up to 1. In a
-tensor (…, m) what follows the first e is filling.
+$\log p(y \mid x) = \sum_t \log p(y_t \mid x, y_{<t})$, so the probabilities of all outputs of a prompt add up to 1.
+In a tensor (…, m) what follows the first e is filling.
 Source: Sutskever, Vinyals, Le 2014, arXiv:1409.3215, eq. (1).   Syllabus: 4.15
 """
 

@@ -22,6 +22,7 @@ from mlcomp import (
     deploy,
     distill,
     formats,
+    generate,
     layerwise,
     metrics,
     models,
@@ -31,7 +32,16 @@ from mlcomp import (
     sources,
 )
 from mlcomp.cost import model_cost
-from mlcomp.train import add_lora, merge_lora, train
+from mlcomp.train import (
+    add_lora,
+    co_training,
+    confident_labels,
+    merge_lora,
+    meta_pseudo_labels,
+    network_fit,
+    self_training,
+    train,
+)
 from tests.contract.public import public_functions
 from tests.contract.test_checks import FUNCTIONS, drawn, good_arguments, layer
 from tests.prune.dynamic import gated
@@ -237,6 +247,17 @@ def trained(model, *data):
     return model, train(model, *data, epochs=2, lr=1e-2, progress=False)
 
 
+def of_fit(run):
+    """Return the pseudo-labels; what predicts is the caller's own function."""
+    found = run()
+    return found.labels, found.history
+
+
+def both_trained(teacher, student, *data):
+    history = meta_pseudo_labels(teacher, student, *data, epochs=2, lr=1e-2, batch_size=16, progress=False)
+    return teacher, student, history
+
+
 def zeros_kept(model, after_step=None):
     after_step = layerwise.keep_zeros(model)
     with torch.no_grad():
@@ -294,6 +315,13 @@ def matrix_free(gradients):
     return inverse, inverse.product(gradients[0]), inverse.diagonal(), some, window.product(gradients[0])
 
 
+def means_of_classes(inputs, classes):
+    """Fit the mean of each class; the nearer, the likelier."""
+    means = torch.stack([inputs[classes == c].mean(0).flatten() for c in range(4)])
+    return lambda x: (-torch.cdist(x.flatten(1), means)).softmax(1)
+
+
+FEW_LABELS = {"best_per_class": 1, "rounds": 2}
 TWO_EPOCHS = {"epochs": 2, "lr": 1e-2, "progress": False}
 LEVELS = budget.Level(), budget.Level(sparsity=0.5), budget.Level(bits=4)
 FOLDER = tempfile.TemporaryDirectory()
@@ -301,6 +329,7 @@ SHARE = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
 LEFT, RIGHT = torch.tensor([1, -1, -1]), torch.tensor([2, -1, -1])  # a root with two leaves
 TREE = LEFT, RIGHT, torch.tensor([0.5, 0.1, 0.0]), torch.tensor([4.0, 2.0, 2.0])
 SPLITS = LEFT, RIGHT, LEFT.clamp(max=0), torch.tensor([0.1, -2.0, -2.0]), LEFT > 0
+WORDS = ByteTable(named=False), labels(24).view(12, 2), labels(36).view(12, 3)  # a model, prompts and outputs
 W, H, SIZES = drawn(4, 16), layer()["hessian"], torch.tensor([4.0, 16.0, 64.0, 256.0])
 
 # What is called with arguments that were made outside of the context: name → (function, how its arguments are made).
@@ -317,6 +346,9 @@ OTHERS = {
         formats.two_four_matmul, drawn(3, 16), formats.TwoFour.from_dense(prune.magnitude(W, pattern=(2, 4)))
     ),
     "pack_signs": lambda: partial(formats.pack_signs, W),
+    "onebit_matmul": lambda: partial(
+        formats.onebit_matmul, drawn(3, 16), formats.pack_signs(W), W[:, 0], drawn(3, 16)[0]
+    ),
     "xnor_matmul": lambda: partial(formats.xnor_matmul, formats.pack_signs(drawn(3, 16)), formats.pack_signs(W)),
     "CSR": lambda: partial(stored, formats.CSR, W),
     "TwoFour": lambda: partial(stored, formats.TwoFour, prune.magnitude(W, pattern=(2, 4))),
@@ -412,6 +444,10 @@ OTHERS = {
     "kmeans": lambda: partial(quant.kmeans, drawn(30, 4), 4, generator=layer()["generator"]),
     "kmeans_assign": lambda: partial(quant.kmeans_assign, drawn(30, 4), drawn(4, 4)),
     "fit_tree": lambda: partial(quant.fit_tree, drawn(30, 4), 4, branching=2, generator=layer()["generator"]),
+    "pack_nf4": lambda: partial(quant.pack_nf4, quant.double_quantize(W, block_size=8)),
+    "nf4_matmul": lambda: partial(
+        quant.nf4_matmul, drawn(3, 16), quant.pack_nf4(quant.double_quantize(W, block_size=8))
+    ),
     "pack_w4": lambda: partial(quant.pack_w4, quant.rtn(W, bits=4)),
     "w4a16_matmul": lambda: partial(quant.w4a16_matmul, drawn(3, 16), quant.pack_w4(quant.rtn(W, bits=4))),
     "outlier_columns": lambda: partial(quant.outlier_columns, 4 * W),
@@ -554,6 +590,28 @@ OTHERS = {
     "train_student": lambda: partial(
         distill.train_student, net(), conv_net(), images(), labels(), temperature=2.0, alpha=0.5, **TWO_EPOCHS
     ),
+    "distilbert_loss": lambda: partial(
+        distill.distilbert_loss,
+        W,
+        W.round(),
+        torch.arange(4),
+        student_hidden=drawn(4, 5),
+        teacher_hidden=drawn(4, 5).round(),
+    ),
+    "distilbert": lambda: partial(
+        distill.distilbert, net(), net(), images(), labels(), hidden="1", cosine=0.5, **TWO_EPOCHS
+    ),
+    "keep_layers": lambda: partial(distill.keep_layers, nn.Sequential(net()), "0", (0, 1)),
+    "sequence_student": lambda: partial(
+        distill.sequence_student, *WORDS, outputs=labels(36).view(12, 3).flip(1), end=0, alpha=0.5, **TWO_EPOCHS
+    ),
+    "teacher_outputs": lambda: partial(distill.teacher_outputs, *WORDS[:2], beam=2, length=3, end=0),
+    # generate
+    "search_outputs": lambda: partial(generate.search_outputs, *WORDS[:2], beam=2, length=3, end=0),
+    "sample_outputs": lambda: partial(generate.sample_outputs, *WORDS[:2], length=3, end=0),
+    "majority_vote": lambda: partial(generate.majority_vote, torch.tensor([[1, 2], [1, 0], [3, 0]])),
+    "voting_accuracy": lambda: partial(generate.voting_accuracy, torch.tensor([0.5, 0.3, 0.2]), 5),
+    "output_log_probability": lambda: partial(generate.output_log_probability, *WORDS, end=0),
     "compressed_student": lambda: partial(
         distill.compressed_student, sparse_net(), net(), images(), temperature=1.0, **TWO_EPOCHS
     ),
@@ -588,6 +646,19 @@ OTHERS = {
     "compare_models": lambda: partial(deploy.compare_models, kept()),
     "open_model": lambda: partial(deploy.open_model, "mlp"),
     "train": lambda: partial(trained, net(), images(), labels()),
+    "confident_labels": lambda: partial(confident_labels, W.softmax(1), best_per_class=1),
+    "network_fit": lambda: partial(
+        lambda nets, x, y: network_fit(nets.__getitem__, epochs=2, lr=1e-2)(x, y)(x), [net()], images(), labels()
+    ),
+    "self_training": lambda: partial(
+        of_fit,
+        partial(self_training, means_of_classes, images(8), labels(8), images(), rounds=2, best=3),
+    ),
+    "co_training": lambda: partial(
+        of_fit,
+        partial(co_training, [means_of_classes] * 2, [images(8)] * 2, labels(8), [images()] * 2, **FEW_LABELS),
+    ),
+    "meta_pseudo_labels": lambda: partial(both_trained, net(), net(), images(8), labels(8), images()),
     "add_lora": lambda: partial(add_lora, net(), ["1"], rank=2, alpha=4.0),
     "merge_lora": lambda: partial(merge_lora, corrected()),
     "byte_lm": lambda: partial(models.byte_lm, 64, pretrained=False),
@@ -598,6 +669,9 @@ OTHERS = {
     "digits": lambda: data.digits,
     "random_shift": lambda: partial(data.random_shift, images(), layer()["generator"]),
     "make_layer": lambda: partial(data.make_layer, 4, 8, 10),
+    "group_products": lambda: partial(data.group_products, 20, seed=1),
+    "token_decoder": lambda: partial(models.token_decoder, 12, 16, 1),
+    "number_words": lambda: partial(data.number_words, 20, seed=1),
     "token_batches": lambda: partial(data.token_batches, letters, "abcdefgh" * 9, length=4, count=4, batch_size=2),
 }
 # Public functions that are not called here, and why.
@@ -608,6 +682,7 @@ LEFT_OUT = {
         layer_time layer_energy balance_tokens peak_rate batch_starts find_group committed_table committed_results
         python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches
         vit_multiply_adds
+        spread_layers
         lora_layers lora_parameters scaled_rates emissions_kg energy_kwh kv_cache_nbytes overparameterized_width
         training_memory weights_nbytes""",
     "it takes models of transformers, and its own test calls it": "export_compressed_tensors",

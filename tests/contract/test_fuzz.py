@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 import mlcomp
-from mlcomp.formats import CSR, AdditiveCodes, TwoFour, absmax_int8
+from mlcomp.formats import CSR, AdditiveCodes, TwoFour, absmax_int8, pack_signs
 from mlcomp.obs import block_fisher_inverse, exact_obs_trace
 from mlcomp.prune import magnitude
-from mlcomp.quant import pack_w4, rtn
+from mlcomp.quant import double_quantize, pack_nf4, pack_w4, rtn
 from tests.contract.public import public_functions
 from tests.contract.test_checks import INP, OUT, changed, drawn, layer
 
@@ -30,8 +30,18 @@ ROOT = str(Path(mlcomp.__file__).parent)
 LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squared_error", "output_loss")
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
 LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "hint_loss")
+LEARNED = (*LEARNED, "distilbert_loss")
 LEARNED = (*LEARNED, "ensemble_log_probabilities")
-LEARNED = (*LEARNED, "csr_matmul", "two_four_matmul", "bias_correction", "relu_mean", "analytic_correction")
+LEARNED = (
+    *LEARNED,
+    "csr_matmul",
+    "two_four_matmul",
+    "onebit_matmul",
+    "nf4_matmul",
+    "bias_correction",
+    "relu_mean",
+    "analytic_correction",
+)
 LEARNED = (*LEARNED, "gumbel_keep", "ratio_loss")
 LEARNED = (*LEARNED, "binarize", "nearest_power", "squared_hinge")
 # Parts of methods that have checked their arguments, and loops to read: they check little themselves.
@@ -39,6 +49,11 @@ PARTS = ("output_loss", "output_error", "inverse_factor", "straight_through", "l
 PARTS = (*PARTS, "masked_attention")
 # Kernels on much data: what is not finite passes through, as torch has it.
 UNCHECKED = ("mlcomp.kernels.",)
+
+
+def nearest_class(inputs: Tensor, labels: Tensor) -> Callable:
+    """Fit the first sample of each class; the nearer, the likelier."""
+    return lambda x: (-torch.cdist(x, inputs[:OUT])).softmax(1)
 
 
 @functools.cache
@@ -56,6 +71,10 @@ def good() -> dict[str, object]:
         "additive_matvec.x": drawn(INP),
         "additive_matvec.weight": coded,
         "w4a16_matmul.weight": pack_w4(rtn(weight, bits=4)),
+        "nf4_matmul.weight": pack_nf4(double_quantize(weight, block_size=4)),
+        "onebit_matmul.signs": pack_signs(weight),
+        "onebit_matmul.rows": drawn(OUT),
+        "onebit_matmul.columns": drawn(INP),
         "csr_matmul.weight": CSR.from_dense(weight),
         "two_four_matmul.weight": TwoFour.from_dense(magnitude(weight, pattern=(2, 4))),
         "codes": torch.arange(6),
@@ -149,12 +168,24 @@ def good() -> dict[str, object]:
         "projected": weight,
         "hint": drawn(12, 5),
         "hint_loss.hint": weight.round(),
+        "student_hidden": drawn(OUT, 5),
+        "teacher_hidden": drawn(OUT, 5).round(),
         "joint_step.removed": drawn(8) > 0,
         "sparse_gated_mlp.x": vectors,
         "gate": drawn(5, 8),
         "up": drawn(5, 8),
         "down": drawn(4, 5),
         "sparse_gated_mlp.threshold": 0.0,  # every weight is read
+        "probabilities": vectors.softmax(1),
+        "best": 2,
+        "fit": nearest_class,
+        "fits": (nearest_class, nearest_class),
+        "views": (weight, weight),
+        "self_training.inputs": weight,
+        "unlabelled": drawn(6, INP),
+        "co_training.unlabelled": (drawn(6, INP), drawn(6, INP)),
+        "rounds": 2,
+        "best_per_class": 1,
         "gumbel_keep.logits": drawn(6, 2),
         "decisions": torch.rand(OUT, 5, generator=torch.Generator().manual_seed(0)).round(),  # in a list
         "ratios": [0.5],
@@ -171,7 +202,7 @@ IN_A_LIST = (
     "ensemble_log_probabilities.logits",
 )
 # Options that a good call needs beside what has no default, and those that exclude each other.
-OPTIONS = ("sparsity", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
+OPTIONS = ("sparsity", "best", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
 
 
 def is_tensor(parameter: inspect.Parameter) -> bool:

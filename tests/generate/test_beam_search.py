@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mlcomp.generate import beam_search
+from mlcomp.generate import search_outputs
 from tests.generate.models import END, VOCABULARY, Table, by_hand, every_output, filled
 
 PROMPTS = torch.tensor([[0, 1], [2, 2], [1, 0]])
@@ -22,7 +22,7 @@ def ranked(model, prompt, power):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_wide_beam_finds_all_outputs_in_their_order(seed, power):
     model = Table(seed)
-    got = beam_search(model, PROMPTS, beam=300, length=LENGTH, end=END, length_power=power)
+    got = search_outputs(model, PROMPTS, beam=300, length=LENGTH, end=END, length_power=power)
     for prompt, tokens, value in zip(PROMPTS.tolist(), got.tokens, got.log_probability, strict=True):
         want = ranked(model, prompt, power)
         assert value[: len(ALL)].tolist() == pytest.approx([p for p, _ in want], rel=1e-12)
@@ -47,7 +47,7 @@ class Trap(nn.Module):
 
 def test_greedy_decoding_is_not_the_mode_and_a_beam_of_two_is():
     prompt = torch.tensor([[2]])
-    greedy, two = (beam_search(Trap(), prompt, beam=b, length=2, end=END) for b in (1, 2))
+    greedy, two = (search_outputs(Trap(), prompt, beam=b, length=2, end=END) for b in (1, 2))
     assert greedy.tokens[0, 0].tolist()[0] == 0
     assert float(greedy.log_probability[0, 0].exp()) == pytest.approx(0.6 / 4)
     assert two.tokens[0, 0].tolist() == [1, END]
@@ -56,7 +56,7 @@ def test_greedy_decoding_is_not_the_mode_and_a_beam_of_two_is():
 
 def test_a_beam_of_one_takes_the_largest_logit_each_time():
     model = Table(3)
-    got = beam_search(model, PROMPTS, beam=1, length=LENGTH, end=END)
+    got = search_outputs(model, PROMPTS, beam=1, length=LENGTH, end=END)
     for prompt, tokens in zip(PROMPTS.tolist(), got.tokens[:, 0].tolist(), strict=True):
         row = list(prompt)
         while len(row) < len(prompt) + LENGTH and row[len(prompt) :].count(END) == 0:
@@ -67,7 +67,7 @@ def test_a_beam_of_one_takes_the_largest_logit_each_time():
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_it_finds_it_says_how_likely_that_is(seed):
     model = Table(seed)
-    got = beam_search(model, PROMPTS, beam=3, length=LENGTH, end=END)
+    got = search_outputs(model, PROMPTS, beam=3, length=LENGTH, end=END)
     for i, prompt in enumerate(PROMPTS.tolist()):
         values, rows = got.log_probability[i].tolist(), got.tokens[i].tolist()
         assert values == sorted(values, reverse=True) and values[0] <= ranked(model, prompt, 0)[0][0] + 1e-12
@@ -89,7 +89,7 @@ def test_an_end_that_came_early_stays_in_the_race_and_can_be_overtaken():
             table = torch.tensor([[1e-9, 1e-9, 0.1, 0.9], [1, 1, 1, 1], [0.7, 1e-9, 1e-9, 0.3], [1, 1, 1, 1.0]])
             return self.scale * table.log()[tokens]
 
-    got = beam_search(Two(), torch.tensor([[2]]), beam=2, length=5, end=END)
+    got = search_outputs(Two(), torch.tensor([[2]]), beam=2, length=5, end=END)
     assert got.tokens[0].tolist() == [[0, END, END, END, END], [END] * 5]
     assert got.log_probability[0].exp().tolist() == pytest.approx([0.63, 0.3], rel=1e-6)
 
@@ -101,9 +101,9 @@ def test_the_models_mode_is_kept_and_logits_may_have_a_name():
             return type("Answer", (), {"logits": super().forward(tokens)})
 
     model = Named(1).train()
-    got = beam_search(model, PROMPTS, beam=2, length=3, end=END)
+    got = search_outputs(model, PROMPTS, beam=2, length=3, end=END)
     assert model.training and not got.log_probability.requires_grad
-    want = beam_search(Table(1), PROMPTS, beam=2, length=3, end=END)
+    want = search_outputs(Table(1), PROMPTS, beam=2, length=3, end=END)
     assert torch.equal(got.tokens, want.tokens)
 
 
@@ -118,14 +118,14 @@ def test_bad_input_is_refused(as_user):
         {"beam": 1.5},
     ):
         with pytest.raises(ValueError, match=next(iter(change))):
-            beam_search(Table(), PROMPTS, **call | change)
+            search_outputs(Table(), PROMPTS, **call | change)
     with pytest.raises(ValueError, match="prompts"):
-        beam_search(Table(), PROMPTS[:0], **call)
+        search_outputs(Table(), PROMPTS[:0], **call)
     with pytest.raises(ValueError, match="prompts"):
-        beam_search(Table(), PROMPTS[0], **call)
+        search_outputs(Table(), PROMPTS[0], **call)
     with pytest.raises(TypeError, match="prompts"):
-        beam_search(Table(), PROMPTS.float(), **call)
+        search_outputs(Table(), PROMPTS.float(), **call)
     broken = Table()
     broken.table.data[:] = math.nan
     with pytest.raises(ValueError, match="logits"):
-        beam_search(broken, PROMPTS, **call)
+        search_outputs(broken, PROMPTS, **call)

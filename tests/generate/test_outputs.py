@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mlcomp.generate import beam_search, output_log_probability, sample_outputs
+from mlcomp.generate import output_log_probability, sample_outputs, search_outputs
 from mlcomp.generate.outputs import output_mask
 from mlcomp.models import token_decoder
 from tests.generate.models import END, VOCABULARY, Table, by_hand, every_output, filled
@@ -66,7 +66,7 @@ def test_what_a_model_keeps_of_the_row_changes_nothing(temperature):
     quick = sample_outputs(model, prompts, **run)
     assert torch.equal(quick, sample_outputs(Forgetful(model), prompts, **run))
     if temperature == 0:
-        assert torch.equal(quick, beam_search(model, prompts, beam=1, length=7, end=END).tokens[:, 0])
+        assert torch.equal(quick, search_outputs(model, prompts, beam=1, length=7, end=END).tokens[:, 0])
 
 
 def test_draws_depend_on_the_seed_alone():
