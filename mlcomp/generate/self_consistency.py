@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from mlcomp.checks import check_codes, check_finite, check_whole
+from mlcomp.checks import check_codes, check_finite, check_tensor, check_whole
 from mlcomp.context import isolated
 
 
@@ -29,6 +29,7 @@ def majority_vote(answers: Int64[Tensor, "n questions"], *, seed: int = 0) -> In
     Raises:
         ValueError: another shape, no sample, a number below −1.
     """
+    check_tensor("answers", answers)
     if answers.ndim != 2 or not answers.numel():
         raise ValueError(f"answers must be (n, questions), with at least one each, got {tuple(answers.shape)}")
     check_codes("answers + 1", answers + 1, int(answers.max()) + 1)
