@@ -7,6 +7,7 @@ from mlcomp.generate.outputs import output_log_probability, sample_outputs
 from mlcomp.generate.pipeline import Pipeline
 from mlcomp.generate.recorded_answers import RecordedAnswers
 from mlcomp.generate.rouge_l import rouge_l
+from mlcomp.generate.self_consistency import majority_vote, voting_accuracy
 from mlcomp.generate.self_instruct import Instructions, list_prompt, parse_numbered, self_instruct
 from mlcomp.generate.sift import Sifted, sift
 from mlcomp.generate.synthetic_classifier import Student, synthetic_classifier
@@ -27,6 +28,7 @@ __all__ = [
     "Student",
     "TransformersModel",
     "list_prompt",
+    "majority_vote",
     "output_log_probability",
     "parse_numbered",
     "rouge_l",
@@ -37,4 +39,5 @@ __all__ = [
     "synthetic_classifier",
     "vote",
     "vote_each",
+    "voting_accuracy",
 ]

@@ -6,11 +6,14 @@ In a tensor (…, m) what follows the first e is filling.
 Source: Sutskever, Vinyals, Le 2014, arXiv:1409.3215, eq. (1).   Syllabus: 4.15
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mlcomp.checks import check_codes, check_finite, check_positive, check_tensor, check_whole
+from mlcomp.checks import check_codes, check_finite, check_interval, check_tensor, check_whole
 from mlcomp.context import isolated_run
 from mlcomp.modes import evaluating
 
@@ -48,7 +51,7 @@ def sample_outputs(
     *,
     length: int,
     end: int,
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     seed: int = 0,
 ) -> Int64[Tensor, "n length"]:
     """Draw one output for each prompt, token by token; the global random state is left alone.
@@ -56,30 +59,50 @@ def sample_outputs(
     Args:
         model, prompts, end: as in :func:`output_log_probability`.
         length: most tokens of an output.
-        temperature: positive; the logits are divided by it, and 1 draws from the model itself.
+        temperature: the logits are divided by it; 1 draws from the model itself, 0 takes the likeliest token.
         seed: of the draws. They are made on the CPU, one number for each prompt and step.
     Returns:
         outputs, filled with ``end`` behind their end.
     Raises:
-        ValueError: no prompt, a length below 1, a temperature that is not positive and finite, logits with NaN.
+        ValueError: no prompt, a length below 1, a temperature that is negative or not finite, logits with NaN.
+    Cost: ``length`` runs over whole rows; of the last token only, where the model has ``extend(tokens, past)`` as
+        :class:`mlcomp.models.token_decoder.TokenDecoder` has.
     """
     check_tokens("prompts", prompts)
     check_whole("length", length, 1)
     check_whole("end", end, 0)
-    check_positive("temperature", temperature)
+    check_interval("temperature", temperature, "[0, inf)")
     generator = torch.Generator().manual_seed(seed)
     rows = prompts.to(_home(model))
     done = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    past = None
     with evaluating(model):
-        for _ in range(length):
-            p = (log_probabilities(model, rows)[:, -1] / temperature).softmax(-1)
-            u = torch.rand(len(p), 1, generator=generator, dtype=torch.float64, device="cpu").to(p.device)
-            total = p.double().cumsum(-1)
-            token = torch.searchsorted(total, u * total[:, -1:], right=True)[:, 0].clamp(max=p.shape[-1] - 1)
+        for step in range(length):
+            log_p, past = _next(model, rows, step, past)
+            u = torch.rand(len(log_p), 1, generator=generator, dtype=torch.float64, device="cpu").to(log_p.device)
+            token = log_p.argmax(-1) if temperature == 0 else _drawn((log_p / temperature).softmax(-1), u)
             token = token.where(~done, end)
             rows = torch.cat((rows, token[:, None]), 1)
             done |= token == end
-    return rows[:, prompts.shape[1] :]
+            if bool(done.all()):
+                break
+    outputs = rows[:, prompts.shape[1] :]
+    return F.pad(outputs, (0, length - outputs.shape[1]), value=end)
+
+
+def _next(model: nn.Module, rows: Tensor, step: int, past: Any) -> tuple[Tensor, Any]:
+    """Return log p of the token after each row, and what the model keeps of the rows, if it can."""
+    if not hasattr(model, "extend"):
+        return log_probabilities(model, rows)[:, -1], None
+    extend: Any = model.extend
+    logits, past = extend(rows[:, -1:] if step else rows, past)
+    return _normalized(logits[:, -1]), past
+
+
+def _drawn(p: Tensor, u: Tensor) -> Tensor:
+    """Return the token at which the running sum of each row's probabilities passes its number in [0, 1)."""
+    total = p.double().cumsum(-1)
+    return torch.searchsorted(total, u * total[:, -1:], right=True)[:, 0].clamp(max=p.shape[-1] - 1)
 
 
 def output_mask(outputs: Int64[Tensor, "*batch length"], *, end: int) -> Bool[Tensor, "*batch length"]:
@@ -91,7 +114,10 @@ def output_mask(outputs: Int64[Tensor, "*batch length"], *, end: int) -> Bool[Te
 def log_probabilities(model: nn.Module, tokens: Int64[Tensor, "n length"]) -> Float[Tensor, "n length classes"]:
     """Return the logarithm of the probabilities of the token after each position, at least in float32."""
     logits = model(tokens)
-    logits = getattr(logits, "logits", logits)
+    return _normalized(getattr(logits, "logits", logits))
+
+
+def _normalized(logits: Tensor) -> Tensor:
     check_finite("logits", logits)
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 

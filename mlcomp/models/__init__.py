@@ -7,6 +7,7 @@ from mlcomp.models.minilm import embed, minilm
 from mlcomp.models.mlp import mlp
 from mlcomp.models.mobilenet_v2 import mobilenet_v2, mobilenet_v2_weights
 from mlcomp.models.smollm2 import smollm2
+from mlcomp.models.token_decoder import token_decoder
 from mlcomp.models.vit import vit
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "mobilenet_v2",
     "mobilenet_v2_weights",
     "smollm2",
+    "token_decoder",
     "vit",
 ]

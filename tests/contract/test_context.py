@@ -672,6 +672,8 @@ OTHERS = {
     # generate
     "search_outputs": lambda: partial(generate.search_outputs, *WORDS[:2], beam=2, length=3, end=0),
     "sample_outputs": lambda: partial(generate.sample_outputs, *WORDS[:2], length=3, end=0),
+    "majority_vote": lambda: partial(generate.majority_vote, torch.tensor([[1, 2], [1, 0], [3, 0]])),
+    "voting_accuracy": lambda: partial(generate.voting_accuracy, torch.tensor([0.5, 0.3, 0.2]), 5),
     "output_log_probability": lambda: partial(generate.output_log_probability, *WORDS, end=0),
     "compressed_student": lambda: partial(
         distill.compressed_student, sparse_net(), net(), images(), temperature=1.0, **TWO_EPOCHS
@@ -730,6 +732,8 @@ OTHERS = {
     "digits": lambda: data.digits,
     "random_shift": lambda: partial(data.random_shift, images(), layer()["generator"]),
     "make_layer": lambda: partial(data.make_layer, 4, 8, 10),
+    "group_products": lambda: partial(data.group_products, 20, seed=1),
+    "token_decoder": lambda: partial(models.token_decoder, 12, 16, 1),
     "number_words": lambda: partial(data.number_words, 20, seed=1),
     "token_batches": lambda: partial(data.token_batches, letters, "abcdefgh" * 9, length=4, count=4, batch_size=2),
 }

@@ -133,6 +133,12 @@ def good() -> dict[str, object]:
         "logits": weight.round(decimals=1),
         "embeddings": weight.round(decimals=1),
         "images": drawn(2, 1, 4, 4),
+        "majority_vote.answers": torch.tensor([[1, 2], [1, 0], [3, 0]]),
+        "majority_vote.seed": 0,
+        "voting_accuracy.probabilities": torch.tensor([0.5, 0.3, 0.2]),
+        "voting_accuracy.samples": 5,
+        "group_products.seed": 0,
+        "group_products.without": torch.tensor([[1, 2, 3, 4]]),
         "int8_matmul.x": absmax_int8(weight, dim=-1),
         # a root with two leaves
         "left": torch.tensor([1, -1, -1]),
@@ -210,6 +216,7 @@ IN_A_LIST = (
 )
 # Options that a good call needs beside what has no default, and those that exclude each other.
 OPTIONS = ("sparsity", "best", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
+OPTIONS = (*OPTIONS, "group_products.without")
 
 
 def is_tensor(parameter: inspect.Parameter) -> bool:

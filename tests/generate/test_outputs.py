@@ -3,9 +3,22 @@ import math
 import pytest
 import torch
 
-from mlcomp.generate import output_log_probability, sample_outputs
+from mlcomp.generate import output_log_probability, sample_outputs, search_outputs
 from mlcomp.generate.outputs import output_mask
-from tests.generate.models import END, Table, by_hand, every_output, filled
+from mlcomp.models import token_decoder
+from tests.generate.models import END, VOCABULARY, Table, by_hand, every_output, filled
+
+
+class Forgetful(torch.nn.Module):
+    """A model that cannot go on from what it has computed."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens):
+        return self.model(tokens)
+
 
 PROMPTS = torch.tensor([[0, 1], [2, 2]])
 
@@ -45,6 +58,17 @@ def test_outputs_are_drawn_as_often_as_they_are_likely(temperature):
     assert not seen
 
 
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_what_a_model_keeps_of_the_row_changes_nothing(temperature):
+    model = token_decoder(VOCABULARY, 32, 2, seed=4).double()
+    prompts = torch.randint(VOCABULARY, (60, 3), generator=torch.Generator().manual_seed(0))
+    run = {"length": 7, "end": END, "temperature": temperature, "seed": 2}
+    quick = sample_outputs(model, prompts, **run)
+    assert torch.equal(quick, sample_outputs(Forgetful(model), prompts, **run))
+    if temperature == 0:
+        assert torch.equal(quick, search_outputs(model, prompts, beam=1, length=7, end=END).tokens[:, 0])
+
+
 def test_draws_depend_on_the_seed_alone():
     model = Table()
     before = torch.get_rng_state()
@@ -58,6 +82,6 @@ def test_bad_input_is_refused(as_user):
         output_log_probability(Table(), PROMPTS, torch.zeros(3, 2, dtype=torch.long), end=END)
     with pytest.raises(ValueError, match="outputs"):
         output_log_probability(Table(), PROMPTS, torch.zeros(2, 0, dtype=torch.long), end=END)
-    for change in ({"length": 0}, {"end": -1}, {"temperature": 0.0}, {"temperature": math.inf}):
+    for change in ({"length": 0}, {"end": -1}, {"temperature": -1.0}, {"temperature": math.inf}):
         with pytest.raises(ValueError, match=next(iter(change))):
             sample_outputs(Table(), PROMPTS, **{"length": 3, "end": END} | change)
