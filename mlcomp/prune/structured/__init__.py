@@ -1,6 +1,12 @@
 """Whole channels and heads removed: what is left is a smaller network of the same kind."""
 
 from mlcomp.prune.structured.dependency_graph import Group, Member, dependency_groups, find_group, fixed_channels
+from mlcomp.prune.structured.hard_concrete import (
+    deterministic_gates,
+    expected_gate,
+    hard_concrete,
+    probability_above,
+)
 from mlcomp.prune.structured.network_slimming import Slimmed, network_slimming, slimming_channels, train_gammas
 from mlcomp.prune.structured.permute_channels import permute_channels
 from mlcomp.prune.structured.remove_channels import group_weights, remove_channels
@@ -10,11 +16,15 @@ __all__ = [
     "Member",
     "Slimmed",
     "dependency_groups",
+    "deterministic_gates",
+    "expected_gate",
     "find_group",
     "fixed_channels",
     "group_weights",
+    "hard_concrete",
     "network_slimming",
     "permute_channels",
+    "probability_above",
     "remove_channels",
     "slimming_channels",
     "train_gammas",
