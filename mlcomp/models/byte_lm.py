@@ -78,11 +78,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
         """Return the block's output (n, length, width)."""
-        n, length, width = x.shape
-        heads = self.qkv(self.norm1(x)).view(n, length, 3, width // HEAD, HEAD).permute(2, 0, 3, 1, 4)
-        q, k = rotate(heads[0], rotation), rotate(heads[1], rotation)
-        mixed = F.scaled_dot_product_attention(q, k, heads[2], is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, width))
+        n, length, _ = x.shape
+        # As many heads as the weights have: some may have been removed.
+        q, k, v = (part.view(n, length, -1, HEAD).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1))
+        mixed = F.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
