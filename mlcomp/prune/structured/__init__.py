@@ -1,5 +1,6 @@
 """Whole channels and heads removed: what is left is a smaller network of the same kind."""
 
+from mlcomp.prune.structured.cofi import CoFi, CoFiSteps, cofi
 from mlcomp.prune.structured.dependency_graph import Group, Member, dependency_groups, find_group, fixed_channels
 from mlcomp.prune.structured.hard_concrete import (
     deterministic_gates,
@@ -10,22 +11,43 @@ from mlcomp.prune.structured.hard_concrete import (
 from mlcomp.prune.structured.network_slimming import Slimmed, network_slimming, slimming_channels, train_gammas
 from mlcomp.prune.structured.permute_channels import permute_channels
 from mlcomp.prune.structured.remove_channels import group_weights, remove_channels
+from mlcomp.prune.structured.residual_stream import (
+    Gates,
+    ResidualStream,
+    Sublayer,
+    gated_size,
+    gating,
+    open_gates,
+    remove_gated,
+    residual_stream,
+)
 
 __all__ = [
+    "CoFi",
+    "CoFiSteps",
+    "Gates",
     "Group",
     "Member",
+    "ResidualStream",
     "Slimmed",
+    "Sublayer",
+    "cofi",
     "dependency_groups",
     "deterministic_gates",
     "expected_gate",
     "find_group",
     "fixed_channels",
+    "gated_size",
+    "gating",
     "group_weights",
     "hard_concrete",
     "network_slimming",
+    "open_gates",
     "permute_channels",
     "probability_above",
     "remove_channels",
+    "remove_gated",
+    "residual_stream",
     "slimming_channels",
     "train_gammas",
 ]
