@@ -80,7 +80,9 @@ class Block(nn.Module):
         """Return the block's output (n, length, width)."""
         n, length, _ = x.shape
         # As many heads as the weights have: some may have been removed.
-        q, k, v = (part.view(n, length, -1, HEAD).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1))
+        q, k, v = (
+            part.view(n, length, -1, HEAD).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        )
         mixed = F.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm2(x))))

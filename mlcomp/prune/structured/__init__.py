@@ -1,5 +1,7 @@
 """Whole channels and heads removed: what is left is a smaller network of the same kind."""
 
+from mlcomp.prune.structured.attention_heads import attention_heads
+from mlcomp.prune.structured.bonsai import Bonsai, bonsai, drawn_submodels, module_scores
 from mlcomp.prune.structured.cofi import CoFi, CoFiSteps, cofi
 from mlcomp.prune.structured.dependency_graph import Group, Member, dependency_groups, find_group, fixed_channels
 from mlcomp.prune.structured.hard_concrete import (
@@ -8,9 +10,12 @@ from mlcomp.prune.structured.hard_concrete import (
     hard_concrete,
     probability_above,
 )
+from mlcomp.prune.structured.head_importance import head_importance, head_loss_changes, next_token_losses
+from mlcomp.prune.structured.module_blocks import ModuleBlocks, module_blocks, module_utility
 from mlcomp.prune.structured.network_slimming import Slimmed, network_slimming, slimming_channels, train_gammas
 from mlcomp.prune.structured.permute_channels import permute_channels
 from mlcomp.prune.structured.remove_channels import group_weights, remove_channels
+from mlcomp.prune.structured.remove_heads import remove_heads
 from mlcomp.prune.structured.residual_stream import (
     Gates,
     ResidualStream,
@@ -23,17 +28,22 @@ from mlcomp.prune.structured.residual_stream import (
 )
 
 __all__ = [
+    "Bonsai",
     "CoFi",
     "CoFiSteps",
     "Gates",
     "Group",
     "Member",
+    "ModuleBlocks",
     "ResidualStream",
     "Slimmed",
     "Sublayer",
+    "attention_heads",
+    "bonsai",
     "cofi",
     "dependency_groups",
     "deterministic_gates",
+    "drawn_submodels",
     "expected_gate",
     "find_group",
     "fixed_channels",
@@ -41,12 +51,19 @@ __all__ = [
     "gating",
     "group_weights",
     "hard_concrete",
+    "head_importance",
+    "head_loss_changes",
+    "module_blocks",
+    "module_scores",
+    "module_utility",
     "network_slimming",
+    "next_token_losses",
     "open_gates",
     "permute_channels",
     "probability_above",
     "remove_channels",
     "remove_gated",
+    "remove_heads",
     "residual_stream",
     "slimming_channels",
     "train_gammas",

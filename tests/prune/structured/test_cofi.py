@@ -151,4 +151,6 @@ def test_bad_input(as_user):
         cofi(seeded(lambda: Fixed(8, 12)).float(), INPUTS, **OPTIONS)
     with pytest.raises(ValueError, match="is not what it is with these at zero"):
         cofi(seeded(lambda: Tiny(8, 12, norm=nn.RMSNorm)).float(), INPUTS, **OPTIONS)  # its ε has no number
-    assert float(gated_size(residual_stream(tiny(), INPUTS[:1]), open_gates(residual_stream(tiny(), INPUTS[:1])))) == 384
+    assert (
+        float(gated_size(residual_stream(tiny(), INPUTS[:1]), open_gates(residual_stream(tiny(), INPUTS[:1])))) == 384
+    )

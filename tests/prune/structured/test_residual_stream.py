@@ -68,9 +68,7 @@ def literal(model, z: Gates):
 def matrices(model) -> int:
     """Entries in the matrices of the sublayers, counted in the model itself."""
     names = ("up", "down", "qkv", "out")
-    return sum(
-        m.weight.numel() for n, m in model.named_modules() if n.rpartition(".")[2].rstrip("12") in names
-    )
+    return sum(m.weight.numel() for n, m in model.named_modules() if n.rpartition(".")[2].rstrip("12") in names)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -97,7 +95,9 @@ def test_the_expected_size_is_the_mean_over_all_masks():
     """2⁹ masks of the tiny model, each cut out and counted, weighted by its probability."""
     model = seeded(Tiny)
     stream = residual_stream(model, TOKENS)
-    p = open_gates(stream).map(lambda z: torch.rand(z.shape, generator=torch.Generator().manual_seed(len(z))).double())
+    p = open_gates(stream).map(
+        lambda z: torch.rand(z.shape, generator=torch.Generator().manual_seed(len(z))).double()
+    )
     flat = torch.cat((p.layers, *p.units, p.dimensions))
     mean = 0.0
     for bits in itertools.product((0.0, 1.0), repeat=9):
@@ -126,7 +126,10 @@ def test_byte_lm_without_its_gated_parts_is_byte_lm_with_them_at_zero(seed):
     torch.testing.assert_close(run(small, batch), want, rtol=0, atol=1e-6)  # RMSNorm's epsilon and gain are rescaled
     assert matrices(small) == float(gated_size(stream, gates)) < matrices(model)
     closed = int((gates.layers == 0).sum())
-    assert closed and sum(m.weight.numel() == 0 for n, m in small.named_modules() if n.endswith(("out", "down"))) >= closed
+    assert (
+        closed
+        and sum(m.weight.numel() == 0 for n, m in small.named_modules() if n.endswith(("out", "down"))) >= closed
+    )
 
 
 def test_gradients_reach_gates_and_weights_and_no_hook_stays():
