@@ -118,7 +118,7 @@ def cofi(
     lr: float,
     finetune_epochs: int = 0,
     warmup: float = 0.5,
-    gate_lr: float = 0.05,
+    gate_lr: float = 0.1,
     log_alpha: float = 3.0,
     levels: Iterable[str] = LEVELS,
     temperature: float = 1.0,
@@ -136,7 +136,7 @@ def cofi(
         epochs, lr: of weights under gates, as for :func:`mlcomp.train.train`.
         finetune_epochs: passes over the data after the removal, with the same ``lr`` and loss; 0 for none.
         warmup: share of the steps over which the target rises from 0 to ``sparsity``.
-        gate_lr: learning rate of log α and of λ (AdamW), constant.
+        gate_lr: learning rate of log α and of λ (AdamW), constant; as in the authors' code.
         log_alpha: at the start, of all gates: 3 leaves each open with probability 0.99, 0 with 0.83.
         levels: those with gates, of "layers" (whole sublayers), "units" and "dimensions" (of the stream; there all
             norms must be RMSNorm).
