@@ -4,10 +4,11 @@
     python experiments/structured_pruning_of_byte_lm.py --part half    # or fifth; what is there is not run again
 
 CoFi is asked to remove half of the weights in the blocks' matrices, or four fifths. Where it ends is the size of all
-others (to one hidden unit): units (heads and single hidden units) by the importance of a mask, by the loss without each
-head and each block of 16 hidden units, by Bonsai over the same modules, and in random order. All take the same CPU
-seconds in total: what a method leaves of them is fine-tuning of the smaller model, which like CoFi's own training is
-distillation from the whole model (KL, AdamW, learning rate 1e-3, batches of 8 × 128 bytes).
+others (to one hidden unit): heads and single hidden units by the importance of their masks, the same share of both
+("importance") or by importance for each weight ("importance per weight"); heads and blocks of 16 hidden units by the
+loss without each, by Bonsai, and in random order. All take the same CPU seconds in total: what a method leaves of them
+is fine-tuning of the smaller model, which like CoFi's own training is distillation from the whole model (KL, AdamW,
+learning rate 1e-3, batches of 8 × 128 bytes).
 
 Rows go to ``mlcomp/data/tables/structured_pruning_of_byte_lm.csv``: weights left in the matrices, heads, hidden units
 and dimensions of the stream; CPU seconds of method and fine-tuning, steps of the latter; bits a byte of held-out text
@@ -98,9 +99,9 @@ def scores(method: str, seed: int) -> dict[str, Tensor]:
     units = {s.writer: s.units.channels for s in stream.sublayers}
     cost = {s.writer: s.cost for s in stream.sublayers}
     blocks = {name: n if n < UNITS_A_BLOCK else n // UNITS_A_BLOCK for name, n in units.items()}
-    if method == "importance":
+    if method.startswith("importance"):
         found = head_importance(net, drawn(64, seed).split(16), units, next_token_losses, normalize=False)
-        return {name: score / cost[name] for name, score in found.items()}
+        return {name: score / cost[name] for name, score in found.items()} if "weight" in method else ranks(found)
     if method == "one by one":
         changes = head_loss_changes(net, drawn(32, seed).split(16), blocks, next_token_losses)
         found = {name: change.mean(1) for name, change in changes.items()}
@@ -117,6 +118,17 @@ def scores(method: str, seed: int) -> dict[str, Tensor]:
         return {name: part.repeat_interleave(units[name] // blocks[name]) for name, part in parts.items()}
     each = {name: units[name] // blocks[name] for name in units}
     return {name: (s / each[name] / cost[name]).repeat_interleave(each[name]) for name, s in found.items()}
+
+
+def ranks(scored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the place of each unit among all of its kind, heads or hidden units, as a share of them."""
+    found = {}
+    for kind in ("out", "down"):
+        names = [name for name in scored if name.endswith(kind)]
+        values = torch.cat([scored[name] for name in names])
+        places = values.argsort().argsort().double() / len(values)
+        found |= dict(zip(names, places.split([len(scored[name]) for name in names]), strict=True))
+    return found
 
 
 def chosen(scored: Mapping[str, Tensor], size: int) -> Gates:
@@ -169,7 +181,7 @@ def pruned(part: str, seed: int) -> Iterator[Row]:
         append(thinned(part, found.steps), STEPS)
     yield row("CoFi", found.gates, found.removed, spent, seed)
     size = described(found.gates)["weights"]
-    for method in ("importance", "Bonsai", "one by one", "random"):
+    for method in ("importance", "importance per weight", "Bonsai", "one by one", "random"):
         began = time.process_time()
         gates = chosen(scores(method, seed), size)
         removed = remove_gated(whole(), stream, gates)
