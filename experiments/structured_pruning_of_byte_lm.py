@@ -6,9 +6,9 @@
 CoFi is asked to remove half of the weights in the blocks' matrices, or four fifths. Where it ends is the size of all
 others (to one hidden unit): heads and single hidden units by the importance of their masks, the same share of both
 ("importance") or by importance for each weight ("importance per weight"); heads and blocks of 16 hidden units by the
-loss without each, by Bonsai, and in random order. All take the same CPU seconds in total: what a method leaves of them
-is fine-tuning of the smaller model, which like CoFi's own training is distillation from the whole model (KL, AdamW,
-learning rate 1e-3, batches of 8 × 128 bytes).
+loss without each, by Bonsai, and in random order. All take the same CPU seconds in total: what a method leaves of
+them is fine-tuning of the smaller model, which like CoFi's own training is distillation from the whole model (KL,
+AdamW, learning rate 1e-3, batches of 8 × 128 bytes).
 
 Rows go to ``mlcomp/data/tables/structured_pruning_of_byte_lm.csv``: weights left in the matrices, heads, hidden units
 and dimensions of the stream; CPU seconds of method and fine-tuning, steps of the latter; bits a byte of held-out text
