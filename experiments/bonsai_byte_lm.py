@@ -4,9 +4,9 @@
     python experiments/bonsai_byte_lm.py --part random       # or one_by_one, masks; what is there is not run again
 
 80 modules, 4 × 4 heads and 4 × 16 blocks of 16 hidden units, are scored on 16 windows of 128 bytes. one_by_one: by
-the loss without each of them. masks: by regression on random submodels, in several ways. random: in random order. Then
-10, 20 and 30 % of the modules' parameters are cut out by utility per parameter, and the smaller models are measured on 64
-other windows. Nothing is trained afterwards.
+the loss without each of them. masks: by regression on random submodels, in several ways. random: in random order.
+Then 10, 20 and 30 % of the modules' parameters are cut out by utility per parameter, and the smaller models are
+measured on 64 other windows. Nothing is trained afterwards.
 
 Rows go to ``mlcomp/data/tables/bonsai_byte_lm.csv``: Spearman's rank correlation of the scores with the losses one by
 one, evaluations of the utility, and bits a byte of the three models.

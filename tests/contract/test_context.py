@@ -35,6 +35,7 @@ from mlcomp.train import add_lora, merge_lora, train
 from tests.contract.public import public_functions
 from tests.contract.test_checks import FUNCTIONS, drawn, good_arguments, layer
 from tests.prune.dynamic import gated
+from tests.prune.structured.nets import Attention
 
 
 @contextmanager
@@ -94,6 +95,16 @@ def conv_net() -> nn.Sequential:
 
 def conv_group() -> prune.Group:
     return prune.dependency_groups(conv_net(), images(1))[0]
+
+
+def attention_net() -> tuple:
+    """A language model, tokens, and its heads."""
+    return seeded(Attention).float(), labels(15).reshape(3, 5), {"out": 4}
+
+
+def utility_of_modules(model, tokens, removed) -> float:
+    modules = prune.module_blocks(model, tokens, {"out": 2})
+    return prune.module_utility(model, modules, [tokens], prune.next_token_losses)(removed)
 
 
 def small() -> tuple:
@@ -459,6 +470,26 @@ OTHERS = {
     "fixed_channels": lambda: partial(prune.fixed_channels, conv_net(), images(1)),
     "group_weights": lambda: partial(prune.group_weights, conv_net(), conv_group()),
     "remove_channels": lambda: partial(prune.remove_channels, conv_net(), {conv_group(): [1]}, fold=batches()),
+    "attention_heads": lambda: partial(prune.attention_heads, *attention_net()[:2]),
+    "remove_heads": lambda: partial(
+        lambda model, tokens, _: prune.remove_heads(model, {"out": [2, 3]}, tokens), *attention_net()
+    ),
+    "head_importance": lambda: partial(
+        lambda model, tokens, heads: prune.head_importance(model, [tokens], heads, prune.next_token_losses),
+        *attention_net(),
+    ),
+    "head_loss_changes": lambda: partial(
+        lambda model, tokens, heads: prune.head_loss_changes(model, [tokens], heads, prune.next_token_losses),
+        *attention_net(),
+    ),
+    "next_token_losses": lambda: partial(prune.next_token_losses, *attention_net()[:2]),
+    "bonsai": lambda: partial(
+        prune.bonsai, lambda removed: -(float(removed.sum()) ** 2), torch.ones(6), sparsity=0.5, samples=9
+    ),
+    "drawn_submodels": lambda: partial(prune.drawn_submodels, torch.arange(6) > 1, 5, share=0.3, seed=0),
+    "module_scores": lambda: partial(prune.module_scores, drawn(9, 4) > 0, drawn(9)),
+    "module_blocks": lambda: partial(prune.module_blocks, *attention_net()[:2], {"out": 2}),
+    "module_utility": lambda: partial(utility_of_modules, *attention_net()[:2], torch.arange(2) > 0),
     "cats": lambda: partial(prune.cats, gated.model(), gated.batches(), sparsity=0.5),
     "activation_thresholds": lambda: partial(
         prune.activation_thresholds, gated.model(), gated.batches(), sparsity=0.5

@@ -130,15 +130,15 @@ def bonsai(
     if sizes.ndim != 1 or not len(sizes) or not bool((sizes > 0).all()):
         raise ValueError("sizes must be (n,), positive, for at least one module")
     sizes = sizes.double().cpu()
-    owners = None if layers is None else torch.tensor(list(layers))
+    owners = None if layers is None else torch.tensor(list(layers), device="cpu")
     if owners is not None and owners.shape != sizes.shape:
         raise ValueError(f"layers must give a number for each of {len(sizes)} modules, got {len(owners)}")
-    removed = torch.zeros(len(sizes), dtype=torch.bool)
+    removed = torch.zeros(len(sizes), dtype=torch.bool, device="cpu")
     scores = []
     for number in range(1, rounds + 1):
         drawn = drawn_submodels(~removed, samples, share=share, seed=seed * rounds + number)
         whole = _utility(utility, removed)
-        losses = torch.tensor([whole - _utility(utility, row) for row in drawn], dtype=torch.float64)
+        losses = torch.tensor([whole - _utility(utility, row) for row in drawn], dtype=torch.float64, device="cpu")
         found = torch.full_like(sizes, torch.nan)
         found[~removed] = module_scores(drawn[:, ~removed], losses, ridge=ridge)
         scores.append(found)

@@ -157,7 +157,7 @@ def head_loss_changes(
         for name, count in heads.items():
             found = []
             for head in range(count):
-                mask = torch.ones(count)
+                mask = torch.ones(count, dtype=torch.float32, device="cpu")
                 mask[head] = 0
                 with inputs_masked(model, {name: mask}):
                     found.append(all_losses(model, batches, loss) - whole)

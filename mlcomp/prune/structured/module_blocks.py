@@ -42,7 +42,7 @@ class ModuleBlocks:
     def masks(self, removed: Tensor) -> dict[str, Tensor]:
         """Return name → mask of the blocks, 0 where ``removed``, (N,), is True; for layers that lose some only."""
         parts = zip(self.blocks, (~removed).split(list(self.blocks.values())), strict=True)
-        return {name: part.float() for name, part in parts if not bool(part.all())}
+        return {name: part.to(torch.float32) for name, part in parts if not bool(part.all())}
 
     def remove(self, model: nn.Module, removed: Tensor) -> nn.Module:
         """Return a copy of the model without the modules where ``removed`` is True.
@@ -81,7 +81,7 @@ def module_blocks(model: nn.Module, batch: Any, blocks: Mapping[str, int]) -> Mo
         sizes += [entries * group.channels // count] * count
         chosen[name] = group
     layers = tuple(number for number, count in enumerate(blocks.values()) for _ in range(count))
-    return ModuleBlocks(dict(blocks), torch.tensor(sizes, dtype=torch.float64), layers, chosen)
+    return ModuleBlocks(dict(blocks), torch.tensor(sizes, dtype=torch.float64, device="cpu"), layers, chosen)
 
 
 @isolated_run
@@ -100,6 +100,7 @@ def module_utility(
     """
     check_batches(batches, again="the utility of each submodel")
 
+    @isolated_run
     def utility(removed: Tensor) -> float:
         with evaluating(model), inputs_masked(model, modules.masks(removed)):
             return -float(all_losses(model, batches, loss).mean())

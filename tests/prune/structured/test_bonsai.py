@@ -135,7 +135,7 @@ def test_masked_is_removed():
     loss = float(next_token_losses(small, TOKENS).mean().detach())
     assert utility(removed) == pytest.approx(-loss, abs=1e-6)
     assert utility(torch.zeros(40, dtype=torch.bool)) == pytest.approx(
-        -float(next_token_losses(model, TOKENS).mean())
+        -float(next_token_losses(model, TOKENS).mean().detach())
     )
 
 
