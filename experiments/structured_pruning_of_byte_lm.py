@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
 
-from benchmarks.record import append, run_parts
+from benchmarks.record import append, origin, run_parts
 from mlcomp.data import python_reference, reference_bytes
 from mlcomp.data.committed_table import TABLES
 from mlcomp.distill import train_student
@@ -178,7 +178,7 @@ def pruned(part: str, seed: int) -> Iterator[Row]:
     found = cofi(whole(), drawn(COFI_STEPS * BATCH, seed), sparsity=TARGETS[part], **options)
     spent = time.process_time() - began
     if seed == 0:
-        append(thinned(part, found.steps), STEPS)
+        append([line | origin(seed=seed) for line in thinned(part, found.steps)], STEPS)
     yield row("CoFi", found.gates, found.removed, spent, seed)
     size = described(found.gates)["weights"]
     for method in ("importance", "importance per weight", "Bonsai", "one by one", "random"):

@@ -200,7 +200,26 @@ def flat() -> object:
     return obs.flatten_network(*small())
 
 
+TOKENS = torch.arange(48).reshape(4, 12)
+
+
+def byte_stream() -> tuple:
+    model = models.byte_lm(16, pretrained=False)
+    stream = prune.residual_stream(model, TOKENS[:1])
+    return model, stream, prune.open_gates(stream).map(lambda z: z * (torch.arange(len(z)) % 3 > 0) / 2)
+
+
 # What is called; tensors of their own they make of what they were given.
+
+
+def hard_gates(log_alpha):
+    return prune.hard_concrete(log_alpha, generator=torch.Generator("cpu").manual_seed(0))
+
+
+@torch.no_grad()
+def gated_outputs(model, stream, gates):
+    with prune.gating(model, stream, gates):
+        return model(TOKENS)
 
 
 def of_format(number_format, x):
@@ -513,6 +532,18 @@ OTHERS = {
         ratios={1: 0.5},
         epochs=1,
         progress=False,
+    ),
+    "hard_concrete": lambda: partial(hard_gates, drawn(5, 6)),
+    "probability_above": lambda: partial(prune.probability_above, drawn(5, 6), value=0.3),
+    "expected_gate": lambda: partial(prune.expected_gate, drawn(5, 6)),
+    "deterministic_gates": lambda: partial(prune.deterministic_gates, drawn(5, 6)),
+    "residual_stream": lambda: partial(prune.residual_stream, byte_stream()[0], TOKENS),
+    "open_gates": lambda: partial(prune.open_gates, byte_stream()[1]),
+    "gated_size": lambda: partial(prune.gated_size, *byte_stream()[1:]),
+    "gating": lambda: partial(gated_outputs, *byte_stream()),
+    "remove_gated": lambda: partial(prune.remove_gated, *byte_stream()),
+    "cofi": lambda: partial(
+        prune.cofi, byte_stream()[0], TOKENS, sparsity=0.5, epochs=2, lr=1e-3, finetune_epochs=1, progress=False
     ),
     "gradient_flow": lambda: partial(prune.gradient_flow, conv_net(), images(), labels()),
     "grasp": lambda: partial(prune.grasp, conv_net(), images(), labels(), sparsity=0.5),

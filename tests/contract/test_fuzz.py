@@ -32,7 +32,7 @@ LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "add
 LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "hint_loss")
 LEARNED = (*LEARNED, "ensemble_log_probabilities")
 LEARNED = (*LEARNED, "csr_matmul", "two_four_matmul", "bias_correction", "relu_mean", "analytic_correction")
-LEARNED = (*LEARNED, "gumbel_keep", "ratio_loss")
+LEARNED = (*LEARNED, "gumbel_keep", "ratio_loss", "hard_concrete", "probability_above", "expected_gate")
 LEARNED = (*LEARNED, "binarize", "nearest_power", "squared_hinge")
 # Parts of methods that have checked their arguments, and loops to read: they check little themselves.
 PARTS = ("output_loss", "output_error", "inverse_factor", "straight_through", "literal_exact_obs", "literal_obq")
@@ -156,6 +156,7 @@ def good() -> dict[str, object]:
         "down": drawn(4, 5),
         "sparse_gated_mlp.threshold": 0.0,  # every weight is read
         "gumbel_keep.logits": drawn(6, 2),
+        "log_alpha": weight,
         "decisions": torch.rand(OUT, 5, generator=torch.Generator().manual_seed(0)).round(),  # in a list
         "ratios": [0.5],
     }

@@ -169,7 +169,7 @@ def cofi(
     gates = gated.decided()
     removed = remove_gated(gated.model, stream, gates)
     left = float(gated_size(stream, gates.map(lambda z: (z > 0).float())) / gated_size(stream, gated.whole))
-    taught = {"temperature": temperature, "hint_weight": hint_weight, "epochs": finetune_epochs}
+    taught: dict[str, Any] = {"temperature": temperature, "hint_weight": hint_weight, "epochs": finetune_epochs}
     small = train_student(removed, model, inputs, **taught, **options).model if finetune_epochs else removed
     return CoFi(small, removed, gated.model, gates, stream, 1 - left, lagrangian.steps)
 
@@ -222,7 +222,7 @@ class _Lagrangian:
         own = [*self.gated.log_alpha, self.gated.multipliers]
         among = set(map(id, own))
         weights = [p for p in parameters if id(p) not in among]
-        groups = [{"params": weights}, {"params": own, "lr": self.lr, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": weights}, {"params": own, "lr": self.lr, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
 
 

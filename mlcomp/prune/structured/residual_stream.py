@@ -123,6 +123,7 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
     return dict(model.named_modules()).get(name)
 
 
+@isolated
 def open_gates(stream: ResidualStream) -> Gates:
     """Return gates that are all 1."""
     units = tuple(torch.ones(sublayer.units.channels) for sublayer in stream.sublayers)
