@@ -204,7 +204,7 @@ TOKENS = torch.arange(48).reshape(4, 12)
 
 
 def byte_stream() -> tuple:
-    model = models.byte_lm(16, pretrained=False)
+    model = models.byte_lm(32, pretrained=False)
     stream = prune.residual_stream(model, TOKENS[:1])
     return model, stream, prune.open_gates(stream).map(lambda z: z * (torch.arange(len(z)) % 3 > 0) / 2)
 

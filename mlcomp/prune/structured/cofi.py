@@ -9,7 +9,7 @@ Source: Xia, Zhong, Chen 2022, arXiv:2204.00408, sections 3.1 and 3.2, eqs. (1) 
 2018, arXiv:1712.01312.   Syllabus: 4.11
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,30 +81,32 @@ class GatedModel(nn.Module):
     def __init__(self, model: nn.Module, stream: ResidualStream, levels: Iterable[str], log_alpha: float) -> None:
         super().__init__()
         self.model, self.stream, self.levels = model, stream, tuple(levels)
-        whole = open_gates(stream)
-        starts = [torch.full_like(x, log_alpha) for x in (whole.layers, whole.dimensions, *whole.units)]
-        self.log_alpha = nn.ParameterList(start.to(home(model)) for start in starts)
+        self.whole = open_gates(stream).map(lambda z: z.to(home(model)))
+        self.sizes = [len(z) for z in (self.whole.layers, self.whole.dimensions, *self.whole.units)]
+        self.log_alpha = nn.Parameter(torch.full((sum(self.sizes),), log_alpha, device=home(model)))
         self.multipliers = nn.Parameter(torch.zeros(2, device=home(model)))
-        self.whole = whole.map(lambda z: z.to(home(model)))
+        self.weights = float(gated_size(stream, self.whole))
 
-    def map(self, function: Callable[[Tensor], Tensor], of_layers: Callable[[Tensor], Tensor] | None = None) -> Gates:
-        """Return what a function makes of each log α, and 1 on the levels without gates."""
-        layers, dimensions, *units = self.log_alpha
-        made = Gates((of_layers or function)(layers), tuple(map(function, units)), function(dimensions))
-        chosen = {level: getattr(made if level in self.levels else self.whole, level) for level in LEVELS}
-        return Gates(**chosen)
+    def split(self, values: Tensor) -> Gates:
+        """Return one value for each gate as gates, with 1 on the levels that have none."""
+        layers, dimensions, *units = values.split(self.sizes)
+        made = Gates(layers, tuple(units), dimensions)
+        return Gates(**{level: getattr(made if level in self.levels else self.whole, level) for level in LEVELS})
 
     def decided(self) -> Gates:
         """Return the deterministic gates; each sublayer's is decided by itself."""
-        return self.map(deterministic_gates, lambda layers: deterministic_gates(layers[:, None])[:, 0])
+        layers, dimensions, *units = self.log_alpha.split(self.sizes)
+        parts = [deterministic_gates(layers[:, None])[:, 0], *map(deterministic_gates, (dimensions, *units))]
+        return self.split(torch.cat(parts))
 
     def sparsity(self) -> Tensor:
         """Return the expected share of the sublayers' weights that is gone, differentiable in log α."""
-        return 1 - gated_size(self.stream, self.map(probability_above)) / gated_size(self.stream, self.whole)
+        return 1 - gated_size(self.stream, self.split(probability_above(self.log_alpha))) / self.weights
 
     def forward(self, batch: Tensor) -> Any:
         """Return what the model makes of a batch under its gates."""
-        with gating(self.model, self.stream, self.map(hard_concrete) if self.training else self.decided()):
+        gates = self.split(hard_concrete(self.log_alpha)) if self.training else self.decided()
+        with gating(self.model, self.stream, gates):
             return self.model(batch)
 
 
@@ -168,7 +170,7 @@ def cofi(
     lagrangian.train(model, inputs, temperature, hint_weight, epochs=epochs, **options)
     gates = gated.decided()
     removed = remove_gated(gated.model, stream, gates)
-    left = float(gated_size(stream, gates.map(lambda z: (z > 0).float())) / gated_size(stream, gated.whole))
+    left = float(gated_size(stream, gates.map(lambda z: (z > 0).float()))) / gated.weights
     taught: dict[str, Any] = {"temperature": temperature, "hint_weight": hint_weight, "epochs": finetune_epochs}
     small = train_student(removed, model, inputs, **taught, **options).model if finetune_epochs else removed
     return CoFi(small, removed, gated.model, gates, stream, 1 - left, lagrangian.steps)
@@ -219,7 +221,7 @@ class _Lagrangian:
 
     def optimizer(self, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> Optimizer:
         """Return AdamW over the weights and, with a learning rate of their own, over log α and λ."""
-        own = [*self.gated.log_alpha, self.gated.multipliers]
+        own = [self.gated.log_alpha, self.gated.multipliers]
         among = set(map(id, own))
         weights = [p for p in parameters if id(p) not in among]
         groups: list[dict[str, Any]] = [{"params": weights}, {"params": own, "lr": self.lr, "weight_decay": 0.0}]
@@ -230,7 +232,8 @@ def _check_removable(gated: GatedModel, batch: Tensor) -> None:
     """Raise unless the model runs without what has a gate, and then gives what it does under the gates."""
     if "dimensions" in gated.levels:
         check_norms(gated.model, gated.stream)
-    trial = gated.map(lambda x: torch.linspace(0, 1, len(x), device=x.device))  # the first sublayer is off
+    ends = [torch.linspace(0, 1, size) for size in gated.sizes]  # the first sublayer is off, the last one on
+    trial = gated.split(torch.cat(ends).to(home(gated.model)))
     with evaluating(gated.model), gating(gated.model, gated.stream, trial):
         want = gated.model(batch.to(home(gated.model)))
     small = remove_gated(gated.model, gated.stream, trial)

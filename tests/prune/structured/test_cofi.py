@@ -13,7 +13,7 @@ from tests.prune.structured.nets import run, seeded
 from tests.prune.structured.test_residual_stream import Tiny, matrices
 
 INPUTS = torch.randint(5, (24, 6), generator=torch.Generator().manual_seed(0))
-OPTIONS = {"sparsity": 0.5, "epochs": 8, "lr": 1e-3, "batch_size": 4, "progress": False}  # 48 steps
+OPTIONS = {"sparsity": 0.5, "epochs": 2, "lr": 1e-3, "batch_size": 4, "progress": False}  # 12 steps
 
 
 def tiny() -> nn.Module:
@@ -23,7 +23,7 @@ def tiny() -> nn.Module:
 def test_what_is_removed_is_what_was_gated():
     model = tiny()
     before = copy.deepcopy(model.state_dict())
-    found = cofi(model, INPUTS, gate_lr=0.3, **OPTIONS)
+    found = cofi(model, INPUTS, gate_lr=0.5, **OPTIONS)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     with gating(found.whole, found.stream, found.gates):
         want = run(found.whole, INPUTS)
@@ -31,14 +31,14 @@ def test_what_is_removed_is_what_was_gated():
     assert matrices(found.removed) == round((1 - found.sparsity) * matrices(model)) < matrices(model)
     assert found.model is found.removed and not found.model.training
     assert any(bool(((z > 0) & (z < 1)).any()) for z in found.gates.units)  # gates below one are in the weights
-    again = cofi(model, INPUTS, gate_lr=0.3, **OPTIONS)
+    again = cofi(model, INPUTS, gate_lr=0.5, **OPTIONS)
     assert all(map(torch.equal, found.model.state_dict().values(), again.model.state_dict().values()))
 
 
 def test_multipliers_climb_the_constraint_as_adam_does():
     """AdamW on λ with the gradients −(s − t) and −(s − t)², written out; no decay."""
     steps = cofi(tiny(), INPUTS, gate_lr=0.3, weight_decay=0.1, **OPTIONS).steps
-    assert len(steps.loss) == 48
+    assert len(steps.loss) == 12
     gaps = [s - t for s, t in zip(steps.sparsity, steps.target, strict=True)]
     for name, power in (("linear", 1), ("quadratic", 2)):
         multiplier = mean = square = 0.0
@@ -52,8 +52,8 @@ def test_multipliers_climb_the_constraint_as_adam_does():
 
 def test_the_target_rises_and_stays():
     steps = cofi(tiny(), INPUTS, warmup=0.25, **OPTIONS).steps
-    assert steps.target == pytest.approx([0.5 * min(1, n / 12) for n in range(1, 49)])
-    assert cofi(tiny(), INPUTS, warmup=0.0, **OPTIONS).steps.target == 48 * [0.5]
+    assert steps.target == pytest.approx([0.5 * min(1, n / 3) for n in range(1, 13)])
+    assert cofi(tiny(), INPUTS, warmup=0.0, **OPTIONS).steps.target == 12 * [0.5]
 
 
 def test_the_sparsity_of_the_start_is_the_formula_of_the_paper():
@@ -66,6 +66,7 @@ def test_the_sparsity_of_the_start_is_the_formula_of_the_paper():
         assert steps.sparsity[0] == pytest.approx(1 - p, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_loss_pushes_expected_sparsity_to_its_target():
     """With time enough it comes back from beyond it: the mean of the last 30 steps is near."""
     steps = cofi(tiny(), INPUTS, gate_lr=0.3, **OPTIONS | {"epochs": 25}).steps
@@ -75,16 +76,15 @@ def test_the_loss_pushes_expected_sparsity_to_its_target():
 def test_the_gradient_of_the_sparsity_is_a_finite_difference():
     model = tiny()
     gated = GatedModel(model, residual_stream(model, INPUTS[:1]), ("layers", "units", "dimensions"), 0.5).double()
-    gated.whole = gated.whole.map(torch.Tensor.double)
     gated.sparsity().backward()
-    for alpha in gated.log_alpha:
-        got = alpha.grad[0]
+    for i in (0, 3, 15, 30):  # a layer, a dimension, a unit of each layer
         values = []
         for sign in (1, -1):
-            alpha.data[0] += sign * 1e-4
+            gated.log_alpha.data[i] += sign * 1e-4
             values.append(gated.sparsity().detach())
-            alpha.data[0] -= sign * 1e-4
-        torch.testing.assert_close(got, (values[0] - values[1]) / 2e-4, rtol=1e-5, atol=0)  # the step squared
+            gated.log_alpha.data[i] -= sign * 1e-4
+        want = (values[0] - values[1]) / 2e-4
+        torch.testing.assert_close(gated.log_alpha.grad[i], want, rtol=1e-6, atol=0)  # the step squared
 
 
 def test_gates_are_drawn_in_training_and_fixed_in_eval_mode():
@@ -96,7 +96,7 @@ def test_gates_are_drawn_in_training_and_fixed_in_eval_mode():
         gated.eval()
         assert torch.equal(gated(INPUTS), gated(INPUTS))
     assert bool((gated.decided().dimensions == 1).all())  # a level without gates
-    gated.log_alpha[0].data[:] = torch.tensor([-2.0, -1.0])  # 0.40 and 0.65 open: each sublayer by itself
+    gated.log_alpha.data[:2] = torch.tensor([-2.0, -1.0])  # 0.40 and 0.65 open: each sublayer by itself
     gated.levels = ("layers",)
     assert (gated.decided().layers > 0).tolist() == [False, True]
 
@@ -111,11 +111,11 @@ def test_training_goes_on_after_the_removal_and_hooks_and_hints_are_taken():
 
 
 @pytest.mark.slow
-def test_a_trained_language_model_keeps_more_than_without_learning_gates():
-    model = byte_lm(16)
+def test_a_language_model_loses_what_the_formula_says():
+    model = byte_lm(32)
     inputs = torch.randint(32, 127, (16, 32), generator=torch.Generator().manual_seed(0))
     found = cofi(model, inputs, sparsity=0.3, epochs=10, lr=1e-3, gate_lr=0.3, batch_size=8, progress=False)
-    assert matrices(found.removed) == round((1 - found.sparsity) * 48 * 16**2)
+    assert matrices(found.removed) == round((1 - found.sparsity) * 48 * 32**2)
     with gating(found.whole, found.stream, found.gates):
         torch.testing.assert_close(run(found.removed, inputs), run(found.whole, inputs), rtol=0, atol=1e-3)
 
@@ -129,6 +129,8 @@ class Fixed(Tiny):
 
 def test_bad_input(as_user):
     call = partial(cofi, tiny(), INPUTS)
+    with pytest.raises(ValueError, match="ByteLM does not run without some of its parts"):  # half of its only head
+        cofi(byte_lm(16), INPUTS, **OPTIONS)
     for bad, message in (
         ({"sparsity": 1.0}, "sparsity is the share"),
         ({"warmup": 1.5}, "warmup is a share"),
