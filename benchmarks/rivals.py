@@ -26,6 +26,11 @@ def int8(weight: Tensor) -> Iterator[tuple[str, Version]]:
     return _that_work(weight, None, {"bitsandbytes": _bitsandbytes_int8})
 
 
+def two_four(weight: Tensor) -> Iterator[tuple[str, Version]]:
+    """Yield (name, x → x Wᵀ) for products with a 2:4 sparse weight on the sparse tensor cores."""
+    return _that_work(weight, None, {"torch": _semi_structured})
+
+
 def _that_work(weight: Tensor, group_size: int | None, makers: dict) -> Iterator[tuple[str, Version]]:
     for name, make in makers.items():
         if importlib.util.find_spec(name) is None:
@@ -85,6 +90,11 @@ def _bitsandbytes_int8(weight: Tensor, _: None) -> Version:
     layer.weight = bitsandbytes.nn.Int8Params(weight.half().cpu(), requires_grad=False, has_fp16_weights=False)
     layer = layer.to(weight.device)
     return lambda x: layer(x.half()).to(x.dtype)
+
+
+def _semi_structured(weight: Tensor, _: None) -> Version:
+    """PyTorch's own 2:4 format, by cuSPARSELt; it pads the rows of x to what the tensor cores take."""
+    return _linear(torch.sparse.to_sparse_semi_structured(weight))
 
 
 def _linear(weight: Tensor) -> torch.nn.Linear:

@@ -18,12 +18,16 @@ from mlcomp.quant import (
     blockwise,
     brecq,
     companded_codebook,
+    double_quantize,
+    gobo,
+    llm_int8,
     lloyd_max,
     prepare_diffq,
     prepare_qat,
     product_quantization,
     ptq,
     pv_tuning,
+    qlora,
     quantile_codebook,
     residual_quantization,
     rtn,
@@ -85,6 +89,8 @@ register(
     *({"bits": 4, "data_type": t} for t in ("int", "float", "nf4")),
     *({"bits": b, "data_type": "quantile"} for b in (2, 3, 4)), data_free=True,
 )  # fmt: skip
+register("NF4, scales in 8 bits", "4.08", "scalar", double_quantize, {"block_size": 64}, data_free=True)
+register("GOBO", "4.04", "scalar", gobo, {"bits": 3}, {"bits": 4}, data_free=True)
 
 # Codes chosen with the Hessian.
 register("GPTQ", "2.08", "compensated", gptq, *({**s, "clip": "mse", "order": "activation"} for s in BITS + GROUPS))
@@ -165,6 +171,10 @@ register(
     method=networks.post_training, whole=True,
 )  # fmt: skip
 register(
+    "LLM.int8, inputs rounded", "4.05", "scalar", llm_int8, {"threshold": 6.0}, {"threshold": float("inf")},
+    method=networks.mixed_int8, whole=True, data_free=True,
+)  # fmt: skip
+register(
     "BRECQ", "2.09", "tuned", brecq, *({"bits": b, "steps": 100} for b in (2, 3)), method=networks.block_rounding,
     whole=True,
 )  # fmt: skip
@@ -181,6 +191,7 @@ register(
     "DiffQ", "1.10", "tuned", prepare_diffq, {"target_bits": 3.0}, {"target_bits": 6.0},
     method=networks.learned_bits, whole=True,
 )  # fmt: skip
+register("QLoRA", "4.08", "tuned", qlora, {"rank": 8}, method=networks.low_rank_beside_codes, whole=True)
 register(
     "layer-normalised magnitude, calibrated", "1.21", "tuned", calibrate, ZEROS[0], method=networks.calibrated,
     whole=True,

@@ -15,19 +15,22 @@ from torch.nn import functional as F
 
 from experiments.aqlm_smollm2 import SETTINGS, block_and_targets, compress_block
 from mlcomp.compare.subject import Subject
+from mlcomp.formats import absmax_int8
 from mlcomp.layerwise import replace_module
 from mlcomp.prune import calibrate, gradual_pruning, layer_normalized, with_weights
 from mlcomp.quant import (
     SizeTarget,
     brecq,
     diffq_codes,
+    double_quantize,
     finish_qat,
+    llm_int8,
     meet_size,
     prepare_diffq,
     prepare_qat,
     ptq,
 )
-from mlcomp.train import train
+from mlcomp.train import add_lora, lora_layers, train
 
 BATCH = 16
 # One recipe for all that train: 32 steps an epoch, a rate as for fine-tuning. No method was given its own.
@@ -124,6 +127,57 @@ def block_rounding(subject: Subject, *, bits: int, steps: int) -> Compressed:
         model.get_submodule(block).load_state_dict(made.block.block.state_dict())
         results |= {block + name.removeprefix("block"): codes for name, codes in made.layers.items()}
     return Compressed(model, results)
+
+
+class MixedInt8(nn.Linear):
+    """A linear layer that multiplies as LLM.int8() does, with weights that lie on their 8-bit grid."""
+
+    threshold: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output."""
+        y = llm_int8(x.flatten(0, -2), self.weight, threshold=self.threshold)
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.out_features)
+
+
+def mixed_int8(subject: Subject, *, threshold: float) -> Compressed:
+    """LLM.int8(), weights and inputs of all layers in 8 bits but for outlying columns of the inputs."""
+    model, results = copy.deepcopy(subject.model), {}
+    for name in subject.hessians:
+        layer = model.get_submodule(name)
+        layer.__class__, layer.threshold = MixedInt8, threshold  # its weight and bias stay
+        results[name] = absmax_int8(layer.weight, -1)
+    return Compressed(model, results)
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Codes and, beside them, a product of two thin matrices in float16."""
+
+    codes: Any
+    left: Tensor
+    right: Tensor
+
+    def dequantize(self) -> Tensor:
+        """Return the weight that both stand for."""
+        return self.codes.dequantize() + self.left.float() @ self.right.float()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes and both matrices."""
+        return self.codes.nbytes + self.left.nbytes + self.right.nbytes
+
+
+def low_rank_beside_codes(subject: Subject, *, rank: int) -> Compressed:
+    """QLoRA: NF4 codes that stay, and corrections that are trained towards the dense network's outputs."""
+    names = list(subject.hessians)
+    codes = {name: double_quantize(subject.model.get_submodule(name).weight) for name in names}
+    base = with_weights(subject.model, {name: code.dequantize() for name, code in codes.items()})
+    model = trained(add_lora(base, names, rank=rank, alpha=2 * rank, seed=SEED), subject, targets(subject))
+    halves = {name: (layer.scaling * layer.lora_B.detach()).half() for name, layer in lora_layers(model).items()}
+    rights = {name: layer.lora_A.detach().half() for name, layer in lora_layers(model).items()}
+    results = {name: Corrected(codes[name], halves[name], rights[name]) for name in names}
+    return Compressed(plain_layers(model, results), results)
 
 
 def additive(subject: Subject, *, tuning: str, **sizes: int) -> Compressed:

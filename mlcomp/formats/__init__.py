@@ -8,6 +8,7 @@ from mlcomp.formats.dtype_support import Support, dtype_support
 from mlcomp.formats.int8_matmul import int8_matmul
 from mlcomp.formats.int_format import IntFormat
 from mlcomp.formats.number_format import NUMBER_FORMATS, FloatFormat
+from mlcomp.formats.onebit_matmul import onebit_matmul
 from mlcomp.formats.packing import pack, pack_planes, packed_nbytes, unpack, unpack_planes
 from mlcomp.formats.storage import sparse_nbytes, stored_nbytes
 from mlcomp.formats.stored import Dense, Stored, restore, store
@@ -33,6 +34,7 @@ __all__ = [
     "csr_matmul",
     "dtype_support",
     "int8_matmul",
+    "onebit_matmul",
     "pack",
     "pack_planes",
     "pack_signs",

@@ -1,8 +1,9 @@
 """Packed layers that multiply by a Triton kernel: a model's layers exchanged for those that a kernel can serve.
 
-4-bit uniform grids with consecutive groups go to :mod:`mlcomp.kernels.w4a16_matmul`, additive codes of 256 entries to
-:mod:`mlcomp.kernels.additive_matvec` (one token) and :mod:`mlcomp.kernels.additive_decode` (more).
-Source: the papers of those kernels.   Syllabus: 1.03, 1.13
+4-bit uniform grids with consecutive groups go to :mod:`mlcomp.kernels.w4a16_matmul`, doubly quantized codes to
+:mod:`mlcomp.kernels.nf4_matmul`, additive codes of 256 entries to :mod:`mlcomp.kernels.additive_matvec` (one token)
+and :mod:`mlcomp.kernels.additive_decode` (more).
+Source: the papers of those kernels.   Syllabus: 1.03, 1.13, 4.08
 """
 
 from typing import Any
@@ -14,10 +15,13 @@ from mlcomp.context import isolated_run
 from mlcomp.formats.stored import restore, store
 from mlcomp.kernels.additive_decode import additive_decode, check_operand
 from mlcomp.kernels.additive_matvec import additive_matvec
+from mlcomp.kernels.nf4_matmul import DTYPES as NF4_DTYPES
+from mlcomp.kernels.nf4_matmul import nf4_matmul
 from mlcomp.kernels.w4a16_matmul import DTYPES, w4a16_matmul
 from mlcomp.layerwise.fit import copy_model
 from mlcomp.layerwise.packed_linear import PackedLinear
 from mlcomp.layerwise.weights import replace_module
+from mlcomp.quant.scalar.nf4_matmul import PackedNF4
 from mlcomp.quant.w4a16 import pack_w4
 
 
@@ -51,6 +55,42 @@ class W4Linear(PackedLinear):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+class NF4Linear(PackedLinear):
+    """A packed linear layer of doubly quantized codes, which are stored as the kernel reads them.
+
+    Args:
+        packed: with rows of whole blocks of a multiple of 32, and float16 or bfloat16 activations.
+    Raises:
+        ValueError: the kernel does not take its blocks or its dtype.
+    """
+
+    def __init__(self, packed: PackedLinear) -> None:
+        (part,) = packed.parts
+        block, inp, dtype = part.facts["block_size"], part.shape[1], packed._like.dtype
+        if dtype not in NF4_DTYPES:
+            raise ValueError(
+                f"the kernel multiplies float16 or bfloat16, and the layer has {dtype}: model.half() first"
+            )
+        if block % 32 or inp % block:
+            raise ValueError(
+                f"the kernel takes rows of whole blocks of 32 or a multiple, got {inp} in blocks of {block}"
+            )
+        super().__init__(packed.layer, packed.parts)
+        self._like = packed._like
+        self.mean = float(part.tensors["mean"])  # asked for once: it waits for the GPU
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x Ŵᵀ + b in the dtype of x."""
+        (part,) = self.parts
+        held, facts = part.tensors, part.facts
+        codes = held["codes"].view(part.shape[0], -1)
+        rest = (facts["block_size"], facts["scale_block"], facts["data_type"], facts["scale_type"])
+        weight = PackedNF4(codes, held["scale_codes"], held["largest"], self.mean, *rest)
+        y = nf4_matmul(x.reshape(-1, x.shape[-1]), weight)
+        y = y if self.bias is None else y + self.bias
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
 class AdditiveLinear(PackedLinear):
     """A packed linear layer of additive codes: look-ups for one token, a decoded weight for more.
 
@@ -75,6 +115,9 @@ class AdditiveLinear(PackedLinear):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+SERVED = {"additive": AdditiveLinear, "double_quantized": NF4Linear}
+
+
 @isolated_run
 def with_kernels(model: nn.Module) -> nn.Module:
     """Return a copy of a packed model in which layers multiply by a kernel where one takes their weight.
@@ -92,7 +135,7 @@ def with_kernels(model: nn.Module) -> nn.Module:
     for name, module in list(result.named_modules()):
         if type(module) is not PackedLinear:
             continue
-        kind: Any = AdditiveLinear if module.parts[0].kind == "additive" else W4Linear
+        kind: Any = SERVED.get(module.parts[0].kind, W4Linear)  # which says what it does not take
         try:
             result = replace_module(result, name, kind(module))
             count += 1

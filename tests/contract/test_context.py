@@ -31,7 +31,16 @@ from mlcomp import (
     sources,
 )
 from mlcomp.cost import model_cost
-from mlcomp.train import add_lora, merge_lora, train
+from mlcomp.train import (
+    add_lora,
+    co_training,
+    confident_labels,
+    merge_lora,
+    meta_pseudo_labels,
+    network_fit,
+    self_training,
+    train,
+)
 from tests.contract.public import public_functions
 from tests.contract.test_checks import FUNCTIONS, drawn, good_arguments, layer
 from tests.prune.dynamic import gated
@@ -267,6 +276,17 @@ def trained(model, *data):
     return model, train(model, *data, epochs=2, lr=1e-2, progress=False)
 
 
+def of_fit(run):
+    """Return the pseudo-labels; what predicts is the caller's own function."""
+    found = run()
+    return found.labels, found.history
+
+
+def both_trained(teacher, student, *data):
+    history = meta_pseudo_labels(teacher, student, *data, epochs=2, lr=1e-2, batch_size=16, progress=False)
+    return teacher, student, history
+
+
 def zeros_kept(model, after_step=None):
     after_step = layerwise.keep_zeros(model)
     with torch.no_grad():
@@ -324,6 +344,13 @@ def matrix_free(gradients):
     return inverse, inverse.product(gradients[0]), inverse.diagonal(), some, window.product(gradients[0])
 
 
+def means_of_classes(inputs, classes):
+    """Fit the mean of each class; the nearer, the likelier."""
+    means = torch.stack([inputs[classes == c].mean(0).flatten() for c in range(4)])
+    return lambda x: (-torch.cdist(x.flatten(1), means)).softmax(1)
+
+
+FEW_LABELS = {"best_per_class": 1, "rounds": 2}
 TWO_EPOCHS = {"epochs": 2, "lr": 1e-2, "progress": False}
 LEVELS = budget.Level(), budget.Level(sparsity=0.5), budget.Level(bits=4)
 FOLDER = tempfile.TemporaryDirectory()
@@ -347,6 +374,9 @@ OTHERS = {
         formats.two_four_matmul, drawn(3, 16), formats.TwoFour.from_dense(prune.magnitude(W, pattern=(2, 4)))
     ),
     "pack_signs": lambda: partial(formats.pack_signs, W),
+    "onebit_matmul": lambda: partial(
+        formats.onebit_matmul, drawn(3, 16), formats.pack_signs(W), W[:, 0], drawn(3, 16)[0]
+    ),
     "xnor_matmul": lambda: partial(formats.xnor_matmul, formats.pack_signs(drawn(3, 16)), formats.pack_signs(W)),
     "CSR": lambda: partial(stored, formats.CSR, W),
     "TwoFour": lambda: partial(stored, formats.TwoFour, prune.magnitude(W, pattern=(2, 4))),
@@ -442,6 +472,10 @@ OTHERS = {
     "kmeans": lambda: partial(quant.kmeans, drawn(30, 4), 4, generator=layer()["generator"]),
     "kmeans_assign": lambda: partial(quant.kmeans_assign, drawn(30, 4), drawn(4, 4)),
     "fit_tree": lambda: partial(quant.fit_tree, drawn(30, 4), 4, branching=2, generator=layer()["generator"]),
+    "pack_nf4": lambda: partial(quant.pack_nf4, quant.double_quantize(W, block_size=8)),
+    "nf4_matmul": lambda: partial(
+        quant.nf4_matmul, drawn(3, 16), quant.pack_nf4(quant.double_quantize(W, block_size=8))
+    ),
     "pack_w4": lambda: partial(quant.pack_w4, quant.rtn(W, bits=4)),
     "w4a16_matmul": lambda: partial(quant.w4a16_matmul, drawn(3, 16), quant.pack_w4(quant.rtn(W, bits=4))),
     "outlier_columns": lambda: partial(quant.outlier_columns, 4 * W),
@@ -650,6 +684,19 @@ OTHERS = {
     "compare_models": lambda: partial(deploy.compare_models, kept()),
     "open_model": lambda: partial(deploy.open_model, "mlp"),
     "train": lambda: partial(trained, net(), images(), labels()),
+    "confident_labels": lambda: partial(confident_labels, W.softmax(1), best_per_class=1),
+    "network_fit": lambda: partial(
+        lambda nets, x, y: network_fit(nets.__getitem__, epochs=2, lr=1e-2)(x, y)(x), [net()], images(), labels()
+    ),
+    "self_training": lambda: partial(
+        of_fit,
+        partial(self_training, means_of_classes, images(8), labels(8), images(), rounds=2, best=3),
+    ),
+    "co_training": lambda: partial(
+        of_fit,
+        partial(co_training, [means_of_classes] * 2, [images(8)] * 2, labels(8), [images()] * 2, **FEW_LABELS),
+    ),
+    "meta_pseudo_labels": lambda: partial(both_trained, net(), net(), images(8), labels(8), images()),
     "add_lora": lambda: partial(add_lora, net(), ["1"], rank=2, alpha=4.0),
     "merge_lora": lambda: partial(merge_lora, corrected()),
     "byte_lm": lambda: partial(models.byte_lm, 64, pretrained=False),

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 import mlcomp
-from mlcomp.formats import CSR, AdditiveCodes, TwoFour, absmax_int8
+from mlcomp.formats import CSR, AdditiveCodes, TwoFour, absmax_int8, pack_signs
 from mlcomp.obs import block_fisher_inverse, exact_obs_trace
 from mlcomp.prune import magnitude
-from mlcomp.quant import pack_w4, rtn
+from mlcomp.quant import double_quantize, pack_nf4, pack_w4, rtn
 from tests.contract.public import public_functions
 from tests.contract.test_checks import INP, OUT, changed, drawn, layer
 
@@ -31,7 +31,16 @@ LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squ
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
 LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "hint_loss")
 LEARNED = (*LEARNED, "ensemble_log_probabilities")
-LEARNED = (*LEARNED, "csr_matmul", "two_four_matmul", "bias_correction", "relu_mean", "analytic_correction")
+LEARNED = (
+    *LEARNED,
+    "csr_matmul",
+    "two_four_matmul",
+    "onebit_matmul",
+    "nf4_matmul",
+    "bias_correction",
+    "relu_mean",
+    "analytic_correction",
+)
 LEARNED = (*LEARNED, "gumbel_keep", "ratio_loss", "hard_concrete", "probability_above", "expected_gate")
 LEARNED = (*LEARNED, "binarize", "nearest_power", "squared_hinge")
 # Parts of methods that have checked their arguments, and loops to read: they check little themselves.
@@ -39,6 +48,11 @@ PARTS = ("output_loss", "output_error", "inverse_factor", "straight_through", "l
 PARTS = (*PARTS, "masked_attention")
 # Kernels on much data: what is not finite passes through, as torch has it.
 UNCHECKED = ("mlcomp.kernels.",)
+
+
+def nearest_class(inputs: Tensor, labels: Tensor) -> Callable:
+    """Fit the first sample of each class; the nearer, the likelier."""
+    return lambda x: (-torch.cdist(x, inputs[:OUT])).softmax(1)
 
 
 @functools.cache
@@ -56,6 +70,10 @@ def good() -> dict[str, object]:
         "additive_matvec.x": drawn(INP),
         "additive_matvec.weight": coded,
         "w4a16_matmul.weight": pack_w4(rtn(weight, bits=4)),
+        "nf4_matmul.weight": pack_nf4(double_quantize(weight, block_size=4)),
+        "onebit_matmul.signs": pack_signs(weight),
+        "onebit_matmul.rows": drawn(OUT),
+        "onebit_matmul.columns": drawn(INP),
         "csr_matmul.weight": CSR.from_dense(weight),
         "two_four_matmul.weight": TwoFour.from_dense(magnitude(weight, pattern=(2, 4))),
         "codes": torch.arange(6),
@@ -119,6 +137,13 @@ def good() -> dict[str, object]:
         "left": torch.tensor([1, -1, -1]),
         "right": torch.tensor([2, -1, -1]),
         "feature": torch.tensor([0, -2, -2]),
+        "drawn_submodels.present": drawn(20) > 0,
+        "drawn_submodels.count": 5,
+        "drawn_submodels.share": 0.3,
+        "drawn_submodels.seed": 0,
+        "module_scores.losses": drawn(OUT),
+        "bonsai.utility": lambda removed: -float(removed.sum()),
+        "bonsai.sizes": drawn(6).abs() + 1,
         "tree_leaves.threshold": torch.tensor([0.1, -2.0, -2.0]),
         "splits": torch.tensor([True, False, False]),
         "impurity": torch.tensor([0.5, 0.1, 0.0]),
@@ -155,6 +180,16 @@ def good() -> dict[str, object]:
         "up": drawn(5, 8),
         "down": drawn(4, 5),
         "sparse_gated_mlp.threshold": 0.0,  # every weight is read
+        "probabilities": vectors.softmax(1),
+        "best": 2,
+        "fit": nearest_class,
+        "fits": (nearest_class, nearest_class),
+        "views": (weight, weight),
+        "self_training.inputs": weight,
+        "unlabelled": drawn(6, INP),
+        "co_training.unlabelled": (drawn(6, INP), drawn(6, INP)),
+        "rounds": 2,
+        "best_per_class": 1,
         "gumbel_keep.logits": drawn(6, 2),
         "log_alpha": weight,
         "decisions": torch.rand(OUT, 5, generator=torch.Generator().manual_seed(0)).round(),  # in a list
@@ -172,7 +207,7 @@ IN_A_LIST = (
     "ensemble_log_probabilities.logits",
 )
 # Options that a good call needs beside what has no default, and those that exclude each other.
-OPTIONS = ("sparsity", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
+OPTIONS = ("sparsity", "best", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")
 
 
 def is_tensor(parameter: inspect.Parameter) -> bool:

@@ -92,3 +92,74 @@ def additive_matvec():
     from mlcomp.kernels.additive_matvec import additive_matvec
 
     additive_matvec(torch.zeros(4096, dtype=BF16), _additive())
+
+
+def _signs(rows, columns):
+    from mlcomp.formats.xnor_matmul import PackedSigns
+
+    return PackedSigns(torch.empty(rows, columns // 8, dtype=torch.uint8), columns)
+
+
+def xnor_matmul():
+    from mlcomp.kernels.xnor_matmul import xnor_matmul
+
+    for rows in (1, 8):
+        xnor_matmul(_signs(rows, 4096), _signs(14336, 4096))
+
+
+def onebit_matmul():
+    from mlcomp.kernels.onebit_matmul import onebit_matmul
+
+    x, rows = torch.zeros(1, 4096, dtype=BF16), torch.zeros(14336)
+    onebit_matmul(x, _signs(14336, 4096), rows, torch.zeros(4096))
+
+
+def soft_target_loss():
+    from mlcomp.kernels.soft_target_loss import soft_target_loss
+
+    logits = [torch.empty(64, 128256, dtype=BF16) for _ in range(2)]
+    for direction in ("forward", "reverse"):
+        soft_target_loss(*logits, temperature=2.0, direction=direction)
+
+
+def nf4_matmul():
+    from mlcomp.kernels.nf4_matmul import nf4_matmul
+    from mlcomp.quant.scalar.nf4_matmul import PackedNF4
+
+    out, inp = 14336, 4096
+    blocks = out * inp // 64
+    weight = PackedNF4(
+        torch.empty(out, inp // 2, dtype=torch.uint8), torch.empty(blocks, dtype=torch.uint8),
+        torch.empty(blocks // 256), 0.1, 64, 256, "nf4", "dynamic",
+    )  # fmt: skip
+    for tokens in (1, 16):
+        nf4_matmul(torch.empty(tokens, inp, dtype=BF16), weight)
+
+
+def two_four_matmul():
+    from mlcomp.formats import TwoFour
+    from mlcomp.kernels.two_four_matmul import two_four_matmul
+
+    out, inp = 14336, 4096
+    weight = object.__new__(TwoFour)  # the places are not written, so a check of them would fail
+    object.__setattr__(weight, "values", torch.empty(out, inp // 2, dtype=BF16))
+    object.__setattr__(weight, "metadata", torch.empty(out * inp // 8, dtype=torch.uint8))
+    for tokens in (1, 16):
+        two_four_matmul(torch.empty(tokens, inp, dtype=BF16), weight)
+
+
+def sparse_gated_mlp():
+    from mlcomp.kernels.sparse_gated_mlp import sparse_gated_mlp
+
+    inp, hidden = 4096, 14336
+    gate, up, down = (torch.zeros(hidden, inp, dtype=BF16) for _ in range(3))
+    sparse_gated_mlp(torch.zeros(1, inp, dtype=BF16), gate, up, down.T, 0.1)
+
+
+def llm_int8():
+    from mlcomp.formats.absmax_int8 import AbsmaxInt8
+    from mlcomp.kernels.llm_int8 import llm_int8
+
+    weight = AbsmaxInt8(torch.empty(14336, 4096, dtype=torch.int8), torch.empty(14336, 1))
+    for tokens in (1, 4096):
+        llm_int8(torch.zeros(tokens, 4096, dtype=BF16), weight)

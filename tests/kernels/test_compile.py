@@ -90,6 +90,53 @@ def test_additive_codebooks_read_entries_whole(facts):
     assert count(add, "LDG.E.128") > 0
 
 
+def test_xnor_matmul_counts_32_signs_at_a_time(facts):
+    for kernel in facts["xnor_matmul"].values():
+        assert count(kernel, "POPC") == 64  # one a word of each pair of rows; the tile has 64 pairs a lane
+        assert count(kernel, "I2F") == count(kernel, "FMUL") == 0
+
+
+def test_onebit_matmul_takes_three_instructions_a_sign(facts):
+    (kernel,) = facts["onebit_matmul"].values()
+    signs = 4 * 128 * 32 // 32  # a lane's in one round
+    assert signs <= count(kernel, "FADD") <= 1.1 * signs and count(kernel, "LOP3") <= 1.1 * signs
+    assert count(kernel, "SHF.L") + count(kernel, "IMAD.SHL") <= signs
+    assert count(kernel, "I2F") == 0 and count(kernel, "BAR") == 0  # no conversion, and no shared memory in the loop
+    assert count(kernel, "LDG.E.128") >= 33  # a word of signs and 32 planes of numbers, four at a time
+
+
+def test_soft_target_loss_keeps_everything_in_registers(facts):
+    for kernel in facts["soft_target_loss"].values():
+        each = 4096 // (32 * kernel["warps"])  # numbers of a lane in a block
+        assert count(kernel, "MUFU.EX2") <= 6.5 * each  # four in the first pass, at most two in the second
+        assert kernel["shared"] <= 1024  # for the sums over the row only
+
+
+def test_nf4_matmul_looks_codes_up_in_shared_memory(facts):
+    for kernel in facts["nf4_matmul"].values():
+        assert count(kernel, "HMMA") + count(kernel, "HGMMA") > 0
+        assert count(kernel, "LDS.U16") >= 16
+        assert count(kernel, "I2F") <= 4  # in the division that finds the block of a scale; none for the codes
+
+
+def test_two_four_matmul_selects_in_registers_for_the_tensor_cores(facts):
+    for kernel in facts["two_four_matmul"].values():
+        assert count(kernel, "HMMA") + count(kernel, "HGMMA") >= 4  # a plane each
+        assert count(kernel, "LDGSTS.E.BYPASS.128") > 0 and count(kernel, "I2F") == 0
+
+
+def test_sparse_gated_mlp_sums_in_float32_without_conversions_of_integers(facts):
+    for kernel in facts["sparse_gated_mlp"].values():
+        assert count(kernel, "LDG.E.128") > 0 and count(kernel, "FFMA") > 0 and count(kernel, "I2F") == 0
+
+
+def test_llm_int8_uses_both_kinds_of_tensor_cores(facts):
+    for name, kernel in facts["llm_int8"].items():
+        if kernel["shared"] > 1024:  # the product; the other kernel quantizes x
+            assert count(kernel, "IGMMA") + count(kernel, "IMMA") > 0, name
+            assert count(kernel, "HMMA") + count(kernel, "HGMMA") > 0, name
+
+
 @pytest.mark.parametrize("case", ["exact_obs", "obq"])
 def test_a_row_of_128_inputs_is_one_warp_without_a_barrier_of_several(facts, case):
     single = list(facts[case].values())[:2]

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from mlcomp.formats import AdditiveCodes, store
-from mlcomp.kernels.with_kernels import AdditiveLinear, W4Linear, with_kernels
+from mlcomp.kernels.with_kernels import AdditiveLinear, NF4Linear, W4Linear, with_kernels
 from mlcomp.layerwise import PackedLinear, compress, load, save
-from mlcomp.quant import rtn
+from mlcomp.quant import double_quantize, rtn
 
 
 def packed_model(tmp_path, device, method, *sizes):
@@ -35,6 +35,18 @@ def test_four_bit_layers_call_the_kernel(shape, tmp_path, device):
     torch.testing.assert_close(y, want, rtol=4e-3, atol=4e-3)
     assert all(type(layer) is PackedLinear for layer in packed)
     assert torch.equal(copy.deepcopy(fast)(x), y)
+
+
+@pytest.mark.parametrize("shape", [(64,), (2, 5, 64), (0, 64)])
+def test_doubly_quantized_layers_call_theirs(shape, tmp_path, device):
+    packed = packed_model(tmp_path, device, functools.partial(double_quantize, block_size=32), 64, 96, 24).half()
+    fast = with_kernels(packed)
+    assert [type(layer) for layer in fast] == [NF4Linear] * 2
+    x = torch.randn(*shape, device=device).half()
+    torch.testing.assert_close(fast(x), packed(x), rtol=4e-3, atol=4e-3)  # as above
+    small = packed_model(tmp_path / "s", device, functools.partial(double_quantize, block_size=16), 64, 24).half()
+    with pytest.raises(ValueError, match="64 in blocks of 16"):
+        with_kernels(small)
 
 
 def test_additive_layers_call_theirs(device):

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_finite, check_interval, check_whole
+from mlcomp.checks import check_finite, check_interval, check_tensor, check_whole
 from mlcomp.context import isolated, isolated_run
 
 # utility(removed) of the model without the modules where (N,) is True.
@@ -55,6 +55,7 @@ def drawn_submodels(present: Bool[Tensor, " n"], count: int, *, share: float, se
     """
     check_whole("count", count, 1)
     check_interval("share", share, "(0, 1)")
+    _check_bool("present", present, 1)
     places = present.nonzero().flatten()
     if not len(places):
         raise ValueError("no module is present")
@@ -83,7 +84,8 @@ def module_scores(
     """
     check_finite("losses", losses)
     check_interval("ridge", ridge, "[0, inf)")
-    if removed.ndim != 2 or losses.shape != removed.shape[:1] or not removed.numel():
+    _check_bool("removed", removed, 2)
+    if losses.shape != removed.shape[:1] or not removed.numel():
         raise ValueError(
             f"removed must be (count, n) and losses (count,), got {(*removed.shape,)}, {(*losses.shape,)}"
         )
@@ -91,6 +93,12 @@ def module_scores(
     extra = ridge**0.5 * torch.eye(rows.shape[1], dtype=torch.float64, device=rows.device)
     values = torch.cat([losses.double(), losses.new_zeros(rows.shape[1], dtype=torch.float64)])
     return torch.linalg.lstsq(torch.cat([rows, extra]), values[:, None], driver="gelsd").solution[:, 0]
+
+
+def _check_bool(name: str, x: Tensor, ndim: int) -> None:
+    check_tensor(name, x)
+    if x.dtype != torch.bool or x.ndim != ndim:
+        raise ValueError(f"{name} must be a bool tensor with {ndim} dimension(s), got {x.dtype}, {(*x.shape,)}")
 
 
 @isolated_run

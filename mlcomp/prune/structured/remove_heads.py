@@ -63,10 +63,10 @@ def remove_heads(model: nn.Module, heads: Mapping[str, Iterable[int]], batch: An
             single[queries] = [index for index, h in enumerate(sorted(set().union(*stay))) if h in rest]
             factors[reader] = left[0]
     small = remove_channels(model, whole | single)
-    for path, left in factors.items():
+    for path, readers in factors.items():
         attention: Any = small.get_submodule(path)
         if hasattr(attention, "num_key_value_groups"):  # transformers repeats keys and values so many times
-            attention.num_key_value_groups = left
+            attention.num_key_value_groups = readers
     return small
 
 

@@ -7,6 +7,7 @@ from mlcomp.quant.scalar.double_quantization import DoubleQuantized, double_quan
 from mlcomp.quant.scalar.gobo import Gobo, gobo, gobo_outliers
 from mlcomp.quant.scalar.lloyd_max import lloyd_max
 from mlcomp.quant.scalar.mixed_bits import MixedBits, quantize_mixed
+from mlcomp.quant.scalar.nf4_matmul import PackedNF4, nf4_matmul, pack_nf4
 from mlcomp.quant.scalar.quantile import nf4_codebook, quantile_codebook
 from mlcomp.quant.scalar.table_quantization import TableQuantized, table_quantize
 
@@ -18,6 +19,7 @@ __all__ = [
     "Gobo",
     "MixedBits",
     "MuLaw",
+    "PackedNF4",
     "TableQuantized",
     "blockwise",
     "companded_codebook",
@@ -27,7 +29,9 @@ __all__ = [
     "gobo_outliers",
     "lloyd_max",
     "nf4_codebook",
+    "nf4_matmul",
     "optimal_companding",
+    "pack_nf4",
     "quantile_codebook",
     "quantize_mixed",
     "scale_levels",
