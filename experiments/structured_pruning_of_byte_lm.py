@@ -30,13 +30,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is n
 from benchmarks.record import append, origin, run_parts
 from mlcomp.data import python_reference, reference_bytes
 from mlcomp.data.committed_table import TABLES
-from mlcomp.distill import train_student
+from mlcomp.distill import cofi, train_student
 from mlcomp.models import byte_lm
 from mlcomp.modes import evaluating
 from mlcomp.prune import (
     Gates,
     bonsai,
-    cofi,
     gated_size,
     head_importance,
     head_loss_changes,

@@ -79,8 +79,6 @@ from mlcomp.prune.post_training import (
 )
 from mlcomp.prune.structured import (
     Bonsai,
-    CoFi,
-    CoFiSteps,
     Gates,
     Group,
     Member,
@@ -90,7 +88,6 @@ from mlcomp.prune.structured import (
     Sublayer,
     attention_heads,
     bonsai,
-    cofi,
     dependency_groups,
     deterministic_gates,
     drawn_submodels,
@@ -122,8 +119,6 @@ from mlcomp.prune.structured import (
 __all__ = [
     "BestSubset",
     "Bonsai",
-    "CoFi",
-    "CoFiSteps",
     "Decided",
     "DynamicTraining",
     "DynamicViT",
@@ -159,7 +154,6 @@ __all__ = [
     "channel_loss_changes",
     "channel_permutation",
     "choose_alpha",
-    "cofi",
     "connection_sensitivity",
     "cost_complexity_path",
     "cubic_schedule",

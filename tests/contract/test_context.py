@@ -577,7 +577,7 @@ OTHERS = {
     "gating": lambda: partial(gated_outputs, *byte_stream()),
     "remove_gated": lambda: partial(prune.remove_gated, *byte_stream()),
     "cofi": lambda: partial(
-        prune.cofi, byte_stream()[0], TOKENS, sparsity=0.5, epochs=2, lr=1e-3, finetune_epochs=1, progress=False
+        distill.cofi, byte_stream()[0], TOKENS, sparsity=0.5, epochs=2, lr=1e-3, finetune_epochs=1, progress=False
     ),
     "gradient_flow": lambda: partial(prune.gradient_flow, conv_net(), images(), labels()),
     "grasp": lambda: partial(prune.grasp, conv_net(), images(), labels(), sparsity=0.5),

@@ -2,7 +2,6 @@
 
 from mlcomp.prune.structured.attention_heads import attention_heads
 from mlcomp.prune.structured.bonsai import Bonsai, bonsai, drawn_submodels, module_scores
-from mlcomp.prune.structured.cofi import CoFi, CoFiSteps, cofi
 from mlcomp.prune.structured.dependency_graph import Group, Member, dependency_groups, find_group, fixed_channels
 from mlcomp.prune.structured.hard_concrete import (
     deterministic_gates,
@@ -29,8 +28,6 @@ from mlcomp.prune.structured.residual_stream import (
 
 __all__ = [
     "Bonsai",
-    "CoFi",
-    "CoFiSteps",
     "Gates",
     "Group",
     "Member",
@@ -40,7 +37,6 @@ __all__ = [
     "Sublayer",
     "attention_heads",
     "bonsai",
-    "cofi",
     "dependency_groups",
     "deterministic_gates",
     "drawn_submodels",

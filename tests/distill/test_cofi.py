@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from mlcomp.distill import cofi
+from mlcomp.distill.cofi import GatedModel
 from mlcomp.models import byte_lm
-from mlcomp.prune import cofi, gated_size, gating, open_gates, residual_stream
-from mlcomp.prune.structured.cofi import GatedModel
+from mlcomp.prune import gated_size, gating, open_gates, residual_stream
 from tests.prune.structured.nets import run, seeded
 from tests.prune.structured.test_residual_stream import Tiny, matrices
 
