@@ -29,6 +29,7 @@ PACKAGES = {
     "budget": "Which level for which layer",
     "compare": "Which method at the same size",
     "distill": "Teacher and student",
+    "generate": "Text from language models",
     "metrics": "Metrics",
     "cost": "What a model costs",
     "train": "Training",

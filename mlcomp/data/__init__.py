@@ -3,6 +3,7 @@
 from mlcomp.data.committed_table import committed_results, committed_table
 from mlcomp.data.digits import digits
 from mlcomp.data.mnist5k import mnist5k, mnist_calibration
+from mlcomp.data.number_words import NumberWords, number_words
 from mlcomp.data.python_reference import python_reference, python_sentences
 from mlcomp.data.reference_bytes import reference_bytes
 from mlcomp.data.shift import random_shift
@@ -10,12 +11,14 @@ from mlcomp.data.synthetic import make_layer
 from mlcomp.data.tokens import token_batches
 
 __all__ = [
+    "NumberWords",
     "committed_results",
     "committed_table",
     "digits",
     "make_layer",
     "mnist5k",
     "mnist_calibration",
+    "number_words",
     "python_reference",
     "python_sentences",
     "random_shift",

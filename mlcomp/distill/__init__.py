@@ -3,8 +3,11 @@
 from mlcomp.distill.born_again import born_again, ensemble_log_probabilities
 from mlcomp.distill.cofi import CoFi, CoFiSteps, cofi
 from mlcomp.distill.compressed_student import compressed_student
+from mlcomp.distill.distilbert import distilbert, distilbert_loss, keep_layers, spread_layers
 from mlcomp.distill.hint_projection import hint_projection
 from mlcomp.distill.hints import Hinted, hint_loss, train_hints
+from mlcomp.distill.layer_by_layer import LayerByLayer, layer_by_layer
+from mlcomp.distill.sequence_level import sequence_student, teacher_outputs
 from mlcomp.distill.soft_targets import distillation_loss, soft_target_loss, soft_targets
 from mlcomp.distill.train_student import Taught, train_student
 
@@ -12,16 +15,24 @@ __all__ = [
     "CoFi",
     "CoFiSteps",
     "Hinted",
+    "LayerByLayer",
     "Taught",
     "born_again",
     "cofi",
     "compressed_student",
+    "distilbert",
+    "distilbert_loss",
     "distillation_loss",
     "ensemble_log_probabilities",
     "hint_loss",
     "hint_projection",
+    "keep_layers",
+    "layer_by_layer",
+    "sequence_student",
     "soft_target_loss",
     "soft_targets",
+    "spread_layers",
+    "teacher_outputs",
     "train_hints",
     "train_student",
 ]

@@ -22,6 +22,7 @@ from mlcomp import (
     deploy,
     distill,
     formats,
+    generate,
     layerwise,
     metrics,
     models,
@@ -358,6 +359,7 @@ SHARE = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
 LEFT, RIGHT = torch.tensor([1, -1, -1]), torch.tensor([2, -1, -1])  # a root with two leaves
 TREE = LEFT, RIGHT, torch.tensor([0.5, 0.1, 0.0]), torch.tensor([4.0, 2.0, 2.0])
 SPLITS = LEFT, RIGHT, LEFT.clamp(max=0), torch.tensor([0.1, -2.0, -2.0]), LEFT > 0
+WORDS = ByteTable(named=False), labels(24).view(12, 2), labels(36).view(12, 3)  # a model, prompts and outputs
 W, H, SIZES = drawn(4, 16), layer()["hessian"], torch.tensor([4.0, 16.0, 64.0, 256.0])
 
 # What is called with arguments that were made outside of the context: name → (function, how its arguments are made).
@@ -444,6 +446,8 @@ OTHERS = {
     "lsq_initial_step": lambda: partial(quant.lsq_initial_step, W, high=3),
     "prepare_qat": lambda: partial(quant.prepare_qat, net(), batches(), weight_bits=4, input_bits=4),
     "finish_qat": lambda: partial(quant.finish_qat, quant.prepare_qat(net(), batches(), weight_bits=4, input_bits=4)),
+    "prepare_group_wise": lambda: partial(quant.prepare_group_wise, net(), weight_bits=3, group_size=4),
+    "finish_group_wise": lambda: partial(quant.finish_group_wise, quant.prepare_group_wise(net(), weight_bits=3)),
     "straight_through": lambda: partial(quant.straight_through, W, W.round()),
     "ste_round": lambda: partial(quant.ste_round, W),
     "range_grid": lambda: partial(quant.range_grid, -W.abs(), W.abs(), bits=4),
@@ -647,9 +651,32 @@ OTHERS = {
     "train_hints": lambda: partial(
         distill.train_hints, net(), net(), images(), hints={"1": "1"}, epochs=2, lr=1e-2, progress=False
     ),
+    "layer_by_layer": lambda: partial(
+        distill.layer_by_layer, net(), batches(), ["1", "3"], weight_bits=3, inputs="student", steps=2
+    ),
     "train_student": lambda: partial(
         distill.train_student, net(), conv_net(), images(), labels(), temperature=2.0, alpha=0.5, **TWO_EPOCHS
     ),
+    "distilbert_loss": lambda: partial(
+        distill.distilbert_loss,
+        W,
+        W.round(),
+        torch.arange(4),
+        student_hidden=drawn(4, 5),
+        teacher_hidden=drawn(4, 5).round(),
+    ),
+    "distilbert": lambda: partial(
+        distill.distilbert, net(), net(), images(), labels(), hidden="1", cosine=0.5, **TWO_EPOCHS
+    ),
+    "keep_layers": lambda: partial(distill.keep_layers, nn.Sequential(net()), "0", (0, 1)),
+    "sequence_student": lambda: partial(
+        distill.sequence_student, *WORDS, outputs=labels(36).view(12, 3).flip(1), end=0, alpha=0.5, **TWO_EPOCHS
+    ),
+    "teacher_outputs": lambda: partial(distill.teacher_outputs, *WORDS[:2], beam=2, length=3, end=0),
+    # generate
+    "search_outputs": lambda: partial(generate.search_outputs, *WORDS[:2], beam=2, length=3, end=0),
+    "sample_outputs": lambda: partial(generate.sample_outputs, *WORDS[:2], length=3, end=0),
+    "output_log_probability": lambda: partial(generate.output_log_probability, *WORDS, end=0),
     "compressed_student": lambda: partial(
         distill.compressed_student, sparse_net(), net(), images(), temperature=1.0, **TWO_EPOCHS
     ),
@@ -707,6 +734,7 @@ OTHERS = {
     "digits": lambda: data.digits,
     "random_shift": lambda: partial(data.random_shift, images(), layer()["generator"]),
     "make_layer": lambda: partial(data.make_layer, 4, 8, 10),
+    "number_words": lambda: partial(data.number_words, 20, seed=1),
     "token_batches": lambda: partial(data.token_batches, letters, "abcdefgh" * 9, length=4, count=4, batch_size=2),
 }
 # Public functions that are not called here, and why.
@@ -717,6 +745,7 @@ LEFT_OUT = {
         layer_time layer_energy balance_tokens peak_rate batch_starts find_group committed_table committed_results
         python_reference python_sentences reference_bytes cache_dir fetch derived input_matrices random_batches
         vit_multiply_adds
+        spread_layers
         lora_layers lora_parameters scaled_rates emissions_kg energy_kwh kv_cache_nbytes overparameterized_width
         training_memory weights_nbytes""",
     "it takes models of transformers, and its own test calls it": "export_compressed_tensors",

@@ -30,6 +30,7 @@ ROOT = str(Path(mlcomp.__file__).parent)
 LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squared_error", "output_loss")
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
 LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "hint_loss")
+LEARNED = (*LEARNED, "distilbert_loss")
 LEARNED = (*LEARNED, "ensemble_log_probabilities")
 LEARNED = (
     *LEARNED,
@@ -174,6 +175,8 @@ def good() -> dict[str, object]:
         "projected": weight,
         "hint": drawn(12, 5),
         "hint_loss.hint": weight.round(),
+        "student_hidden": drawn(OUT, 5),
+        "teacher_hidden": drawn(OUT, 5).round(),
         "joint_step.removed": drawn(8) > 0,
         "sparse_gated_mlp.x": vectors,
         "gate": drawn(5, 8),

@@ -11,6 +11,16 @@ from tools.lint import slug
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = [(a, question) for a in load_assignments() for question in a.questions]
+
+# Notebooks of Lecture 4 that are still to come, or to link their questions: each leaves this set with its links.
+AWAITED = {
+    "06_qlora",
+    "07_heads",
+    "08_cofi",
+    "10_weak_supervision",
+    "12_sequences_and_distilbert",
+    "13_synthetic_data",
+}
 LINK = re.compile(r"\[[Qq]uestion (?P<title>[^\]]*)\]\(\.\./\.\./book/exercises\.md#(?P<place>[\w-]+)\)")
 
 
@@ -34,9 +44,15 @@ def expected(assignment, question):
     return f"{number}, *{title}*", slug(headings()[assignment.folder])
 
 
-@pytest.mark.parametrize(
-    ("assignment", "question"), QUESTIONS, ids=[f"{a.folder} {question.id}" for a, question in QUESTIONS]
-)
+def cases():
+    """Return a case for each question; that of an awaited notebook has to fail, so that none stays in the set."""
+    for assignment, question in QUESTIONS:
+        awaited = Path(question.section).name in AWAITED
+        marks = [pytest.mark.xfail(strict=True, reason=f"{question.section} has no link yet")] if awaited else []
+        yield pytest.param(assignment, question, marks=marks, id=f"{assignment.folder} {question.id}")
+
+
+@pytest.mark.parametrize(("assignment", "question"), list(cases()))
 def test_the_notebook_that_trains_a_question_links_to_it(assignment, question):
     notebook = ROOT / f"{question.section}.ipynb"
     assert notebook.exists(), f"{question.id} says to read {question.section}"

@@ -18,6 +18,13 @@ from mlcomp.quant.aware_training.diffq import (
     prepare_diffq,
     pseudo_noise,
 )
+from mlcomp.quant.aware_training.group_wise import (
+    GroupWise,
+    GroupWiseLayer,
+    TokenWiseLayer,
+    finish_group_wise,
+    prepare_group_wise,
+)
 from mlcomp.quant.aware_training.lsq import lsq_initial_step, lsq_quantize
 from mlcomp.quant.aware_training.onebit import OneBit, onebit_decompose
 from mlcomp.quant.aware_training.packed_binarized import PackedBinarized, Thresholds, fold_thresholds, pack_binarized
@@ -30,6 +37,8 @@ __all__ = [
     "BinaryLinear",
     "BinarySign",
     "DiffQLayer",
+    "GroupWise",
+    "GroupWiseLayer",
     "OneBit",
     "PackedBinarized",
     "QATLayer",
@@ -38,11 +47,13 @@ __all__ = [
     "SizeTarget",
     "StepQuantizer",
     "Thresholds",
+    "TokenWiseLayer",
     "binarize",
     "binarized_mlp",
     "clip_weights",
     "diffq_codes",
     "diffq_size",
+    "finish_group_wise",
     "finish_qat",
     "fold_thresholds",
     "lsq_initial_step",
@@ -52,6 +63,7 @@ __all__ = [
     "onebit_decompose",
     "pack_binarized",
     "prepare_diffq",
+    "prepare_group_wise",
     "prepare_qat",
     "pseudo_noise",
     "qlora",

@@ -4,10 +4,12 @@ Each is: what is wrong, the code, and what the student must be told (empty: one 
 """
 
 from tests.exercises.wrong_answers import (
+    distillation,
     importance_and_distillation,
     optimal_brain_compression,
     pruning,
     quantization,
+    quantization_and_heads,
     sparse_training,
 )
 
@@ -17,4 +19,6 @@ WRONG: dict[str, dict[str, list[tuple[str, str, str]]]] = {
     "lecture2": optimal_brain_compression.WRONG,
     "lecture3_importance": importance_and_distillation.WRONG,
     "lecture3_pruning": sparse_training.WRONG,
+    "lecture4_distillation": distillation.WRONG,
+    "lecture4_quantization": quantization_and_heads.WRONG,
 }
