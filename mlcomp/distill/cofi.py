@@ -83,8 +83,10 @@ class GatedModel(nn.Module):
         self.model, self.stream, self.levels = model, stream, tuple(levels)
         self.whole = open_gates(stream).map(lambda z: z.to(home(model)))
         self.sizes = [len(z) for z in (self.whole.layers, self.whole.dimensions, *self.whole.units)]
-        self.log_alpha = nn.Parameter(torch.full((sum(self.sizes),), log_alpha, device=home(model)))
-        self.multipliers = nn.Parameter(torch.zeros(2, device=home(model)))
+        self.log_alpha = nn.Parameter(
+            torch.full_like(torch.cat((self.whole.layers, self.whole.dimensions, *self.whole.units)), log_alpha)
+        )
+        self.multipliers = nn.Parameter(torch.zeros_like(self.log_alpha[:2]))
         self.weights = float(gated_size(stream, self.whole))
 
     def split(self, values: Tensor) -> Gates:
@@ -232,7 +234,9 @@ def _check_removable(gated: GatedModel, batch: Tensor) -> None:
     """Raise unless the model runs without what has a gate, and then gives what it does under the gates."""
     if "dimensions" in gated.levels:
         check_norms(gated.model, gated.stream)
-    ends = [torch.linspace(0, 1, size) for size in gated.sizes]  # the first sublayer is off, the last one on
+    ends = [
+        torch.linspace(0, 1, size, dtype=gated.log_alpha.dtype) for size in gated.sizes
+    ]  # the first sublayer is off, the last one on
     trial = gated.split(torch.cat(ends).to(home(gated.model)))
     with evaluating(gated.model), gating(gated.model, gated.stream, trial):
         want = gated.model(batch.to(home(gated.model)))

@@ -226,12 +226,6 @@ def hard_gates(log_alpha):
     return prune.hard_concrete(log_alpha, generator=torch.Generator("cpu").manual_seed(0))
 
 
-@torch.no_grad()
-def gated_outputs(model, stream, gates):
-    with prune.gating(model, stream, gates):
-        return model(TOKENS)
-
-
 def of_format(number_format, x):
     coded = number_format.encode(x)
     return coded, number_format.decode(coded), number_format.round(x), number_format.values()
@@ -578,7 +572,6 @@ OTHERS = {
     "residual_stream": lambda: partial(prune.residual_stream, byte_stream()[0], TOKENS),
     "open_gates": lambda: partial(prune.open_gates, byte_stream()[1]),
     "gated_size": lambda: partial(prune.gated_size, *byte_stream()[1:]),
-    "gating": lambda: partial(gated_outputs, *byte_stream()),
     "remove_gated": lambda: partial(prune.remove_gated, *byte_stream()),
     "cofi": lambda: partial(
         distill.cofi, byte_stream()[0], TOKENS, sparsity=0.5, epochs=2, lr=1e-3, finetune_epochs=1, progress=False
@@ -749,7 +742,7 @@ LEFT_OUT = {
         lora_layers lora_parameters scaled_rates emissions_kg energy_kwh kv_cache_nbytes overparameterized_width
         training_memory weights_nbytes""",
     "it takes models of transformers, and its own test calls it": "export_compressed_tensors",
-    "it calls the model as its caller would": "call_model",
+    "they call the model as their caller would": "call_model gating",
     "they run a model that is fetched, through functions that are called here": "measure_method picture_of_methods",
 }
 FETCHED = "minilm embed mobilenet_v2_weights mobilenet_v2 smollm2 mnist5k mnist_calibration".split()
