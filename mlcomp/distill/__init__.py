@@ -1,6 +1,7 @@
 """Teacher and student: a network learns from the outputs and layers of another."""
 
 from mlcomp.distill.born_again import born_again, ensemble_log_probabilities
+from mlcomp.distill.cofi import CoFi, CoFiSteps, cofi
 from mlcomp.distill.compressed_student import compressed_student
 from mlcomp.distill.distilbert import distilbert, distilbert_loss, keep_layers, spread_layers
 from mlcomp.distill.hint_projection import hint_projection
@@ -11,10 +12,13 @@ from mlcomp.distill.soft_targets import distillation_loss, soft_target_loss, sof
 from mlcomp.distill.train_student import Taught, train_student
 
 __all__ = [
+    "CoFi",
+    "CoFiSteps",
     "Hinted",
     "LayerByLayer",
     "Taught",
     "born_again",
+    "cofi",
     "compressed_student",
     "distilbert",
     "distilbert_loss",

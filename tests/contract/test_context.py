@@ -218,7 +218,20 @@ def flat() -> object:
     return obs.flatten_network(*small())
 
 
+TOKENS = torch.arange(48).reshape(4, 12)
+
+
+def byte_stream() -> tuple:
+    model = models.byte_lm(32, pretrained=False)
+    stream = prune.residual_stream(model, TOKENS[:1])
+    return model, stream, prune.open_gates(stream).map(lambda z: z * (torch.arange(len(z)) % 3 > 0) / 2)
+
+
 # What is called; tensors of their own they make of what they were given.
+
+
+def hard_gates(log_alpha):
+    return prune.hard_concrete(log_alpha, generator=torch.Generator("cpu").manual_seed(0))
 
 
 def of_format(number_format, x):
@@ -568,6 +581,17 @@ OTHERS = {
         epochs=1,
         progress=False,
     ),
+    "hard_concrete": lambda: partial(hard_gates, drawn(5, 6)),
+    "probability_above": lambda: partial(prune.probability_above, drawn(5, 6), value=0.3),
+    "expected_gate": lambda: partial(prune.expected_gate, drawn(5, 6)),
+    "deterministic_gates": lambda: partial(prune.deterministic_gates, drawn(5, 6)),
+    "residual_stream": lambda: partial(prune.residual_stream, byte_stream()[0], TOKENS),
+    "open_gates": lambda: partial(prune.open_gates, byte_stream()[1]),
+    "gated_size": lambda: partial(prune.gated_size, *byte_stream()[1:]),
+    "remove_gated": lambda: partial(prune.remove_gated, *byte_stream()),
+    "cofi": lambda: partial(
+        distill.cofi, byte_stream()[0], TOKENS, sparsity=0.5, epochs=2, lr=1e-3, finetune_epochs=1, progress=False
+    ),
     "gradient_flow": lambda: partial(prune.gradient_flow, conv_net(), images(), labels()),
     "grasp": lambda: partial(prune.grasp, conv_net(), images(), labels(), sparsity=0.5),
     "erdos_renyi": lambda: partial(prune.erdos_renyi, {"a": W, "b": W.T}, sparsity=0.5),
@@ -752,6 +776,7 @@ LEFT_OUT = {
     "it calls the model as its caller would": "call_model",
     "they work on texts": "list_prompt parse_numbered rouge_l sift vote vote_each",
     "they ask a language model, and their own tests call them": "self_instruct synthetic_classifier",
+    "they call the model as their caller would": "call_model gating",
     "they run a model that is fetched, through functions that are called here": "measure_method picture_of_methods",
 }
 FETCHED = "minilm embed mobilenet_v2_weights mobilenet_v2 smollm2 mnist5k mnist_calibration".split()

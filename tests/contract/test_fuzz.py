@@ -42,7 +42,7 @@ LEARNED = (
     "relu_mean",
     "analytic_correction",
 )
-LEARNED = (*LEARNED, "gumbel_keep", "ratio_loss")
+LEARNED = (*LEARNED, "gumbel_keep", "ratio_loss", "hard_concrete", "probability_above", "expected_gate")
 LEARNED = (*LEARNED, "binarize", "nearest_power", "squared_hinge")
 # Parts of methods that have checked their arguments, and loops to read: they check little themselves.
 PARTS = ("output_loss", "output_error", "inverse_factor", "straight_through", "literal_exact_obs", "literal_obq")
@@ -200,6 +200,7 @@ def good() -> dict[str, object]:
         "rounds": 2,
         "best_per_class": 1,
         "gumbel_keep.logits": drawn(6, 2),
+        "log_alpha": weight,
         "decisions": torch.rand(OUT, 5, generator=torch.Generator().manual_seed(0)).round(),  # in a list
         "ratios": [0.5],
     }

@@ -5,6 +5,12 @@ from mlcomp.prune.structured.bonsai import Bonsai, bonsai, drawn_submodels, modu
 from mlcomp.prune.structured.degree_rules import coupled_nodes, degree_rules
 from mlcomp.prune.structured.dependency_graph import Group, Member, dependency_groups, find_group, fixed_channels
 from mlcomp.prune.structured.group_importance import group_importance, structure_importance
+from mlcomp.prune.structured.hard_concrete import (
+    deterministic_gates,
+    expected_gate,
+    hard_concrete,
+    probability_above,
+)
 from mlcomp.prune.structured.head_importance import head_importance, head_loss_changes, next_token_losses
 from mlcomp.prune.structured.llm_pruner import PrunedModel, least_channels, llm_pruner
 from mlcomp.prune.structured.load_pruned import load_pruned
@@ -13,24 +19,42 @@ from mlcomp.prune.structured.network_slimming import Slimmed, network_slimming, 
 from mlcomp.prune.structured.permute_channels import permute_channels
 from mlcomp.prune.structured.remove_channels import group_weights, remove_channels
 from mlcomp.prune.structured.remove_heads import remove_heads
+from mlcomp.prune.structured.residual_stream import (
+    Gates,
+    ResidualStream,
+    Sublayer,
+    gated_size,
+    gating,
+    open_gates,
+    remove_gated,
+    residual_stream,
+)
 
 __all__ = [
     "Bonsai",
+    "Gates",
     "Group",
     "Member",
     "ModuleBlocks",
     "PrunedModel",
+    "ResidualStream",
     "Slimmed",
+    "Sublayer",
     "attention_heads",
     "bonsai",
     "coupled_nodes",
     "degree_rules",
     "dependency_groups",
+    "deterministic_gates",
     "drawn_submodels",
+    "expected_gate",
     "find_group",
     "fixed_channels",
+    "gated_size",
+    "gating",
     "group_importance",
     "group_weights",
+    "hard_concrete",
     "head_importance",
     "head_loss_changes",
     "least_channels",
@@ -41,9 +65,13 @@ __all__ = [
     "module_utility",
     "network_slimming",
     "next_token_losses",
+    "open_gates",
     "permute_channels",
+    "probability_above",
     "remove_channels",
+    "remove_gated",
     "remove_heads",
+    "residual_stream",
     "slimming_channels",
     "structure_importance",
     "train_gammas",
