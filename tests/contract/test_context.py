@@ -773,7 +773,6 @@ LEFT_OUT = {
         lora_layers lora_parameters scaled_rates emissions_kg energy_kwh kv_cache_nbytes overparameterized_width
         training_memory weights_nbytes""",
     "it takes models of transformers, and its own test calls it": "export_compressed_tensors",
-    "it calls the model as its caller would": "call_model",
     "they work on texts": "list_prompt parse_numbered rouge_l sift vote vote_each",
     "they ask a language model, and their own tests call them": "self_instruct synthetic_classifier",
     "they call the model as their caller would": "call_model gating",
