@@ -41,6 +41,19 @@ NO_METHOD = {
     "1.22": "a comparison and bounds",
     "2.01": "the problem that the methods solve",
     "2.03": "one step; ExactOBS repeats it",
+    "4.01": "arithmetic",
+    "4.03": "trained from a random start",
+    "4.06": "what a machine can compute with",
+    "4.07": "trains blocks as BRECQ does, with other losses",
+    "4.10": "units are removed, not weights: beside one another, and fine-tuned, in the notebook on CoFi",
+    "4.11": "as 4.10",
+    "4.12": "as 4.10",
+    "4.13": "learns from data without labels",
+    "4.14": "teaches another network",
+    "4.15": "teaches another network",
+    "4.16": "teaches another network",
+    "4.17": "teaches another network",
+    "4.18": "makes data",
 }
 
 

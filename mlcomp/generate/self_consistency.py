@@ -7,7 +7,6 @@ Source: Wang et al. 2023, arXiv:2203.11171, section 2.   Syllabus: 5.08
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -87,7 +86,7 @@ def _one_more(ways: list[list[float]], share: float, most: int) -> list[list[flo
     return after
 
 
-def _distribution(probabilities: Tensor) -> Sequence[float]:
+def _distribution(probabilities: Tensor) -> list[float]:
     check_finite("probabilities", probabilities)
     p = probabilities.double()
     if p.ndim != 1 or not len(p) or float(p.min()) < 0 or abs(float(p.sum()) - 1) > 1e-6:

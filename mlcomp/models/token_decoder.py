@@ -60,6 +60,7 @@ class TokenDecoder(nn.Module):
         rotation = rotary_angles(seen + tokens.shape[1], x.device)[:, seen:]
         kept = []
         for i, block in enumerate(self.blocks):
+            assert isinstance(block, CachedBlock)
             x, both = block.extend(x, rotation, None if past is None else past[i])
             kept.append(both)
         return F.linear(self.norm(x), self.embedding.weight), kept
