@@ -63,6 +63,26 @@ MADE = {
         "accuracy on 1 000 other digits, mean of the seeds",
         "4 000 images, of which 100 have labels, and a trained teacher",
     ),
+    "qlora_smollm2": (
+        "SmolLM2-135M, a language model: 210 linear layers",
+        "perplexity on other pages of the text that it was trained on",
+        "40 stretches of 128 tokens of Python's reference",
+    ),
+    "llm_pruner_smollm2": (
+        "SmolLM2-135M, a language model; a sixth of all parameters removed",
+        "perplexity on 4 096 tokens of other text",
+        "10 stretches of 64 tokens of Python's reference, and 40 of 128 for the recovery",
+    ),
+    "structured_pruning_of_byte_lm": (
+        "a language model over bytes, 48 wide: four blocks",
+        "bits a byte of other text, after 16 seconds of all together",
+        "text of the model's own kind, no labels",
+    ),
+    "weak_supervision": (
+        "logistic regression on scikit-learn's digits",
+        "accuracy on held-out digits, mean of twenty splits",
+        "labels of 2 images a class, and the other images without",
+    ),
     "aqlm_smollm2": (
         "the first two blocks of SmolLM2-135M",
         "perplexity on other text",
@@ -167,6 +187,49 @@ def _perplexity(name: str, row: dict[str, str]) -> str:
     return f"perplexity {float(row['perplexity']):.1f} (dense {float(dense['perplexity']):.1f})"
 
 
+def qlora_smollm2(base: str, steps: str) -> Measured:
+    """Return the mean over seeds of a language model that was trained beside frozen codes, and before."""
+    after, before = (rows_of("qlora_smollm2", base=base, steps=n) for n in (steps, "0"))
+    quality = f"perplexity {_mean(after, 'reference'):.1f} (before training {_mean(before, 'reference'):.1f})"
+    size = {"nf4": "4.13 bits, and the corrections", "dense": "16 bits, and the corrections"}[base]
+    return Measured(size, quality, _mean(after, "seconds"), machine(after[0]))
+
+
+def llm_pruner_smollm2(part: str, method: str, steps: str) -> Measured:
+    """Return a pruned and recovered language model."""
+    row = find("llm_pruner_smollm2", part=part, method=method, steps=steps)
+    dense = find("llm_pruner_smollm2", part="strategies", method="dense")
+    quality = f"perplexity {float(row['reference']):.1f} (dense {float(dense['reference']):.1f})"
+    return Measured(f"{int(row['parameters']) / 1e6:.0f} M parameters", quality, float(row["seconds"]), machine(row))
+
+
+def structured_pruning_of_byte_lm(part: str, method: str) -> Measured:
+    """Return the mean over seeds of a small language model without some heads and hidden units."""
+    found, whole = (rows_of("structured_pruning_of_byte_lm", part=part, method=name) for name in (method, "whole"))
+    left = _mean(found, "weights") / _mean(whole, "weights")
+    quality = f"{_mean(found, 'after'):.2f} bits a byte (whole {_mean(whole, 'after'):.2f})"
+    seconds = _mean(found, "method_seconds") + _mean(found, "finetune_seconds")
+    return Measured(f"{left:.0%} of the weights", quality, seconds, machine(found[0]))
+
+
+def weak_supervision(method: str, labels: str) -> Measured:
+    """Return the mean over splits of a classifier that labels images for itself."""
+    rows = [row for row in table("weak_supervision") if row["part"] == "selves"]
+    found, alone = (
+        [row for row in rows if (row["method"], row["labels"]) == (name, labels)] for name in (method, "supervised")
+    )
+    quality = f"accuracy {_mean(found, 'accuracy'):.1%} (labels alone {_mean(alone, 'accuracy'):.1%})"
+    return Measured("as it is", quality, _each(rows, found), machine(found[0]))
+
+
+def rows_of(name: str, **values: str) -> list[dict[str, str]]:
+    """Return all rows of a table with these values; at least one."""
+    found = [row for row in table(name) if all(row[key] == value for key, value in values.items())]
+    if not found:
+        raise ValueError(f"{name} has no row with {values}")
+    return found
+
+
 def _each(rows: list[dict[str, str]], found: list[dict[str, str]]) -> float:
     """Return the seconds of one run: the table has those of a whole part of a seed, the same in all its rows."""
     part, seed = found[0]["part"], found[0]["seed"]
@@ -186,6 +249,10 @@ READ = {
     "sparse_activations": sparse_activations,
     "sparse_mnist": sparse_mnist,
     "distillation": distillation,
+    "qlora_smollm2": qlora_smollm2,
+    "llm_pruner_smollm2": llm_pruner_smollm2,
+    "structured_pruning_of_byte_lm": structured_pruning_of_byte_lm,
+    "weak_supervision": weak_supervision,
 }
 
 
