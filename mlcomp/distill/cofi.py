@@ -235,7 +235,7 @@ def _check_removable(gated: GatedModel, batch: Tensor) -> None:
     if "dimensions" in gated.levels:
         check_norms(gated.model, gated.stream)
     ends = [
-        torch.linspace(0, 1, size, dtype=gated.log_alpha.dtype) for size in gated.sizes
+        torch.linspace(0, 1, size, dtype=gated.log_alpha.dtype, device=gated.log_alpha.device) for size in gated.sizes
     ]  # the first sublayer is off, the last one on
     trial = gated.split(torch.cat(ends).to(home(gated.model)))
     with evaluating(gated.model), gating(gated.model, gated.stream, trial):

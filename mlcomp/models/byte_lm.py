@@ -90,7 +90,8 @@ class Block(nn.Module):
 
 def rotary_angles(length: int, device: torch.device) -> Float[Tensor, "2 length half"]:
     """Return cosines and sines of position · 1000^(−2i/HEAD), i below HEAD/2."""
-    frequency = 1000.0 ** (-torch.arange(0, HEAD, 2, device=device) / HEAD)
+    steps = torch.arange(0, HEAD, 2, dtype=torch.float32, device=device)  # whatever the default dtype is
+    frequency = 1000.0 ** (-steps / HEAD)
     angle = torch.arange(length, device=device)[:, None] * frequency
     return torch.stack((angle.cos(), angle.sin()))
 
