@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.every_method import methods, networks, registry
+from experiments.every_method import methods, networks, registry, structured
 from experiments.every_method.registry import ENTRIES, describe, register
 from experiments.every_method.run import FIELDS, run, run_all
 from mlcomp.compare.stored_layer import store
@@ -45,9 +45,6 @@ NO_METHOD = {
     "4.03": "trained from a random start",
     "4.06": "what a machine can compute with",
     "4.07": "trains blocks as BRECQ does, with other losses",
-    "4.10": "units are removed, not weights: beside one another, and fine-tuned, in the notebook on CoFi",
-    "4.11": "as 4.10",
-    "4.12": "as 4.10",
     "4.13": "learns from data without labels",
     "4.14": "teaches another network",
     "4.15": "teaches another network",
@@ -120,7 +117,8 @@ def subject():
     return Subject(model, hessians, 0.5, x.T[:96], lambda network, batch: network(batch), ("0", "1"), quality)
 
 
-QUICK = [(e, s) for e in ENTRIES.values() for s in e.settings[:1] if e.name not in ("AdaQuant", "AQLM")]
+UNITS = ("heads, one by one", "Bonsai", "CoFi")  # need a transformer, and have one below
+QUICK = [(e, s) for e in ENTRIES.values() for s in e.settings[:1] if e.name not in ("AdaQuant", "AQLM", *UNITS)]
 
 
 @pytest.mark.parametrize(("entry", "setting"), QUICK, ids=lambda v: getattr(v, "name", ""))
@@ -141,7 +139,9 @@ def test_every_registered_method_gives_an_honest_row(entry, setting, subject):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [e.name for e in ENTRIES.values() if e.kind == "tuned" and e.name != "DiffQ"])
+@pytest.mark.parametrize(
+    "name", [e.name for e in ENTRIES.values() if e.kind == "tuned" and e.name not in ("DiffQ", *UNITS)]
+)
 def test_tuning_reaches_the_outputs_better_than_the_same_without(name, subject, monkeypatch):
     """With the steps of training turned off (a rate of nearly 0, no rounds) the outputs are further away."""
     entry = ENTRIES[name]
@@ -161,6 +161,49 @@ def test_tuning_reaches_the_outputs_better_than_the_same_without(name, subject, 
     monkeypatch.setattr(networks, "calibrate", lambda dense, pruned, *_, **__: pruned)
     monkeypatch.setattr(networks, "brecq", partial(networks.brecq, learning_rate=1e-12))
     assert tuned < distance()
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """A tiny encoder with random weights, two layers of four heads; quality: agreement of the outputs."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=50, **sizes), add_pooling_layer=False).eval()
+    inputs = torch.randint(50, (32, 8))
+    names = [name for name, m in model.named_modules() if name.startswith("encoder.") and isinstance(m, nn.Linear)]
+    hessians = {name: torch.eye(model.get_submodule(name).in_features) for name in names}
+
+    def output(network, ids):
+        return network(ids).last_hidden_state
+
+    def quality(candidate):
+        with torch.no_grad():
+            a, b = output(candidate, inputs).flatten(1), output(model, inputs).flatten(1)
+        return float(nn.functional.cosine_similarity(a, b).mean()), recall_of_neighbours(b, a)
+
+    return Subject(model, hessians, 0.5, inputs, output, ("encoder.layer.0", "encoder.layer.1"), quality)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNITS)
+def test_units_are_removed_and_written_back(name, encoder, monkeypatch):
+    entry, small = ENTRIES[name], []
+    setting = dict(entry.settings[0])
+    monkeypatch.setattr(structured, "UNITS", 8)
+    monkeypatch.setattr(structured, "bonsai", partial(structured.bonsai, samples=40))
+    monkeypatch.setattr(structured, "cofi", partial(structured.cofi, gate_lr=1.0))  # a dozen steps have to do
+    monkeypatch.setattr(structured, "trained", lambda model, *_, **__: small.append(model.eval()) or model)
+    row = run(entry, setting, encoder)
+    made = entry.method(encoder, **setting)
+    x = encoder.inputs
+    with torch.no_grad():
+        got, want = encoder.output(made.model, x), encoder.output(small[-1], x)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    stored = sum(p.numel() for n, p in small[-1].named_parameters() if n.startswith("encoder.") and p.ndim == 2)
+    whole = sum(p.numel() for n, p in encoder.model.named_parameters() if n.startswith("encoder.") and p.ndim == 2)
+    assert stored < whole and float(row["bits_per_weight"]) == pytest.approx(16 * stored / whole, abs=1e-3)
+    assert row["size"] == "counted" and float(row["similarity"]) > 0.5
 
 
 def test_diffq_keeps_to_its_target(subject, monkeypatch):

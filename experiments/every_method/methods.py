@@ -4,11 +4,22 @@ from functools import partial
 
 import torch
 
-from experiments.every_method import networks
+from experiments.every_method import networks, structured
 from experiments.every_method.registry import register
+from mlcomp.distill import cofi
 from mlcomp.formats import absmax_int8
 from mlcomp.obs import exact_obs, gptq, l_obs, obd, obq, quantized_sparsegpt, quip, quip_sharp, sparsegpt, spqr
-from mlcomp.prune import adaprune, calibrate, global_magnitude, gradual_pruning, layer_normalized, magnitude, wanda
+from mlcomp.prune import (
+    adaprune,
+    bonsai,
+    calibrate,
+    global_magnitude,
+    gradual_pruning,
+    head_loss_changes,
+    layer_normalized,
+    magnitude,
+    wanda,
+)
 from mlcomp.quant import (
     MuLaw,
     adaquant,
@@ -197,3 +208,14 @@ register(
     whole=True,
 )  # fmt: skip
 register("gradual pruning", "1.17, 1.19", "tuned", gradual_pruning, ZEROS[0], method=networks.gradual, whole=True)
+register(
+    "heads, one by one", "4.10", "tuned", head_loss_changes, {"heads": 0.25},
+    method=structured.structured(structured.heads_one_by_one), whole=True,
+)  # fmt: skip
+register(
+    "Bonsai", "4.12", "tuned", bonsai, {"sparsity": 0.3}, method=structured.structured(structured.by_bonsai),
+    whole=True,
+)  # fmt: skip
+register(
+    "CoFi", "4.11", "tuned", cofi, {"sparsity": 0.3}, method=structured.structured(structured.by_cofi), whole=True
+)

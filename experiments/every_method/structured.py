@@ -1,0 +1,175 @@
+"""Methods that remove units of sublayers: heads of the attention, hidden units of the feed-forward layers.
+
+Each takes (subject, **setting) and returns a ``networks.Compressed``. The small network is tuned by the recipe of all
+that train, and then written back into the full shapes, with zeros where a unit is gone, so that it is measured as the
+others are. Its size is that of the small matrices in 16 bits: nothing says where zeros stand, since there are none.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from experiments.every_method.networks import (
+    BATCH,
+    EPOCHS,
+    RATE,
+    SEED,
+    Compressed,
+    Student,
+    only_blocks,
+    targets,
+    trained,
+)
+from mlcomp.compare.subject import Subject
+from mlcomp.distill import cofi
+from mlcomp.prune import attention_heads, bonsai, head_loss_changes, module_blocks, module_utility, remove_heads
+
+FEW = 16  # inputs on which units are judged
+UNITS = 16  # hidden units in a block of those that go together
+# The names of BERT's sublayers: those whose rows are the units, and the one that reads them.
+SUBLAYERS = (
+    (("attention.self.query", "attention.self.key", "attention.self.value"), "attention.output.dense"),
+    (("intermediate.dense",), "output.dense"),
+)
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """What is left of a matrix in its full shape, stored in 16 bits without the rest.
+
+    Attributes:
+        weight: (out, inp), zero where units are gone. count: numbers that are stored.
+    """
+
+    weight: Tensor
+    count: int
+
+    def dequantize(self) -> Tensor:
+        """Return the weight, rounded to float16."""
+        return self.weight.half().float()
+
+    @property
+    def nbytes(self) -> int:
+        """Two bytes for each number that is left."""
+        return 2 * self.count
+
+
+def structured(choose: Callable[..., tuple[nn.Module, nn.Module]]) -> Callable[..., Compressed]:
+    """Return the method that removes what ``choose(student, subject, **setting)`` leaves out, and tunes the rest.
+
+    ``choose`` returns a small network, and the full one whose rows it keeps; both wrapped as the student is.
+    """
+
+    def method(subject: Subject, **setting: float) -> Compressed:
+        student = Student(copy.deepcopy(subject.model), subject.output)
+        small, full = (net.get_submodule("model") for net in choose(student, subject, **setting))
+        kept = {block: kept_units(full.get_submodule(block), small.get_submodule(block)) for block in subject.blocks}
+        tuned = trained(only_blocks(copy.deepcopy(small), subject), subject, targets(subject))
+        return written_back(subject, tuned, kept)
+
+    return method
+
+
+def kept_units(full: nn.Module, small: nn.Module) -> dict[str, Tensor]:
+    """Return for each sublayer of a block which rows of the full matrices the small ones have."""
+    found = {}
+    for readers, writer in SUBLAYERS:
+        rows = [net.get_submodule(readers[-1]).weight.detach() for net in (full, small)]
+        places = {row.numpy().tobytes(): place for place, row in enumerate(rows[0])}
+        found[writer] = torch.tensor([places[row.numpy().tobytes()] for row in rows[1]], dtype=torch.long)
+    return found
+
+
+def written_back(subject: Subject, small: nn.Module, kept: Mapping[str, Mapping[str, Tensor]]) -> Compressed:
+    """Return the small network in the full shapes."""
+    model, results = copy.deepcopy(subject.model), {}
+    whole = model.state_dict()
+    for name, value in small.state_dict().items():
+        if value.shape == whole[name].shape:
+            whole[name].copy_(value)
+    for block in subject.blocks:
+        for readers, writer in SUBLAYERS:
+            places = kept[block][writer]
+            for short in (*readers, writer):
+                name = f"{block}.{short}"
+                layer, little = model.get_submodule(name), small.get_submodule(name)
+                weight = torch.zeros_like(layer.weight)
+                with torch.no_grad():
+                    if short == writer:
+                        weight[:, places] = little.weight
+                    else:
+                        weight[places] = little.weight
+                        layer.bias.zero_()[places] = little.bias
+                    layer.weight.copy_(weight)
+                results[name] = Smaller(weight, little.weight.numel())
+    return Compressed(model, results)
+
+
+def distance(subject: Subject) -> Callable[[nn.Module, Tensor], Tensor]:
+    """Return the loss of each example: the mean square of what changed in the outputs."""
+    dense = Student(subject.model, subject.output)
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        with torch.no_grad():
+            goal = dense(batch)
+        return (model(batch) - goal).square().flatten(1).mean(1)
+
+    return loss
+
+
+def heads_one_by_one(student: nn.Module, subject: Subject, *, heads: float) -> tuple[nn.Module, nn.Module]:
+    """Remove the share of heads without which the outputs change least; one of each layer stays."""
+    batches = list(subject.inputs[:FEW].split(BATCH))
+    counts = attention_heads(student, batches[0][:1])
+    changes = {
+        name: change.mean(1)
+        for name, change in head_loss_changes(student, batches, counts, distance(subject)).items()
+    }
+    ranked = sorted((float(c), name, head) for name, change in changes.items() for head, c in enumerate(change))
+    gone: dict[str, list[int]] = {name: [] for name in counts}
+    for _, name, head in ranked:
+        if sum(map(len, gone.values())) < round(heads * sum(counts.values())) and len(gone[name]) + 1 < counts[name]:
+            gone[name].append(head)
+    return remove_heads(student, {name: some for name, some in gone.items() if some}, batches[0][:1]), student
+
+
+def by_bonsai(student: nn.Module, subject: Subject, *, sparsity: float) -> tuple[nn.Module, nn.Module]:
+    """Remove heads and blocks of hidden units by regression on random submodels."""
+    batches = list(subject.inputs[:FEW].split(BATCH))
+    blocks = attention_heads(student, batches[0][:1])
+    for block in subject.blocks:
+        writer = f"model.{block}.{SUBLAYERS[1][1]}"
+        blocks[writer] = student.get_submodule(writer).in_features // UNITS
+    modules = module_blocks(student, batches[0][:1], blocks)
+    utility = module_utility(student, modules, batches, distance(subject))
+    made = bonsai(utility, modules.sizes, sparsity=sparsity, layers=modules.layers, seed=SEED)
+    return modules.remove(student, made.removed), student
+
+
+class Headed(nn.Module):
+    """A student whose outputs pass an identity: CoFi wants a residual stream that is not itself what comes out."""
+
+    def __init__(self, student: nn.Module, width: int) -> None:
+        super().__init__()
+        self.student = student
+        self.head = nn.Linear(width, width, bias=False).requires_grad_(False)
+        self.head.weight.copy_(torch.eye(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the student's outputs."""
+        return self.head(self.student(x))
+
+
+def by_cofi(student: nn.Module, subject: Subject, *, sparsity: float) -> tuple[nn.Module, nn.Module]:
+    """Remove heads and hidden units by gates that are learned towards a size; infinite T makes the loss a square."""
+    with torch.no_grad():
+        width = student(subject.inputs[:1]).shape[-1]
+    made = cofi(
+        Headed(student, width), subject.inputs, sparsity=sparsity, epochs=EPOCHS, lr=RATE, levels=("units",),
+        temperature=math.inf, batch_size=BATCH, seed=SEED, progress=False,
+    )  # fmt: skip
+    return made.removed.get_submodule("student"), made.whole.get_submodule("student")
