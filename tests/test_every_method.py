@@ -18,7 +18,7 @@ from mlcomp.compare.subject import Subject, recall_of_neighbours
 from mlcomp.data import committed_table, make_layer
 from mlcomp.formats import absmax_int8, sparse_nbytes, unpack
 from mlcomp.obs import exact_obs, gptq, obq
-from mlcomp.prune import magnitude
+from mlcomp.prune import bonsai, magnitude
 from mlcomp.quant import blockwise, rtn
 from tests.contract.test_modules import METHOD_PACKAGES
 from tools.inventory import FINISHED_LECTURES, SYLLABUS
@@ -191,7 +191,7 @@ def test_units_are_removed_and_written_back(name, encoder, monkeypatch):
     entry, small = ENTRIES[name], []
     setting = dict(entry.settings[0])
     monkeypatch.setattr(structured, "UNITS", 8)
-    monkeypatch.setattr(structured, "bonsai", partial(structured.bonsai, samples=40))
+    monkeypatch.setattr(structured, "bonsai", lambda *a, samples, **k: bonsai(*a, samples=40, **k))
     monkeypatch.setattr(structured, "cofi", partial(structured.cofi, gate_lr=1.0))  # a dozen steps have to do
     monkeypatch.setattr(structured, "trained", lambda model, *_, **__: small.append(model.eval()) or model)
     row = run(entry, setting, encoder)

@@ -177,7 +177,7 @@ def low_rank_beside_codes(subject: Subject, *, rank: int) -> Compressed:
     halves = {name: (layer.scaling * layer.lora_B.detach()).half() for name, layer in lora_layers(model).items()}
     rights = {name: layer.lora_A.detach().half() for name, layer in lora_layers(model).items()}
     results = {name: Corrected(codes[name], halves[name], rights[name]) for name in names}
-    return Compressed(plain_layers(model, results), results)
+    return Compressed(with_weights(subject.model, {name: r.dequantize() for name, r in results.items()}), results)
 
 
 def additive(subject: Subject, *, tuning: str, **sizes: int) -> Compressed:

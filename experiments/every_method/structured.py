@@ -146,7 +146,7 @@ def by_bonsai(student: nn.Module, subject: Subject, *, sparsity: float) -> tuple
         blocks[writer] = student.get_submodule(writer).in_features // UNITS
     modules = module_blocks(student, batches[0][:1], blocks)
     utility = module_utility(student, modules, batches, distance(subject))
-    made = bonsai(utility, modules.sizes, sparsity=sparsity, layers=modules.layers, seed=SEED)
+    made = bonsai(utility, modules.sizes, sparsity=sparsity, samples=100, layers=modules.layers, seed=SEED)
     return modules.remove(student, made.removed), student
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mlcomp.checks import check_choice, check_dtype, check_interval, check_like
+from mlcomp.checks import check_choice, check_dtype, check_interval
 from mlcomp.context import isolated
 from mlcomp.kernels.launch import INTERPRETED, check_devices, tl, triton
 
@@ -50,7 +50,10 @@ def soft_target_loss(
     check_devices(student=student, teacher=teacher)
     check_dtype("student", student.dtype, DTYPES)
     check_dtype("teacher", teacher.dtype, DTYPES)
-    check_like("teacher", teacher, student.shape, "the student's logits")
+    if teacher.shape != student.shape:
+        raise ValueError(
+            f"teacher must be {tuple(student.shape)} like the student's logits, got {tuple(teacher.shape)}"
+        )
     check_interval("temperature", temperature, "(0, inf)")
     check_choice("direction", direction, ("forward", "reverse"))
     if not student.numel():
