@@ -6,7 +6,6 @@ import torch
 
 from experiments.every_method import networks, structured
 from experiments.every_method.registry import register
-from mlcomp.distill import cofi
 from mlcomp.formats import absmax_int8
 from mlcomp.obs import exact_obs, gptq, l_obs, obd, obq, quantized_sparsegpt, quip, quip_sharp, sparsegpt, spqr
 from mlcomp.prune import (
@@ -216,6 +215,3 @@ register(
     "Bonsai", "4.12", "tuned", bonsai, {"sparsity": 0.3}, method=structured.structured(structured.by_bonsai),
     whole=True,
 )  # fmt: skip
-register(
-    "CoFi", "4.11", "tuned", cofi, {"sparsity": 0.3}, method=structured.structured(structured.by_cofi), whole=True
-)

@@ -6,7 +6,6 @@ others are. Its size is that of the small matrices in 16 bits: nothing says wher
 """
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -15,8 +14,6 @@ from torch import Tensor, nn
 
 from experiments.every_method.networks import (
     BATCH,
-    EPOCHS,
-    RATE,
     SEED,
     Compressed,
     Student,
@@ -25,7 +22,6 @@ from experiments.every_method.networks import (
     trained,
 )
 from mlcomp.compare.subject import Subject
-from mlcomp.distill import cofi
 from mlcomp.prune import attention_heads, bonsai, head_loss_changes, module_blocks, module_utility, remove_heads
 
 FEW = 16  # inputs on which units are judged
@@ -148,28 +144,3 @@ def by_bonsai(student: nn.Module, subject: Subject, *, sparsity: float) -> tuple
     utility = module_utility(student, modules, batches, distance(subject))
     made = bonsai(utility, modules.sizes, sparsity=sparsity, samples=100, layers=modules.layers, seed=SEED)
     return modules.remove(student, made.removed), student
-
-
-class Headed(nn.Module):
-    """A student whose outputs pass an identity: CoFi wants a residual stream that is not itself what comes out."""
-
-    def __init__(self, student: nn.Module, width: int) -> None:
-        super().__init__()
-        self.student = student
-        self.head = nn.Linear(width, width, bias=False).requires_grad_(False)
-        self.head.weight.copy_(torch.eye(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the student's outputs."""
-        return self.head(self.student(x))
-
-
-def by_cofi(student: nn.Module, subject: Subject, *, sparsity: float) -> tuple[nn.Module, nn.Module]:
-    """Remove heads and hidden units by gates that are learned towards a size; infinite T makes the loss a square."""
-    with torch.no_grad():
-        width = student(subject.inputs[:1]).shape[-1]
-    made = cofi(
-        Headed(student, width), subject.inputs, sparsity=sparsity, epochs=EPOCHS, lr=RATE, levels=("units",),
-        temperature=math.inf, batch_size=BATCH, seed=SEED, progress=False,
-    )  # fmt: skip
-    return made.removed.get_submodule("student"), made.whole.get_submodule("student")
