@@ -118,10 +118,19 @@ def find(name: str, **key: str) -> dict[str, str]:
     Raises:
         KeyError: there is none.
     """
+    return rows_of(name, **key)[-1]
+
+
+def rows_of(name: str, **key: str) -> list[dict[str, str]]:
+    """Return all rows of a table with these entries.
+
+    Raises:
+        KeyError: there is none.
+    """
     found = [row for row in table(name) if all(row[column] == value for column, value in key.items())]
     if not found:
         raise KeyError(f"{name}.csv has no row with {key}")
-    return found[-1]
+    return found
 
 
 def every_method(**key: str) -> Measured:
@@ -214,20 +223,11 @@ def structured_pruning_of_byte_lm(part: str, method: str) -> Measured:
 
 def weak_supervision(method: str, labels: str) -> Measured:
     """Return the mean over splits of a classifier that labels images for itself."""
-    rows = [row for row in table("weak_supervision") if row["part"] == "selves"]
     found, alone = (
-        [row for row in rows if (row["method"], row["labels"]) == (name, labels)] for name in (method, "supervised")
+        rows_of("weak_supervision", part="selves", labels=labels, method=name) for name in (method, "supervised")
     )
     quality = f"accuracy {_mean(found, 'accuracy'):.1%} (labels alone {_mean(alone, 'accuracy'):.1%})"
-    return Measured("as it is", quality, _each(rows, found), machine(found[0]))
-
-
-def rows_of(name: str, **values: str) -> list[dict[str, str]]:
-    """Return all rows of a table with these values; at least one."""
-    found = [row for row in table(name) if all(row[key] == value for key, value in values.items())]
-    if not found:
-        raise ValueError(f"{name} has no row with {values}")
-    return found
+    return Measured("as it is", quality, _each(table("weak_supervision"), found), machine(found[0]))
 
 
 def _each(rows: list[dict[str, str]], found: list[dict[str, str]]) -> float:

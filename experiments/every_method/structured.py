@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from experiments.every_method.networks import (
-    BATCH,
     SEED,
     Compressed,
     Student,
@@ -105,42 +104,39 @@ def written_back(subject: Subject, small: nn.Module, kept: Mapping[str, Mapping[
     return Compressed(model, results)
 
 
-def distance(subject: Subject) -> Callable[[nn.Module, Tensor], Tensor]:
-    """Return the loss of each example: the mean square of what changed in the outputs."""
-    dense = Student(subject.model, subject.output)
+def distance(subject: Subject) -> tuple[Tensor, Callable[[nn.Module, Tensor], Tensor]]:
+    """Return a few inputs, and the loss of each of them: the mean square of what changed in the dense outputs."""
+    batch = subject.inputs[:FEW]
+    with torch.no_grad():
+        goal = subject.output(subject.model, batch)  # once: the loss is asked for a hundred times
 
-    def loss(model: nn.Module, batch: Tensor) -> Tensor:
-        with torch.no_grad():
-            goal = dense(batch)
-        return (model(batch) - goal).square().flatten(1).mean(1)
+    def loss(model: nn.Module, inputs: Tensor) -> Tensor:
+        return (model(inputs) - goal).square().flatten(1).mean(1)
 
-    return loss
+    return batch, loss
 
 
 def heads_one_by_one(student: nn.Module, subject: Subject, *, heads: float) -> tuple[nn.Module, nn.Module]:
     """Remove the share of heads without which the outputs change least; one of each layer stays."""
-    batches = list(subject.inputs[:FEW].split(BATCH))
-    counts = attention_heads(student, batches[0][:1])
-    changes = {
-        name: change.mean(1)
-        for name, change in head_loss_changes(student, batches, counts, distance(subject)).items()
-    }
+    batch, loss = distance(subject)
+    counts = attention_heads(student, batch[:1])
+    changes = {name: change.mean(1) for name, change in head_loss_changes(student, [batch], counts, loss).items()}
     ranked = sorted((float(c), name, head) for name, change in changes.items() for head, c in enumerate(change))
     gone: dict[str, list[int]] = {name: [] for name in counts}
     for _, name, head in ranked:
         if sum(map(len, gone.values())) < round(heads * sum(counts.values())) and len(gone[name]) + 1 < counts[name]:
             gone[name].append(head)
-    return remove_heads(student, {name: some for name, some in gone.items() if some}, batches[0][:1]), student
+    return remove_heads(student, {name: some for name, some in gone.items() if some}, batch[:1]), student
 
 
 def by_bonsai(student: nn.Module, subject: Subject, *, sparsity: float) -> tuple[nn.Module, nn.Module]:
     """Remove heads and blocks of hidden units by regression on random submodels."""
-    batches = list(subject.inputs[:FEW].split(BATCH))
-    blocks = attention_heads(student, batches[0][:1])
+    batch, loss = distance(subject)
+    blocks = attention_heads(student, batch[:1])
     for block in subject.blocks:
         writer = f"model.{block}.{SUBLAYERS[1][1]}"
         blocks[writer] = student.get_submodule(writer).in_features // UNITS
-    modules = module_blocks(student, batches[0][:1], blocks)
-    utility = module_utility(student, modules, batches, distance(subject))
+    modules = module_blocks(student, batch[:1], blocks)
+    utility = module_utility(student, modules, [batch], loss)
     made = bonsai(utility, modules.sizes, sparsity=sparsity, samples=100, layers=modules.layers, seed=SEED)
     return modules.remove(student, made.removed), student
