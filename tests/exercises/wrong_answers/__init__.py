@@ -6,6 +6,7 @@ Each is: what is wrong, the code, and what the student must be told (empty: one 
 from tests.exercises.wrong_answers import (
     distillation,
     importance_and_distillation,
+    llm_pruner_and_onebit,
     optimal_brain_compression,
     pruning,
     quantization,
@@ -21,4 +22,5 @@ WRONG: dict[str, dict[str, list[tuple[str, str, str]]]] = {
     "lecture3_pruning": sparse_training.WRONG,
     "lecture4_distillation": distillation.WRONG,
     "lecture4_quantization": quantization_and_heads.WRONG,
+    "lecture5_pruning": llm_pruner_and_onebit.WRONG,
 }
