@@ -32,7 +32,7 @@ def reverse_minima(x: Tensor, log_p: Tensor, mu: Tensor, sigma: Tensor, slip: st
     """Return the places (i, j) of all local minima of KL(N(mu_i, sigma_j²) ‖ p) inside a table.
 
     Slips: "forward", "global" (the least one), "edges" (they count, too), "along-means" (neighbours of the same
-    sigma only), "maxima", "no-entropy" (the cross-entropy).
+    sigma only), "no-entropy" (the cross-entropy).
     """
     step = float(x[1] - x[0])
     table = []
@@ -43,7 +43,7 @@ def reverse_minima(x: Tensor, log_p: Tensor, mu: Tensor, sigma: Tensor, slip: st
             table.append((log_p.exp() * (log_p - log_q)).sum(1) * step)
         else:
             table.append((log_q.exp() * ((0 if slip == "no-entropy" else log_q) - log_p)).sum(1) * step)
-    values = torch.stack(table) * (-1 if slip == "maxima" else 1)
+    values = torch.stack(table)
     if slip == "global":
         return torch.tensor([divmod(int(values.argmin()), len(sigma))], dtype=torch.float64)
     near = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
