@@ -190,9 +190,7 @@ for name, function, fixed in (
     ("M-FAC", mfac, {}),
     ("oBERT, groups of 4", obert, {"block_size": 48, "group_size": 4}),
 ):
-    register(
-        name, "3.10", "pruning", function, ZEROS[0], method=fisher.on_gradients(function, **fixed), whole=True
-    )
+    register(name, "3.10", "pruning", function, ZEROS[0], method=fisher.on_gradients(function, **fixed), whole=True)
 register("ExactOBS", "2.05, 2.06", "pruning", exact_obs, *({**s, "damp": 0.01} for s in (ZEROS[0], ZEROS[2])))
 
 
