@@ -1,7 +1,7 @@
-"""Methods on the inverse Fisher matrix of each layer: they need gradients of a likelihood, one for each stretch of text.
+"""Methods on the inverse Fisher matrix of each layer: they need gradients of a likelihood, one a piece of text.
 
-The encoder has no labels. Its outputs are taken as means of Gaussians, and labels are drawn from them: the gradient of
-the log likelihood at the dense weights is then that of ⟨outputs, noise⟩, and the mean of its outer products is the
+The encoder has no labels. Its outputs are taken as means of Gaussians, and labels are drawn from them: the gradient
+of the log likelihood at the dense weights is then that of ⟨outputs, noise⟩, and the mean of its outer products is the
 Fisher matrix. Layers are pruned one by one, each to the same sparsity; λ is a hundredth of the mean of F's diagonal.
 """
 
