@@ -5,7 +5,7 @@ Each is: what is wrong, the code, and what the student must be told (empty: one 
 
 from tests.exercises.wrong_answers import (
     distillation,
-    distillation_and_trust,
+    distillation_and_trustworthiness,
     importance_and_distillation,
     llm_pruner_and_onebit,
     optimal_brain_compression,
@@ -23,6 +23,6 @@ WRONG: dict[str, dict[str, list[tuple[str, str, str]]]] = {
     "lecture3_pruning": sparse_training.WRONG,
     "lecture4_distillation": distillation.WRONG,
     "lecture4_quantization": quantization_and_heads.WRONG,
-    "lecture5_distillation": distillation_and_trust.WRONG,
+    "lecture5_distillation": distillation_and_trustworthiness.WRONG,
     "lecture5_pruning": llm_pruner_and_onebit.WRONG,
 }
