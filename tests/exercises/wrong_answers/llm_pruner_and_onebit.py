@@ -80,8 +80,15 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             "'all of nothing' is no reason: an input that reads nothing",
         ),
         (
-            "inputs never go",
-            _gone(("new = gone | silent", "new = gone | (unread & reads.any(1)) | silent"), (" | unread", "")),
+            "neighbours",
+            function(
+                "gone_nodes(reads, products, start)",
+                """
+                gone = reads[start] | reads[:, start]
+                gone[start] = True
+                return gone
+                """,
+            ),
             "other nodes are gone: apply the four rules to a small graph by hand",
         ),
         ("numbers", _gone(("return gone\n", "return gone.long()\n")), "the result must be bool"),
@@ -363,8 +370,8 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             "each channel once",
         ),
         (
-            "the first and the last",
-            _order(("scores[-1]", "scores[0] + scores[-1]")),
+            "the last but one",
+            _order(("scores[-1]", "scores[-2]")),
             ": which axis are the structures along?",
         ),
         (
