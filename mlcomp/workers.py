@@ -9,7 +9,7 @@ import pickle
 import random
 import secrets
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -46,7 +46,7 @@ def check_map(map: Map, *needed: Any) -> None:
         raise ValueError(f"map(function, items) must give the results in order, and for one item gave {answers!r}")
 
 
-def mapped(function: Callable[[T], R], items: Mapping[str, T], map: Map) -> Iterator[R]:
+def mapped(function: Callable[[T], R], items: Mapping[str, T], map: Map) -> Generator[R, None, None]:
     """Yield ``function(item)`` of each item in order, as soon as it and all before it are there.
 
     In a worker the function finds the caller's default dtype, and gradients recorded or not as they are here. Threads
@@ -131,7 +131,7 @@ def _nothing(needed: Any) -> None:
     """Stand for the work in :func:`check_map`."""
 
 
-def _answers(map: Map, jobs: Sequence[_Job]) -> Iterator[_Answer]:
+def _answers(map: Map, jobs: Sequence[_Job]) -> Generator[_Answer, None, None]:
     """Yield what ``map`` returns: an error of the function is an answer, so what is raised is an error of ``map``."""
     results, at = None, 0
     try:

@@ -14,10 +14,13 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from mlcomp.generate import Pipeline, sample_rationales
 from mlcomp.layerwise import compress
 from mlcomp.obs import gptq
 from mlcomp.prune import magnitude
 from mlcomp.workers import check_map, mapped
+from tests.generate.models import END, Table
+from tests.generate.test_pipeline import PROMPTS, SAMPLING, MadeUp, pieces
 
 ITEMS = {"one": 1, "two": 2, "three": 3}
 
@@ -319,6 +322,26 @@ def test_a_method_that_draws_is_refused_in_a_worker(pools):
         compressed(draws, map=pools[2])
 
 
+# sampling
+
+
+def ask(folder, map):
+    return Pipeline(folder).generate("ask", MadeUp(), PROMPTS, seed=3, sampling=SAMPLING, batch=2, map=map)
+
+
+def sampled(map):
+    prompts = torch.tensor([[0, 1], [2, 2], [1, 0]])
+    return sample_rationales(Table(), prompts, samples=5, length=4, end=END, seed=2, map=map).tolist()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_samples_do_not_depend_on_the_number_of_workers(pools, tmp_path, workers):
+    assert sampled(pools[workers]) == sampled(map)
+    assert ask(tmp_path / "there", pools[workers]) == ask(tmp_path / "here", map)
+    made = pieces(tmp_path / "here")
+    assert len(made) == 4 and pieces(tmp_path / "there") == made
+
+
 def test_by_rays_pool():
     """Run where Ray is installed: the extra ``cluster``."""
     ray = pytest.importorskip("ray", reason='needs Ray: pip install -e ".[cluster]"')
@@ -332,5 +355,6 @@ def test_by_rays_pool():
                 with pytest.raises(RuntimeError, match=r"^the memory is full"):
                     compressed(refuse_wide, map=rays.imap)
                 assert list(mapped(lambda x: 2 * x, ITEMS, rays.imap)) == [2, 4, 6]
+                assert sampled(rays.imap) == sampled(map)
     finally:
         ray.shutdown()
