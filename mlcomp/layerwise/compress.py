@@ -71,7 +71,8 @@ def compress(
             read several times (a list or DataLoader, in the same order each time); an iterator that can be read only
             once needs sequential=False, and all layers' H at once. None if no method looks at the inputs.
         method: method(weight, hessian) → a tensor like weight, or a result with ``.dequantize()`` and ``.nbytes``
-            (:class:`mlcomp.quant.Quantized`). Options are bound by functools.partial. A method of the weight alone
+            (:class:`mlcomp.quant.Quantized`). Options are bound by functools.partial; a torch.Generator among them
+            begins anew for each layer. A method of the weight alone
             (:func:`mlcomp.quant.rtn`, :func:`mlcomp.prune.magnitude`) is called with it alone, one whose second
             argument is ``input_norm`` (:func:`mlcomp.prune.wanda`) with the norms of the inputs. No H is made for
             these, and where all methods are of the weight alone, the model is not run. A mapping from layer names to

@@ -24,7 +24,7 @@ from mlcomp.layerwise.hessian import SharedHessian, sharing
 from mlcomp.layerwise.hessian_sum import HessianSum
 from mlcomp.layerwise.kept import kept_matrix, pack_parts, unpack_parts
 from mlcomp.layerwise.matrix import Layer, weight_matrix
-from mlcomp.layerwise.plan import Method, call_method
+from mlcomp.layerwise.plan import Method, call_method, with_own_draws
 from mlcomp.layerwise.report import LayerRow, output_error
 from mlcomp.layerwise.running import no_sample
 
@@ -165,8 +165,9 @@ def compress_layer(task: LayerTask) -> Outcome:
     try:
         if calibration is not None and not calibration.samples:
             raise ValueError(no_sample([task.name]))
+        method, hessian = with_own_draws(task.method), None if calibration is None else calibration.hessian
         with sharing(task.shared()):
-            matrix, nbytes, parts = _apply(task.method, weight, None if calibration is None else calibration.hessian)
+            matrix, nbytes, parts = _apply(method, weight, hessian)
         status = "compressed"
     except (ValueError, TypeError) as problem:
         if not task.skip or isinstance(problem, TypeError):

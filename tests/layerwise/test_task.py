@@ -72,6 +72,21 @@ def test_a_layer_that_is_left_says_the_same():
     assert [row.status for row in outcomes[0][1] if row.status != "compressed"] == ["skipped: too many inputs"]
 
 
+def noisy(weight, *, generator):
+    return weight + torch.rand(weight.shape, generator=generator)
+
+
+def test_a_generator_begins_anew_for_each_layer_wherever_it_is_compressed():
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    here, there = (compressed("attention", partial(noisy, generator=generator), map) for map in (map, shipped))
+    assert here == there and torch.equal(generator.get_state(), before)
+    torch.manual_seed(0)
+    dense = encoder().state_dict()
+    drawn = torch.rand(32, 16, generator=torch.Generator().manual_seed(3))
+    assert here[0]["layers.0.linear1.weight"] == (dense["layers.0.linear1.weight"] + drawn).tolist()
+
+
 def nothing_shared():
     return None
 
