@@ -58,7 +58,7 @@ def sample_rationales(
     sent = Sent((model, prompts, {"length": length, "end": end, "temperature": temperature}))
     seeds = {f"sample {i}": seed + i for i in range(samples)}
     with evaluating(model):  # so that threads, which all have this one model, leave its modes alone
-        return torch.stack([torch.from_numpy(drawn) for drawn in mapped(partial(_sample, sent), seeds, map)])
+        return torch.stack([torch.tensor(drawn) for drawn in mapped(partial(_sample, sent), seeds, map)])
 
 
 def _sample(sent: Sent, seed: int) -> np.ndarray:
