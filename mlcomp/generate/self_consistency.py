@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mlcomp.checks import check_codes, check_finite, check_interval, check_tensor, check_whole
 from mlcomp.context import isolated, isolated_run
 from mlcomp.generate.outputs import check_tokens, sample_outputs
-from mlcomp.modes import evaluating
+from mlcomp.modes import evaluating, home
 from mlcomp.workers import Map, Sent, check_map, mapped
 
 
@@ -42,7 +42,7 @@ def sample_rationales(
         map: by which the samples are drawn: a callable like the built-in, such as the ``map`` of a pool of processes
             (:mod:`mlcomp.workers`). Each sample takes the model with it.
     Returns:
-        outputs, filled with ``end`` behind their end, on the CPU.
+        outputs, filled with ``end`` behind their end.
     Raises:
         ValueError: what sample_outputs refuses, no samples, a ``map`` that does not work.
     Guarantee: the same for every ``map`` whose workers have as many threads of torch as this process.
@@ -58,7 +58,7 @@ def sample_rationales(
     sent = Sent((model, prompts, {"length": length, "end": end, "temperature": temperature}))
     seeds = {f"sample {i}": seed + i for i in range(samples)}
     with evaluating(model):  # so that threads, which all have this one model, leave its modes alone
-        return torch.stack([torch.tensor(drawn) for drawn in mapped(partial(_sample, sent), seeds, map)])
+        return torch.tensor(np.stack(list(mapped(partial(_sample, sent), seeds, map))), device=home(model))
 
 
 def _sample(sent: Sent, seed: int) -> np.ndarray:
