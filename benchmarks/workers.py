@@ -4,7 +4,7 @@ Run: python -m benchmarks.workers [--cases NAME …] [--repeat N] [--no-record]
 
 Eight equal linear layers on noise that passes through them, all from the dense model (sequential=False), one thread
 of torch in this process and in each worker. The workers are running when a case begins; what it takes to start one
-stands in "start_cpu_s", and "worker_mb" is its memory before any layer.
+stands in "start_cpu_s", "worker_mb" is its memory before any layer, and "load" what else ran when this began.
 
 The wall seconds (the least of --repeat) want a quiet machine. What the load of the machine hardly moves are the CPU
 seconds of the work, and of pickling and unpickling, both for one layer, the bytes, and "bound_2": the ratio that two
@@ -13,6 +13,7 @@ workers would reach if this process did all the shipping, and each of them half 
 
 import argparse
 import multiprocessing
+import os
 import pickle
 import resource
 import sys
@@ -121,12 +122,13 @@ def measure(case, pools, repeat):
 
 
 def started():
-    """Return the CPU seconds that a worker takes to start with this library in it, and its memory in MB."""
+    """Return the load of the machine, and what a worker takes to start with this library in it: CPU seconds and MB."""
+    load = round(os.getloadavg()[0], 1)
     with pool(1) as one:
         check_map(one.map, *(method for method, _ in CASES.values()))
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     size = used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return {"start_cpu_s": round(used.ru_utime + used.ru_stime, 2), "worker_mb": round(size)}
+    return {"start_cpu_s": round(used.ru_utime + used.ru_stime, 2), "worker_mb": round(size), "load": load}
 
 
 def main(argv=None):

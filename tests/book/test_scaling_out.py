@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks.scaling_out import BLOCKS, PAGE, SHAPES, newest, tables, write
+from benchmarks.scaling_out import BLOCKS, PAGE, SHAPES, WORKERS, makespan, newest, tables, write
 from benchmarks.workers import CASES, Scale, measure
 
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -29,6 +29,7 @@ def test_the_numbers_in_the_text_add_up():
     assert round(weights / 1e9, 1) == 68.5 and "68.5 billion weights" in TEXT
     # The same from the model's description: 64 heads of 128, 8 for keys and values, three matrices in the MLP.
     assert weights == 80 * (2 * 8192 * 64 * 128 + 2 * 8192 * 8 * 128 + 3 * 8192 * 28672)
+    assert BLOCKS * len(SHAPES) == 560 and WORKERS - len(SHAPES) == 57
     own = 4 * (3 * 8192**2 + 28672**2) / 1e9  # of q, k and v; of o; of gate and up; of down
     assert f"{own:.1f} GB" == "4.1 GB" and "H of a block 4.1 GB" in TEXT
     assert round(weights * 3 / 8 / 1e9) == 26 and round(2 * weights / 1e9) == 137
@@ -39,6 +40,12 @@ def test_the_numbers_in_the_text_add_up():
     assert f"{sums:.1e}" == "4.3e+16"
     serial = 2 * 2 * weights * tokens + sums
     assert round(serial / 1e18, 1) == 0.1 and 1 < serial / 1e12 / 86400 < 1.5 and 1.5 < serial / 1e15 / 60 < 2.5
+
+
+def test_the_longest_first():
+    assert (
+        makespan([3.0, 2.0, 2.0], 2) == 4.0 and makespan([3.0, 2.0, 2.0], 9) == 3.0 and makespan([1.0] * 5, 1) == 5.0
+    )
 
 
 def test_a_case_is_measured_and_weighed():
