@@ -122,7 +122,7 @@ def measure(case, pools, repeat):
 
 
 def started():
-    """Return the load of the machine, and what a worker takes to start with this library in it: CPU seconds and MB."""
+    """Return the machine's load, and what a worker takes to start with this library in it: CPU seconds and MB."""
     load = round(os.getloadavg()[0], 1)
     with pool(1) as one:
         check_map(one.map, *(method for method, _ in CASES.values()))
