@@ -22,6 +22,8 @@ R = TypeVar("R")
 
 Map = Callable[..., Iterable[Any]]  # map(function, items) → the results, in the order of the items
 
+_BORN = secrets.token_hex(8)  # of this process, and of its forks
+
 HOW = (
     "Another process finds a function or class by its module: write it in a file that can be imported there, and "
     "bind its options by functools.partial. A lambda, a function inside of a function, and what a notebook's cell "
@@ -98,9 +100,6 @@ class Sent:
 
 def _received(data: bytes) -> Sent:
     return Sent(pickle.loads(data))
-
-
-_BORN = secrets.token_hex(8)
 
 
 def _process() -> tuple[int, str]:

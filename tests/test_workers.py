@@ -151,9 +151,9 @@ def test_an_error_of_the_map_says_where():
 
 @pytest.mark.parametrize("how", ["error", "interrupt", "close"])
 def test_what_the_map_returned_is_closed(how):
-    closed = []
+    closed, held = [], []
 
-    def watched(function, items):
+    def one_by_one(function, items):
         try:
             for item in items:
                 if how == "interrupt" and item.name == "two":
@@ -161,6 +161,10 @@ def test_what_the_map_returned_is_closed(how):
                 yield function(item)
         finally:
             closed.append(how)
+
+    def watched(function, items):
+        held.append(one_by_one(function, items))  # somebody else has it, too: it does not close by being forgotten
+        return held[-1]
 
     found = mapped(refuse_two if how == "error" else double, ITEMS, watched)
     next(found)
