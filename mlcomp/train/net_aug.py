@@ -1,8 +1,8 @@
 r"""NetAug: a tiny network is trained as itself and as a part of wider networks, and only it is kept.
 
 Notation: W the weights of the widest network; $W_t$ those of the tiny one, the leading block of each tensor of W;
-$W_w$ the leading blocks of widths w, multiples of the tiny ones that are drawn layer by layer at each step. The loss of a
-step is $L(W_t) + \alpha L(W_w)$, so the weights of $W_t$, which both contain, get the sum of two gradients.
+$W_w$ the leading blocks of widths w, multiples of the tiny ones that are drawn layer by layer at each step. A step's
+loss is $L(W_t) + \alpha L(W_w)$, so the weights of $W_t$, which both contain, get the sum of two gradients.
 Source: Cai, Gan, Lin, Han 2022, arXiv:2110.08890, section 3.   Syllabus: 5.01
 """
 
@@ -108,7 +108,7 @@ class AugmentedNet(nn.Module):
         leading_blocks(self.wide, self.tiny)
 
     def draw(self) -> tuple[tuple[int, ...], int]:
-        """Return the widths of this step, and a seed for what the wider pass draws; both follow from seed and step."""
+        """Return the widths of this step, and a seed for what the wider pass draws, made from seed and step."""
         generator = torch.Generator().manual_seed(self.seed * 999_983 + int(self.steps))
         chosen = torch.randint(len(self.multiples), (len(self.widths),), generator=generator, device="cpu").tolist()
         noise = torch.randint(2**62, (), generator=generator, device="cpu")
