@@ -4,12 +4,13 @@
     python experiments/tiny_and_large_nets.py --lengths 4    # what is there already is not run again
     python experiments/tiny_and_large_nets.py --rates half   # accuracy by learning rate, printed
 
-Convolutional networks on the 14×14 pixels of ``mnist5k``. Part "net_aug": one of 2, 4 and 8 channels alone, with NetAug,
-and alone for as many epochs as the FLOPs of NetAug pay for. Part "pruning": one of 8, 16 and 32 channels is trained for
-E epochs, cut to half of its channels, by the L1 norm of the filters or at random, and tuned for 1, E/4 and E epochs,
-also at a tenth of the learning rate; the same architecture is trained from scratch for as many, for the FLOPs of the
-big network (Scratch-B), and for those of big network and tuning together. The peak learning rate is that of 0.01, 0.03
-and 0.1 which is best for each kind of network on the last eighth of the training images, after 24 epochs from seed 0.
+Convolutional networks on the 14×14 pixels of ``mnist5k``. Part "net_aug": one of 2, 4 and 8 channels alone, with
+NetAug, and alone for as many epochs as the FLOPs of NetAug pay for. Part "pruning": one of 8, 16 and 32 channels is
+trained for E epochs, cut to half of its channels, by the L1 norm of the filters or at random, and tuned for 1, E/4 and
+E epochs, also at a tenth of the learning rate; the same architecture is trained from scratch for as many, for the
+FLOPs of the big network (Scratch-B), and for those of big network and tuning together. The peak learning rate is the
+one of 0.01, 0.03 and 0.1 that is best for each kind of network on the last eighth of the training images, after 24
+epochs from seed 0.
 Each run is a row of ``mlcomp/data/tables/tiny_and_large_nets.csv``; FLOPs are of the training.
 """
 
@@ -178,8 +179,8 @@ def run_pruning(record: Record, length: int, seed: int) -> None:
         for words, epochs in short.items():
             add(f"{name}, tuned {words}", RATE, epochs, lambda n=net, e=epochs: tuned(n, e, RATE, seed))
             if name == "L1":
-                low = RATE / 10
-                add(f"{name}, tuned {words}, lr/10", low, epochs, lambda n=net, e=epochs: tuned(n, e, low, seed))
+                low = lambda n=net, e=epochs: tuned(n, e, RATE / 10, seed)  # noqa: E731
+                add(f"{name}, tuned {words}, lr/10", RATE / 10, epochs, low)
     same = scratch_epochs(big, half, x[:1], epochs=length)
     for words, epochs in (short | {"B": same, "B + E": same + length}).items():
         start = lambda e=epochs: trained(reinitialize(half, seed=seed), e, RATE, seed)  # noqa: E731

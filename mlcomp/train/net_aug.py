@@ -7,7 +7,7 @@ Source: Cai, Gan, Lin, Han 2022, arXiv:2110.08890, section 3.   Syllabus: 5.01
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -135,7 +135,7 @@ class AugmentedNet(nn.Module):
         return result.requires_grad_(True)
 
 
-def leading_blocks(wide: nn.Module, narrow: nn.Module) -> Mapping[str, Tensor]:
+def leading_blocks(wide: nn.Module, narrow: nn.Module) -> dict[str, Tensor]:
     """Return name → the leading block of each weight of ``wide`` in the size that ``narrow`` has, connected to it.
 
     Raises:

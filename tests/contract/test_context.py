@@ -31,6 +31,7 @@ from mlcomp import (
     quant,
     sources,
 )
+from mlcomp.context import isolated
 from mlcomp.cost import model_cost
 from mlcomp.train import (
     add_lora,
@@ -124,9 +125,10 @@ def small() -> tuple:
     return model, drawn(8, 3), labels(8) % 2, cross_entropy
 
 
+@isolated
 def widened(widths) -> nn.Module:
     layers = [nn.Conv2d(1, widths[0], 3, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(4 * widths[0], 4)).float().cpu()
+    return nn.Sequential(*layers, nn.Linear(4 * widths[0], 4))
 
 
 def sparse_net() -> nn.Module:

@@ -102,7 +102,7 @@ def reinitialize(model: nn.Module, *, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         for name, module in result.named_modules():
             if hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
+                module.reset_parameters()
             elif any(p is not None for p in module._parameters.values()):
                 raise ValueError(
                     f"{name or 'the model'!r} ({type(module).__name__}) has parameters and no reset_parameters, so "
