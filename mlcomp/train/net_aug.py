@@ -148,4 +148,5 @@ def leading_blocks(wide: nn.Module, narrow: nn.Module) -> dict[str, Tensor]:
         size = tuple(sizes[name].shape)
         if len(size) != weight.ndim or any(n > m for n, m in zip(size, weight.shape, strict=True)):
             raise ValueError(f"{name!r} is {size} in the narrow network and {tuple(weight.shape)} in the wide one")
-    return {name: weight[tuple(map(slice, sizes[name].shape))] for name, weight in weights.items()}
+    # Contiguous, as in a network of its own: a product with strided weights may be summed in another order.
+    return {name: weight[tuple(map(slice, sizes[name].shape))].contiguous() for name, weight in weights.items()}

@@ -40,16 +40,17 @@ def at_start(seed, widths=(2, 3), most=3):
     return tiny
 
 
-@pytest.mark.parametrize("seed", [0, 5])
-def test_without_the_wider_loss_it_is_plain_training_bit_for_bit(seed):
-    x, y = data()
-    plain = at_start(seed)
-    train(plain, x, y, epochs=3, seed=seed, **OPTIONS)
-    got = net_aug(build, x, y, widths=(2, 3), alpha=0.0, epochs=3, seed=seed, **OPTIONS).model
+@pytest.mark.parametrize(("seed", "widths", "batch_size"), [(0, (2, 3), 16), (5, (2, 3), 48), (5, (4, 8), 128)])
+def test_without_the_wider_loss_it_is_plain_training_bit_for_bit(seed, widths, batch_size):
+    x, y = data(128)
+    options = {"epochs": 3, "seed": seed} | OPTIONS | {"batch_size": batch_size}
+    plain = at_start(seed, widths)
+    train(plain, x, y, **options)
+    got = net_aug(build, x, y, widths=widths, alpha=0.0, **options).model
     assert got.state_dict().keys() == plain.state_dict().keys()
     for name, value in plain.state_dict().items():
         assert torch.equal(got.state_dict()[name], value), name
-    augmented = net_aug(build, x, y, widths=(2, 3), epochs=3, seed=seed, **OPTIONS).model
+    augmented = net_aug(build, x, y, widths=widths, **options).model
     assert not torch.equal(augmented[0].weight, plain[0].weight)
 
 
