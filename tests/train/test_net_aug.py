@@ -17,7 +17,7 @@ def build(widths):
     a, b = widths
     layers = [nn.Conv2d(1, a, 3, bias=False), nn.BatchNorm2d(a), nn.ReLU(), nn.Conv2d(a, a, 3, groups=a)]
     layers += [nn.Conv2d(a, b, 1), nn.BatchNorm2d(b), nn.ReLU(), nn.Dropout(0.3), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(4 * b, 3))
+    return nn.Sequential(*layers, nn.Linear(4 * b, 10))
 
 
 def data(n=48):
@@ -33,7 +33,7 @@ def at_start(seed, widths=(2, 3), most=3):
     a, b = widths
     for module in (0, 1, 3, 4, 5, 9):
         for name, value in tiny[module].named_parameters():
-            rows = {0: a, 1: a, 3: a, 4: b, 5: b, 9: 3}[module]
+            rows = {0: a, 1: a, 3: a, 4: b, 5: b, 9: 10}[module]
             columns = {0: 1, 3: 1, 4: a, 9: 4 * b}.get(module)
             source = wide[module].get_parameter(name).detach()[:rows]
             value.data.copy_(source if value.ndim == 1 else source[:, :columns])
