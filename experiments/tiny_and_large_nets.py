@@ -6,11 +6,11 @@
 
 Convolutional networks on the 14×14 pixels of ``mnist5k``. Part "net_aug": one of 2, 4 and 8 channels alone, with
 NetAug, and alone for as many epochs as the FLOPs of NetAug pay for. Part "pruning": one of 8, 16 and 32 channels is
-trained for E epochs, cut to half of its channels, by the L1 norm of the filters or at random, and tuned for 1, E/4 and
-E epochs, also at a tenth of the learning rate; the same architecture is trained from scratch for as many, for the
-FLOPs of the big network (Scratch-B), and for those of big network and tuning together. The peak learning rate is the
-one of 0.01, 0.03 and 0.1 that is best for each kind of network on the last eighth of the training images, after 24
-epochs from seed 0; the longest plain training is repeated at 0.03.
+trained for E epochs, cut to half of its channels, by the L1 norm of the filters or at random, and tuned for 1, E/4
+and E epochs, also at a tenth of the learning rate; the same architecture is trained from scratch for as many, for
+the FLOPs of the big network (Scratch-B), and for those of big network and tuning together. The peak learning rate is
+the one of 0.01, 0.03 and 0.1 that is best for each kind of network on the last eighth of the training images, after
+24 epochs from seed 0; the longest plain training is repeated at 0.03.
 Each run is a row of ``mlcomp/data/tables/tiny_and_large_nets.csv``; FLOPs are of the training.
 """
 
