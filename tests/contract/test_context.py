@@ -31,6 +31,7 @@ from mlcomp import (
     quant,
     sources,
 )
+from mlcomp.context import isolated
 from mlcomp.cost import model_cost
 from mlcomp.train import (
     add_lora,
@@ -38,6 +39,7 @@ from mlcomp.train import (
     confident_labels,
     merge_lora,
     meta_pseudo_labels,
+    net_aug,
     network_fit,
     self_training,
     train,
@@ -121,6 +123,12 @@ def utility_of_modules(model, tokens, removed) -> float:
 def small() -> tuple:
     model = seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)))
     return model, drawn(8, 3), labels(8) % 2, cross_entropy
+
+
+@isolated
+def widened(widths) -> nn.Module:
+    layers = [nn.Conv2d(1, widths[0], 3, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4 * widths[0], 4))
 
 
 def sparse_net() -> nn.Module:
@@ -619,6 +627,15 @@ OTHERS = {
     "group_importance": lambda: partial(
         prune.group_importance, conv_net(), batches(), [conv_group()], expansion="element", loss=mean_of
     ),
+    "filter_norms": lambda: partial(prune.filter_norms, conv_net(), [conv_group()]),
+    "reinitialize": lambda: partial(prune.reinitialize, conv_net(), seed=3),
+    "scratch_epochs": lambda: partial(
+        prune.scratch_epochs, conv_net(), prune.remove_channels(conv_net(), {conv_group(): [1]}), images(1), epochs=9
+    ),
+    "training_bill": lambda: partial(prune.training_bill, conv_net(), images(1), samples=5, epochs=2),
+    "from_scratch": lambda: partial(
+        prune.from_scratch, conv_net(), images(), labels(), {conv_group(): [1]}, epochs=2, lr=1e-2, progress=False
+    ),
     "least_channels": lambda: partial(prune.least_channels, {conv_group(): drawn(conv_group().channels)}, share=0.5),
     "llm_pruner": lambda: partial(prune.llm_pruner, conv_net(), batches(), share=0.5, loss=mean_of),
     "load_pruned": lambda: partial(state_of_pruned, saved_pruned()),
@@ -750,6 +767,9 @@ OTHERS = {
         partial(co_training, [means_of_classes] * 2, [images(8)] * 2, labels(8), [images()] * 2, **FEW_LABELS),
     ),
     "meta_pseudo_labels": lambda: partial(both_trained, net(), net(), images(8), labels(8), images()),
+    "net_aug": lambda: partial(
+        net_aug, widened, images(), labels(), widths=(2,), epochs=2, lr=1e-2, batch_size=16, progress=False
+    ),
     "add_lora": lambda: partial(add_lora, net(), ["1"], rank=2, alpha=4.0),
     "merge_lora": lambda: partial(merge_lora, corrected()),
     "byte_lm": lambda: partial(models.byte_lm, 64, pretrained=False),
