@@ -44,10 +44,13 @@ def test_worst_by_chance_against_all_permutations():
 
 
 def test_changes_by_hand():
-    labels = torch.tensor([0, 0, 1, 1, 2])
-    before, after = (F.one_hot(torch.tensor(x), 3).float() for x in ([0, 0, 0, 1, 0], [0, 1, 1, 1, 1]))
+    labels = torch.tensor([0, 0, 1, 1, 2, 0, 2, 2])
+    before, after = (
+        F.one_hot(torch.tensor(x), 3).float() for x in ([0, 0, 0, 1, 0, 0, 2, 2], [0, 1, 1, 1, 1, 2, 2, 2])
+    )
     found = changed_predictions(before, after, labels)
-    assert (found.changed, found.lost, found.gained) == (0.6, 0.2, 0.2)  # the last one is wrong in another way
+    # The fifth is wrong in another way than before.
+    assert (found.changed, found.lost, found.gained) == (4 / 8, 2 / 8, 1 / 8)
     same = changed_predictions(before, before, labels)
     assert (same.changed, same.lost, same.gained) == (0, 0, 0)
 
