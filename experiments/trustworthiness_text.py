@@ -165,7 +165,7 @@ def rows(methods: list[str], seed: int) -> Iterator[Row]:
 def widths(seed: int) -> Iterator[Row]:
     """Yield the models of all widths, dense and compressed."""
     for width in (16, 32, 48, 64, 96, 128):
-        for method in ("dense", "RTN, 4 bits", "RTN, 3 bits", "GPTQ, 3 bits", "SparseGPT, 50%"):
+        for method in ("dense", "RTN, 4 bits", "GPTQ, 3 bits", "SparseGPT, 50%"):
             yield row(method, width, seed)
 
 
