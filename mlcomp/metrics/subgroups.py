@@ -168,11 +168,12 @@ def _share(x: Tensor) -> float:
 
 def _pixels(images: Tensor) -> Tensor:
     check_values("images", images)
+    images = images.detach()
     if images.ndim != 4 or images.shape[1] != 1 or not images.numel():
         raise ValueError(f"images must be (n, 1, height, width) with at least one, got {tuple(images.shape)}")
     if float(images.min()) < 0:
         raise ValueError(f"images must have no negative pixels, got {float(images.min()):.3g}")
-    return images.detach().double()[:, 0]
+    return images.double()[:, 0]
 
 
 def _groups(correct: Tensor, groups: Tensor) -> Tensor:
