@@ -225,7 +225,7 @@ SEEDS = {
     "32 images": range(6),
     "128 images": range(6),
     "BatchNorm": (0,),
-    "controls": (0, 1),
+    "controls": range(4),
     "sources": (0,),
 }
 
