@@ -79,15 +79,12 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         return torch.cat([model(part) for part in images.split(500)])
 
 
-def temperatures(logits: Tensor, labels: Tensor) -> tuple[float | str, float | str]:
-    """Return the temperature, and the ECE with that of the other half of the samples; "" if there is none."""
-    scaled = logits.clone()
+def temperature(logits: Tensor, labels: Tensor) -> float | str:
+    """Return the best temperature, or "" if there is none: of a network at chance every one is too small."""
     try:
-        for mine, other in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
-            scaled[mine] = logits[mine] / fit_temperature(logits[other], labels[other])
-        return fit_temperature(logits, labels), expected_calibration_error(scaled, labels)
-    except ValueError:  # chance: every temperature is too small
-        return "", ""
+        return fit_temperature(logits, labels)
+    except ValueError:
+        return ""
 
 
 @cache
@@ -106,7 +103,6 @@ def measured(model: nn.Module, source: str = "given") -> Row:
     groups = {"digit": labels, "ink": ranked_groups(ink(images)), "slant": ranked_groups(slant(images))}
     drawn = [torch.multinomial(logits.softmax(1), 1, generator=torch.Generator().manual_seed(s)) for s in range(20)]
     changes = changed_predictions(dense, logits, labels)
-    temperature, scaled = temperatures(logits, labels)
 
     def right(inputs: Tensor) -> float:
         return float((logits_of(model, inputs).argmax(1) == labels).double().mean())
@@ -116,8 +112,7 @@ def measured(model: nn.Module, source: str = "given") -> Row:
         "nll": float(F.cross_entropy(logits, labels)),
         "ece": expected_calibration_error(logits, labels),
         "ece_if_true": sum(expected_calibration_error(logits, y[:, 0]) for y in drawn) / len(drawn),
-        "temperature": temperature,
-        "ece_scaled": scaled,
+        "temperature": temperature(logits, labels),
         "noise": right(add_noise(images, std=STD)),
         "own": right(fgsm(model, images, labels, epsilon=EPSILON)),
         "transferred": right(transferred),
