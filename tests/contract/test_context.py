@@ -287,6 +287,15 @@ def loss_of(model):
     return float(model[1].weight.detach().double().square().sum())
 
 
+def of_reliability(*arguments):
+    found = metrics.reliability(*arguments)
+    return found, found.expected_error, found.largest_error
+
+
+def first_losses(logits, tokens):
+    return cross_entropy(logits[:, 0], tokens[:, 1], reduction="none")
+
+
 def mean_of(output, batch):
     return output.square().mean()
 
@@ -743,6 +752,30 @@ OTHERS = {
     "perplexity": lambda: partial(metrics.perplexity, ByteTable(named=True), [labels(20).view(2, 10)]),
     "kl_divergence": lambda: partial(metrics.kl_divergence, W, W.round()),
     "embedding_similarity": lambda: partial(metrics.embedding_similarity, W, W + 0.1),
+    "reliability": lambda: partial(of_reliability, W.flatten().sigmoid(), W.flatten() > 0),
+    "expected_calibration_error": lambda: partial(metrics.expected_calibration_error, W, labels(4)),
+    "fit_temperature": lambda: partial(
+        metrics.fit_temperature, torch.eye(4) + 0.1 * W[:, :4], torch.tensor([0, 1, 2, 0])
+    ),
+    "add_noise": lambda: partial(metrics.add_noise, W, std=0.1),
+    "fgsm": lambda: partial(metrics.fgsm, net(), images(), labels(), epsilon=0.1),
+    "random_tokens": lambda: partial(metrics.random_tokens, TOKENS, share=0.5, allowed=torch.arange(48) > 3),
+    "hotflip": lambda: partial(
+        metrics.hotflip,
+        models.byte_lm(32, pretrained=False),
+        TOKENS,
+        TOKENS,
+        embedding="embedding",
+        allowed=torch.arange(256) < 64,
+        losses=first_losses,
+        candidates=2,
+    ),
+    "subgroup_accuracy": lambda: partial(metrics.subgroup_accuracy, W.flatten() > 0, labels(64)),
+    "worst_by_chance": lambda: partial(metrics.worst_by_chance, W.flatten() > 0, labels(64), draws=5),
+    "changed_predictions": lambda: partial(metrics.changed_predictions, W, W.round(), labels(4)),
+    "ranked_groups": lambda: partial(metrics.ranked_groups, W.flatten()),
+    "ink": lambda: partial(metrics.ink, images().abs()),
+    "slant": lambda: partial(metrics.slant, images().abs()),
     "model_cost": lambda: partial(model_cost, conv_net(), images(2)),
     # deploy, train, models, data
     "save_lora_adapter": lambda: partial(bytes_of_adapter, corrected()),
