@@ -1,4 +1,4 @@
-"""MiniLLM on byte-level language models: each of its three tricks left out, and what other distillation does in its time.
+"""MiniLLM on byte-level language models: each of its three tricks left out, and other distillation in the same time.
 
     python experiments/minillm_byte_lm.py                     # all; about ten minutes on one core
     python experiments/minillm_byte_lm.py --part "no mixing"  # or any other of its parts
@@ -8,7 +8,7 @@ The course's model of width 64 teaches the one of width 16; both have learned th
 it, an output at most 16 bytes that end with a newline. Each student takes 80 steps of 32 prompts, all at the same
 learning rate; α = 0.2.
 
-own outputs, no long-term part: KL(student ‖ teacher) of the next byte on what the student says, and no policy gradient.
+own outputs, no long-term part: KL(student ‖ teacher) of the next byte on what the student says, no policy gradient.
 word level: KL(teacher ‖ student) of the next byte on the text's own continuations. sequence level: the teacher's
 likeliest continuations, found greedily, as labels. Both also in about the seconds of all three tricks.
 
@@ -26,7 +26,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
 
@@ -151,8 +150,8 @@ def measured(net: nn.Module) -> Row:
     return {name: round(value, 4) for name, value in found.items()}
 
 
-# Seconds were measured once: a step of the word level takes a fifteenth of one of MiniLLM, and an epoch of labels, once
-# the teacher has spoken, a twentieth of its run.
+# Seconds were measured once: a step of the word level takes a fifteenth of one of MiniLLM, and ten epochs of labels as
+# long as the rest of its run, once the teacher has spoken.
 METHODS = {
     "start": lambda seed: (start(), 0),
     "teacher": lambda seed: (teacher(), 0),

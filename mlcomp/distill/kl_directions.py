@@ -22,8 +22,8 @@ DIRECTIONS = ("forward", "reverse")
 WIDEST = 30  # of the smallest standard deviation: how far a mixture may reach, so that the quadrature resolves it
 REACH = 10.0  # standard deviations of q that are integrated over; beyond them lie 1e-23
 COARSE = 401  # nodes of the search
-# log p has singularities at π s²/(reach of the mixture) beside the real axis, and the trapezoidal rule with step h errs
-# by exp(−2π · distance / h): with 25 nodes for each squared reach in units of s that is 1e-11.
+# log p has singularities at π s²/(reach of the mixture) beside the real axis, and the trapezoidal rule with step h is
+# off by exp(−2π · distance / h): with 25 nodes for each squared reach in units of s that is 1e-11.
 FINE = 25
 
 Mixture = tuple[Tensor, Tensor, Tensor]
@@ -96,8 +96,8 @@ def fit_gaussian(
         half the smallest component's to twice the mixture's.
     Raises:
         ValueError: as :func:`gaussian_divergence`.
-    Guarantee: at each the gradient is below 1e-9 in units of the mixture's standard deviation, and both eigenvalues of
-        the Hessian are positive. That none is missing is no theorem, but what a search on a fine grid confirms.
+    Guarantee: at each the gradient is below 1e-9 in units of the mixture's standard deviation, and both eigenvalues
+        of the Hessian are positive. That none is missing is no theorem, but what a search on a fine grid confirms.
     Cost: reverse about a second for a few components.
     """
     p, shift, scale, fine = _mixture(weights, means, stds)

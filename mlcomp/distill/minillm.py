@@ -6,8 +6,8 @@ $R_t = \sum_{t' \ge t} r_{t'}$. Then
 $$ \nabla \mathrm{KL}(q \Vert p) = -E_{y \sim q} \sum_t (R_t - 1) \nabla\log q(y_t)
    = E_{y \sim q} \sum_t \big[\nabla \mathrm{KL}(q_t \Vert p_t) - R_{t+1} \nabla\log q(y_t)\big], $$
 with $q_t, p_t$ the probabilities of the next token: the second form takes the mean over $y_t$ exactly (single-step
-decomposition). Outputs may be drawn from $\tilde p = \alpha p + (1 - \alpha) q$ (teacher-mixed sampling), with weights
-$w_t = q(y_t)/\tilde p(y_t) \le 1/(1 - \alpha)$. Length normalization divides $R_{t+1}$ by its number of terms.
+decomposition). Outputs may be drawn from $\tilde p = \alpha p + (1 - \alpha) q$ (teacher-mixed sampling), with
+weights $w_t = q(y_t)/\tilde p(y_t) \le 1/(1 - \alpha)$. Length normalization divides $R_{t+1}$ by its number of terms.
 Source: Gu, Dong, Wei, Huang 2024, arXiv:2306.08543, eqs. (2) to (7), algorithm 1.   Syllabus: 5.06
 """
 
@@ -62,8 +62,8 @@ def minillm_loss(
     Guarantee: with ``weights="product"`` (or α = 0) and no length normalization, the mean over all outputs is the
         gradient of KL(q ‖ p), with and without ``single_step``. For outputs of one token drawn from q it is that of
         :func:`mlcomp.distill.soft_target_loss` in the reverse direction.
-    Deviations: the paper's product ends at t, which leaves the rewards after t with the mixture's probabilities; and it
-        divides T − t rewards by T − t − 1, which is 0 for the last one.
+    Deviations: the paper's product ends at t, which leaves the rewards after t with the mixture's probabilities; and
+        it divides T − t rewards by T − t − 1, which is 0 where one is left.
     """
     _check_logits(student, teacher, outputs)
     check_whole("end", end, 0, student.shape[-1] - 1)
@@ -140,8 +140,8 @@ def minillm(
         the student and its history, the divergence of an output [nats].
     Raises:
         ValueError: before any step: what ``minillm_loss`` and ``train`` refuse, models of two vocabularies.
-    Deviations: each draw serves one step, so the paper's clipping of old draws has nothing to do; no language-modelling
-        loss on other text is added.
+    Deviations: each draw serves one step, so the paper's clipping of old draws has nothing to do; no loss of language
+        modelling on other text is added.
     Cost: a step runs both models ``length`` times to draw, and once more to learn; without mixing only the student
         draws.
     """

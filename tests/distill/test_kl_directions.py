@@ -1,6 +1,7 @@
-"""Both directions against SciPy's quadrature and optimizer, a fine grid, closed forms and derivatives by difference."""
+"""Both directions against SciPy's quadrature and optimizer, a fine grid, closed forms and differences."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest

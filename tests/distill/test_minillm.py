@@ -95,7 +95,7 @@ def parts(row):
     own = row[0].tolist()
     count = own.index(END) + 1 if END in own else LENGTH
     picked = [log_q[t, own[t]] for t in range(count)]
-    rewards = [float(log_p[t, own[t]] - log_q[t, own[t]]) for t in range(count)]
+    rewards = [float((log_p - log_q)[t, own[t]].detach()) for t in range(count)]
     steps = [(log_q[t].exp() * (log_q[t] - log_p[t].detach())).sum() for t in range(count)]
     return picked, rewards, steps
 
