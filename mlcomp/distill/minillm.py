@@ -7,7 +7,8 @@ $$ \nabla \mathrm{KL}(q \Vert p) = -E_{y \sim q} \sum_t (R_t - 1) \nabla\log q(y
    = E_{y \sim q} \sum_t \big[\nabla \mathrm{KL}(q_t \Vert p_t) - R_{t+1} \nabla\log q(y_t)\big], $$
 with $q_t, p_t$ the probabilities of the next token: the second form takes the mean over $y_t$ exactly (single-step
 decomposition). Outputs may be drawn from $\tilde p = \alpha p + (1 - \alpha) q$ (teacher-mixed sampling), with
-weights $w_t = q(y_t)/\tilde p(y_t) \le 1/(1 - \alpha)$. Length normalization divides $R_{t+1}$ by its number of terms.
+weights $w_t = q(y_t)/\tilde p(y_t) \le 1/(1 - \alpha)$. Length normalization divides $R_{t+1}$ by how many terms
+it has.
 Source: Gu, Dong, Wei, Huang 2024, arXiv:2306.08543, eqs. (2) to (7), algorithm 1.   Syllabus: 5.06
 """
 

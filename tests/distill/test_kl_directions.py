@@ -45,7 +45,7 @@ def integrated(mean, std, mixture, direction):
 
     f = forward if direction == "forward" else reverse
     pieces = np.linspace(min(mean - 10 * std, -40), max(mean + 10 * std, 40), 120)
-    return sum(quad(f, a, b, epsabs=1e-14, epsrel=1e-12)[0] for a, b in zip(pieces[:-1], pieces[1:], strict=True))
+    return sum(quad(f, a, b, epsabs=1e-14, epsrel=1e-12)[0] for a, b in pairwise(pieces))
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
