@@ -94,18 +94,34 @@ def minillm_loss(
 
 
 class TeacherMixed(nn.Module):
-    """The model whose next token is the teacher's with probability α, the student's otherwise; returns log p̃."""
+    """The model whose next token is the teacher's with probability α, the student's otherwise; returns log p̃.
+
+    Where both can go on from what they have computed (``extend``), it can, too.
+    """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, mixing: float) -> None:
         super().__init__()
         check_interval("mixing is the teacher's share and", mixing, "[0, 1]")
-        self.student, self.teacher, self.mixing = student, teacher, mixing
+        shares = {student: 1 - mixing, teacher: mixing}
+        self.heard = nn.ModuleList(model for model, share in shares.items() if share > 0)
+        self.log_shares = [math.log(share) for share in shares.values() if share > 0]
+        if all(hasattr(model, "extend") for model in self.heard):
+            self.extend = self._extend
 
     def forward(self, tokens: Int64[Tensor, "n length"]) -> Float[Tensor, "n length vocabulary"]:
         """Return the logarithms of the probabilities of the token after each position."""
-        shares = ((self.student, 1 - self.mixing), (self.teacher, self.mixing))
-        parts = [log_probabilities(model, tokens) + math.log(share) for model, share in shares if share > 0]
-        return parts[0] if len(parts) == 1 else torch.logaddexp(*parts)
+        return self._mixed([log_probabilities(model, tokens) for model in self.heard])
+
+    def _extend(self, tokens: Tensor, past: list[Any] | None) -> tuple[Tensor, list[Any]]:
+        """Return those after the new tokens, and what both models keep."""
+        before = [None] * len(self.heard) if past is None else past
+        models: list[Any] = list(self.heard)
+        logits, kept = zip(*(m.extend(tokens, one) for m, one in zip(models, before, strict=True)), strict=True)
+        return self._mixed([_log_softmax(x) for x in logits]), list(kept)
+
+    def _mixed(self, parts: list[Tensor]) -> Tensor:
+        weighted = [x + log_share for x, log_share in zip(parts, self.log_shares, strict=True)]
+        return weighted[0] if len(weighted) == 1 else torch.logaddexp(*weighted)
 
 
 @isolated_run
@@ -143,8 +159,8 @@ def minillm(
         ValueError: before any step: what ``minillm_loss`` and ``train`` refuse, models of two vocabularies.
     Deviations: each draw serves one step, so the paper's clipping of old draws has nothing to do; no loss of language
         modelling on other text is added.
-    Cost: a step runs both models ``length`` times to draw, and once more to learn; without mixing only the student
-        draws.
+    Cost: a step runs both models ``length`` times to draw, over whole rows unless they have ``extend``, and once more
+        to learn; without mixing only the student draws.
     """
     if taken := sorted({"loss", "augment", "checkpoint"} & set(options)):
         raise ValueError(f"{', '.join(taken)} cannot be given: the method has taken it")

@@ -5,10 +5,12 @@ from functools import cache
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from mlcomp.distill import TeacherMixed, minillm, minillm_loss, soft_target_loss
 from mlcomp.generate import output_log_probability, sample_outputs
+from mlcomp.models import token_decoder
 from tests.distill.nets import equal
 from tests.generate.models import END, Table, every_output, filled
 
@@ -217,6 +219,18 @@ def test_the_mixture():
     first = F.one_hot(drawn[:, 0], 4).double().mean(0)
     # 4000 draws: a standard deviation below 0.008
     torch.testing.assert_close(first, mixed(prompts[:1])[0, -1].exp(), atol=0.03, rtol=0)
+
+
+def test_a_mixture_that_goes_on_from_what_it_knows_draws_the_same():
+    """Models with ``extend`` against the same ones without."""
+    models = [token_decoder(5, 16, 2, seed=seed) for seed in (0, 1)]
+
+    prompts = torch.randint(4, (20, 3), generator=torch.Generator().manual_seed(0))
+    for share in (0.0, 0.4):
+        fast, slow = TeacherMixed(*models, share), TeacherMixed(*map(nn.Sequential, models), share)
+        assert hasattr(fast, "extend") and not hasattr(slow, "extend")
+        drawn = [sample_outputs(model, prompts, length=6, end=4, seed=3) for model in (fast, slow)]
+        assert torch.equal(*drawn)
 
 
 RUN = {"length": LENGTH, "end": END, "epochs": 1, "batch_size": 4, "progress": False}
