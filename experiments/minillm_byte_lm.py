@@ -161,8 +161,8 @@ def measured(net: nn.Module) -> Row:
     return {name: round(value, 4) for name, value in found.items()}
 
 
-# Seconds were measured once: a step of the word level takes a quarter of one of MiniLLM, and eight epochs of labels as
-# long as the rest of its run, once the teacher has spoken.
+# Seconds were measured once: a step of the word level takes a quarter of one of MiniLLM, and eight epochs of labels
+# as long as the rest of its run, once the teacher has spoken.
 METHODS = {
     "start": lambda seed: (start(), 0),
     "teacher": lambda seed: (teacher(), 0),
