@@ -13,6 +13,7 @@ Source: Gu, Dong, Wei, Huang 2024, arXiv:2306.08543, eqs. (2) to (7), algorithm 
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -166,16 +167,23 @@ def minillm(
         raise ValueError(f"{', '.join(taken)} cannot be given: the method has taken it")
     check_tokens("prompts", prompts)
     check_whole("length", length, 1)
-    how = {"end": end, "single_step": single_step, "length_normalized": length_normalized, "weights": weights}
+    estimate = partial(
+        minillm_loss,
+        end=end,
+        mixing=mixing,
+        single_step=single_step,
+        length_normalized=length_normalized,
+        weights=weights,
+    )
     result = copy_model(student)
     with keeping_modes(teacher):
         teacher.eval()
         rollout = _Rollout(result, teacher, length, end, mixing)
         with evaluating(result):  # one prompt shows what does not fit
-            minillm_loss(*rollout(prompts[:1].to(home(result))), mixing=mixing, **how)
+            estimate(*rollout(prompts[:1].to(home(result))))
 
-        def loss(seen: tuple[Tensor, Tensor, Tensor], _: Tensor) -> Tensor:
-            return minillm_loss(*seen, mixing=mixing, **how)
+        def loss(seen: Any, _: Tensor) -> Tensor:
+            return estimate(*seen)
 
         nothing = torch.zeros(len(prompts), dtype=torch.int64, device="cpu")
         history = train(rollout, prompts, nothing, epochs=epochs, lr=lr, loss=loss, **options)

@@ -195,8 +195,19 @@ def test_what_stands_after_the_end_does_not_count():
             minillm_loss(student[i : i + 1], teacher[i : i + 1], row[i : i + 1], end=END, **how) for i in (0, 1)
         )
         a, b = (torch.autograd.grad(x, STUDENT.table, retain_graph=True)[0] for x in (first, second))
-        assert torch.equal(a, b) and float(first) == float(second)
+        assert torch.equal(a, b) and torch.equal(first, second)
         assert not a[4].any()  # the row of the third output's place
+
+
+def test_a_long_filling_does_not_overflow():
+    """Weights behind the end, which may all be large, are multiplied with nothing."""
+    row = torch.full((1, 60), END)
+    student, teacher = torch.zeros(1, 60, 4), torch.zeros(1, 60, 4)
+    student[..., END], teacher[..., 0] = 5.0, 9.0
+    student.requires_grad_()
+    loss = minillm_loss(student, teacher, row, end=END, mixing=0.99, weights="product")
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert loss.isfinite() and gradient.isfinite().all() and not gradient[:, 1:].any()
 
 
 def test_a_student_that_is_the_teacher_has_nothing_to_learn():
@@ -247,6 +258,16 @@ def test_training_lowers_the_divergence_and_touches_nobody_else():
     assert len(taught.history.loss) == 15
     first, again, other = (minillm(student, teacher, PROMPTS, lr=0.1, seed=s, **RUN).model for s in (0, 0, 1))
     assert equal(first, again) and not equal(first, other)
+
+
+def test_the_teacher_speaks_in_eval_mode_and_keeps_its_own():
+    class Dropping(Table):
+        def forward(self, tokens):
+            return F.dropout(super().forward(tokens), 0.5, self.training)
+
+    student, teacher = Table(0), Dropping(1)
+    moved = [minillm(student, t, PROMPTS, lr=0.1, **RUN).model for t in (teacher.train(), Table(1))]
+    assert equal(*moved) and teacher.training
 
 
 def test_a_step_follows_the_loss():
