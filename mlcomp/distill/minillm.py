@@ -106,7 +106,8 @@ class TeacherMixed(nn.Module):
         shares = {student: 1 - mixing, teacher: mixing}
         self.heard = nn.ModuleList(model for model, share in shares.items() if share > 0)
         self.log_shares = [math.log(share) for share in shares.values() if share > 0]
-        if all(hasattr(model, "extend") for model in self.heard):
+        # nn.Sequential has a method of that name, too, which appends layers.
+        if all(hasattr(model, "extend") and not isinstance(model, nn.Sequential) for model in self.heard):
             self.extend = self._extend
 
     def forward(self, tokens: Int64[Tensor, "n length"]) -> Float[Tensor, "n length vocabulary"]:
