@@ -296,7 +296,7 @@ def test_outputs_have_the_likelihood_of_the_mixture():
     total, row = 0.0, list(PROMPT)
     for token in y:
         q, p = (m(torch.tensor([row]))[0, -1].softmax(0)[token] for m in (STUDENT, TEACHER))
-        total += math.log(0.6 * float(q) + 0.4 * float(p))
+        total += math.log(0.6 * float(q.detach()) + 0.4 * float(p.detach()))
         row.append(token)
     assert float(got) == pytest.approx(total, rel=1e-12)
 
