@@ -82,7 +82,7 @@ def test_forward_is_moments():
 
 
 def test_three_minima_of_the_reverse_direction():
-    """Two modes and, between them, a wide one that is better than the second mode (computed by hand before)."""
+    """Two modes and, between them, a wide one that is better than the second mode."""
     fits = reverse_fits(TWO)
     got = [(round(f.mean, 4), round(f.std, 4), round(f.divergence, 4)) for f in fits]
     # To four digits, as they were found with another program.
