@@ -386,6 +386,7 @@ SHARE = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
 LEFT, RIGHT = torch.tensor([1, -1, -1]), torch.tensor([2, -1, -1])  # a root with two leaves
 TREE = LEFT, RIGHT, torch.tensor([0.5, 0.1, 0.0]), torch.tensor([4.0, 2.0, 2.0])
 SPLITS = LEFT, RIGHT, LEFT.clamp(max=0), torch.tensor([0.1, -2.0, -2.0]), LEFT > 0
+MIXTURE = torch.tensor([0.7, 0.3]), torch.tensor([-2.0, 3.0]), torch.tensor([0.6, 1.0])
 WORDS = ByteTable(named=False), labels(24).view(12, 2), labels(36).view(12, 3)  # a model, prompts and outputs
 W, H, SIZES = drawn(4, 16), layer()["hessian"], torch.tensor([4.0, 16.0, 64.0, 256.0])
 
@@ -722,6 +723,14 @@ OTHERS = {
         distill.sequence_student, *WORDS, outputs=labels(36).view(12, 3).flip(1), end=0, alpha=0.5, **TWO_EPOCHS
     ),
     "teacher_outputs": lambda: partial(distill.teacher_outputs, *WORDS[:2], beam=2, length=3, end=0),
+    "minillm": lambda: partial(distill.minillm, *WORDS[:1] * 2, WORDS[1], length=3, end=0, **TWO_EPOCHS),
+    "minillm_loss": lambda: partial(
+        distill.minillm_loss, drawn(2, 3, 4), drawn(2, 3, 4).round(), labels(6).view(2, 3) % 4, end=0, mixing=0.2
+    ),
+    "fit_gaussian": lambda: partial(distill.fit_gaussian, *MIXTURE, direction="reverse"),
+    "gaussian_divergence": lambda: partial(
+        distill.gaussian_divergence, drawn(3), drawn(3).exp(), *MIXTURE, direction="reverse"
+    ),
     # generate
     "search_outputs": lambda: partial(generate.search_outputs, *WORDS[:2], beam=2, length=3, end=0),
     "sample_outputs": lambda: partial(generate.sample_outputs, *WORDS[:2], length=3, end=0),

@@ -30,7 +30,7 @@ ROOT = str(Path(mlcomp.__file__).parent)
 LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squared_error", "output_loss")
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
 LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "hint_loss")
-LEARNED = (*LEARNED, "distilbert_loss")
+LEARNED = (*LEARNED, "distilbert_loss", "minillm_loss")
 LEARNED = (*LEARNED, "ensemble_log_probabilities")
 LEARNED = (
     *LEARNED,
@@ -190,6 +190,17 @@ def good() -> dict[str, object]:
         "student": weight,
         "teacher": weight.round(),
         "labels": torch.arange(OUT),
+        "minillm_loss.student": drawn(2, 3, 5),
+        "minillm_loss.teacher": drawn(2, 3, 5).round(),
+        "minillm_loss.outputs": torch.tensor([[1, 0, 2], [3, 4, 1]]),
+        "minillm_loss.end": 0,
+        "fit_gaussian.weights": torch.tensor([0.7, 0.3]),
+        "gaussian_divergence.weights": torch.tensor([0.7, 0.3]),
+        "gaussian_divergence.mean": drawn(3),
+        "gaussian_divergence.std": drawn(3).abs() + 0.5,
+        "means": torch.tensor([-2.0, 3.0]),
+        "stds": torch.tensor([0.6, 1.0]),
+        "direction": "reverse",
         "temperature": 2.0,
         "alpha": 0.5,
         "projected": weight,
