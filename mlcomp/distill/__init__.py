@@ -7,6 +7,7 @@ from mlcomp.distill.distilbert import distilbert, distilbert_loss, keep_layers, 
 from mlcomp.distill.hint_projection import hint_projection
 from mlcomp.distill.hints import Hinted, hint_loss, train_hints
 from mlcomp.distill.layer_by_layer import LayerByLayer, layer_by_layer
+from mlcomp.distill.onebit_student import onebit_loss, onebit_student
 from mlcomp.distill.sequence_level import sequence_student, teacher_outputs
 from mlcomp.distill.soft_targets import distillation_loss, soft_target_loss, soft_targets
 from mlcomp.distill.train_student import Taught, train_student
@@ -28,6 +29,8 @@ __all__ = [
     "hint_projection",
     "keep_layers",
     "layer_by_layer",
+    "onebit_loss",
+    "onebit_student",
     "sequence_student",
     "soft_target_loss",
     "soft_targets",
