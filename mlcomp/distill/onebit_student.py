@@ -38,7 +38,8 @@ def onebit_loss(
 
     Args:
         student, teacher: logits; no gradient goes to the teacher.
-        student_hidden, teacher_hidden: for each layer the states (…, width), the same shapes in both; none is allowed.
+        student_hidden, teacher_hidden: for each layer its states (…, width), of the same shapes in both; may be
+            empty.
         soft, hidden_weight: not negative; a loss with weight 0 is not computed.
     Raises:
         ValueError: NaN or inf, other shapes, not as many layers in both, no sample, a negative weight.

@@ -1,4 +1,4 @@
-r"""OneBit's linear layer while it is trained: signs of a weight in floating point, two vectors, and a norm without affine.
+r"""OneBit's linear layer while it is trained: the signs of a latent weight, two vectors, and a norm without affine.
 
 Notation: W latent weight (out, inp), kept for the optimizer; $S = \mathrm{sign}(W)$ with sign(0) = 1; g (out,),
 h (inp,); $y = \mathrm{LayerNorm}(g \odot S(h \odot x))$. Backward $\partial S/\partial W = 1.001 - \tanh^2 W$, as in
@@ -85,8 +85,8 @@ def prepare_onebit(
         the copy, each layer an :class:`OneBitLinear`, for :func:`mlcomp.distill.onebit_student` or any other
         training, and then :func:`finish_onebit`.
     Raises:
-        ValueError: an unknown layer, one that is no linear layer or whose weight cannot be exchanged, no linear layer,
-            NaN or inf in a weight, an unknown start.
+        ValueError: an unknown layer, one that is no linear layer or whose weight cannot be exchanged, no linear
+            layer, NaN or inf in a weight, an unknown start.
     Guarantee: without ``norm`` and untrained it is the model with the weights of :func:`onebit_decompose`.
     Cost: ten passes over the weights in float64.
     Deviation: sign(0) is 1 from the start; the authors train with 0 there and store 1.
