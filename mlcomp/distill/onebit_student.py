@@ -3,7 +3,7 @@ r"""OneBit's training: a network of one-bit layers learns the outputs and the hi
 Notation: $L = \mathrm{KL}(q^T \Vert p^S) + \alpha \sum_j \lVert u_j/\lVert u_j\rVert - v_j/\lVert v_j\rVert\rVert^2$,
 means over the positions; u, v hidden states of teacher and student after block j. The printed cross-entropy with the
 teacher's probabilities is KL plus their entropy, which no student changes: the same gradient, and 0 is reached.
-Source: Xu et al. 2024, arXiv:2402.11295, section 3.3.   Syllabus: 5.04
+Source: Xu et al. 2024, arXiv:2402.11295, section 3.4, eqs. (7) to (9).   Syllabus: 5.04
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,9 @@ def onebit_loss(
         a scalar: sums over classes, width and layers, means over positions. A state of zeros counts as zeros.
     Guarantee: 0 for equal logits and states; the sizes of the states have no influence. A layer's term is
         2 · (1 − cos) and lies in [0, 4].
-    Deviations: means over the positions where the paper sums (its weight α would change with the batch).
+    Deviations: the paper prints a mean over positions for the logits and a sum for the states, its code 0.01 times a
+        sum and a mean. Means in both keep the weights, whatever the batch: the code's is then ``hidden_weight`` 0.05
+        for texts of 2048 tokens.
     """
     for name, weight in (("soft", soft), ("hidden_weight", hidden_weight)):
         check_interval(name, weight, "[0, inf)")

@@ -3,7 +3,7 @@ r"""OneBit's linear layer while it is trained: the signs of a latent weight, two
 Notation: W latent weight (out, inp), kept for the optimizer; $S = \mathrm{sign}(W)$ with sign(0) = 1; g (out,),
 h (inp,); $y = \mathrm{LayerNorm}(g \odot S(h \odot x))$. Backward $\partial S/\partial W = 1.001 - \tanh^2 W$, as in
 the authors' code: that of $\tanh W + 0.001\,W$.
-Source: Xu et al. 2024, arXiv:2402.11295, sections 3.1 (eq. 3) and 3.2 (the start).   Syllabus: 5.04
+Source: Xu et al. 2024, arXiv:2402.11295, sections 3.2 (eq. 3) and 3.3 (the start).   Syllabus: 5.04
 """
 
 from collections.abc import Iterable

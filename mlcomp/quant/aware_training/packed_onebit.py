@@ -1,7 +1,7 @@
 r"""A trained OneBit layer as it is used: a bit a weight and two vectors in 16 bits, multiplied without decoding.
 
 Notation: as in ``onebit_layer``; $y = \mathrm{LayerNorm}(g \odot S(h \odot x))$ with S packed.
-Source: Xu et al. 2024, arXiv:2402.11295, section 3.1, eq. (3).   Syllabus: 5.04
+Source: Xu et al. 2024, arXiv:2402.11295, section 3.2, eq. (3).   Syllabus: 5.04
 """
 
 from collections.abc import Callable
