@@ -19,6 +19,7 @@ def trained(norm=True):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+        model[0].weight[:, 3] = 0  # counts as positive
     return model
 
 
