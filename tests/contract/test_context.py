@@ -711,6 +711,7 @@ OTHERS = {
     # generate
     "search_outputs": lambda: partial(generate.search_outputs, *WORDS[:2], beam=2, length=3, end=0),
     "sample_outputs": lambda: partial(generate.sample_outputs, *WORDS[:2], length=3, end=0),
+    "sample_rationales": lambda: partial(generate.sample_rationales, *WORDS[:2], samples=2, length=3, end=0),
     "majority_vote": lambda: partial(generate.majority_vote, torch.tensor([[1, 2], [1, 0], [3, 0]])),
     "voting_accuracy": lambda: partial(generate.voting_accuracy, torch.tensor([0.5, 0.3, 0.2]), 5),
     "output_log_probability": lambda: partial(generate.output_log_probability, *WORDS, end=0),
