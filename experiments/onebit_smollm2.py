@@ -6,8 +6,8 @@
 
 All 210 projections have one bit a weight; the embedding, which is the head, too, stays as it is, and norms are
 trained. A step sees one sequence of 128 tokens of Python's reference. The loss is the divergence from the teacher
-plus a tenth of the squared distances of the normalized states after the 30 blocks. The paper trains for 50 epochs on
-132 000 sentences, on 16 GPUs; 40 steps show how it begins, and no more.
+plus a tenth of the squared distances of the normalized states after the 30 blocks. The paper trains a model of 7
+billion parameters for 50 epochs on 132 000 texts, on eight GPUs; 40 steps show how it begins, and no more.
 
 Each measurement is a row of ``mlcomp/data/tables/onebit_smollm2.csv``, perplexity on other pages of the reference;
 what is there already is not run again. Beside it: the model itself, and the frequencies of the tokens in the text
