@@ -33,7 +33,8 @@ from mlcomp.layerwise import layer_weights, replace_module, with_weights
 from mlcomp.layerwise.fit import copy_model
 from mlcomp.models import byte_lm
 from mlcomp.modes import evaluating
-from mlcomp.quant import OneBitLinear, binarize, prepare_onebit
+from mlcomp.quant import binarize, prepare_onebit
+from mlcomp.quant.aware_training import OneBitLinear
 from mlcomp.train import train
 
 RESULTS = TABLES / "onebit_byte_lm.csv"

@@ -32,7 +32,8 @@ from mlcomp.data.committed_table import TABLES, committed_table
 from mlcomp.distill import onebit_loss
 from mlcomp.metrics import perplexity
 from mlcomp.models import smollm2
-from mlcomp.quant import OneBitLinear, prepare_onebit
+from mlcomp.quant import prepare_onebit
+from mlcomp.quant.aware_training import OneBitLinear
 from mlcomp.train import train
 
 RESULTS = TABLES / "onebit_smollm2.csv"

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mlcomp.quant import OneBitLinear, onebit_decompose, prepare_onebit
+from mlcomp.quant import onebit_decompose, prepare_onebit
+from mlcomp.quant.aware_training import OneBitLinear
 
 X = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 EXACT = {"rtol": 1e-9, "atol": 1e-12}  # float64 rounding

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mlcomp.formats import onebit_matmul, restore, store
-from mlcomp.quant import PackedOneBit, finish_onebit, prepare_onebit
+from mlcomp.quant import finish_onebit, prepare_onebit
+from mlcomp.quant.aware_training import PackedOneBit
 
 X = torch.randn(5, 13, generator=torch.Generator().manual_seed(0))
 
