@@ -6,6 +6,7 @@ from mlcomp.distill.compressed_student import compressed_student
 from mlcomp.distill.distilbert import distilbert, distilbert_loss, keep_layers, spread_layers
 from mlcomp.distill.hint_projection import hint_projection
 from mlcomp.distill.hints import Hinted, hint_loss, train_hints
+from mlcomp.distill.in_context import in_context_student
 from mlcomp.distill.layer_by_layer import LayerByLayer, layer_by_layer
 from mlcomp.distill.sequence_level import sequence_student, teacher_outputs
 from mlcomp.distill.soft_targets import distillation_loss, soft_target_loss, soft_targets
@@ -26,6 +27,7 @@ __all__ = [
     "ensemble_log_probabilities",
     "hint_loss",
     "hint_projection",
+    "in_context_student",
     "keep_layers",
     "layer_by_layer",
     "sequence_student",

@@ -692,6 +692,13 @@ OTHERS = {
     "sequence_student": lambda: partial(
         distill.sequence_student, *WORDS, outputs=labels(36).view(12, 3).flip(1), end=0, alpha=0.5, **TWO_EPOCHS
     ),
+    "in_context_student": lambda: partial(
+        distill.in_context_student,
+        *(WORDS[0], WORDS[0], WORDS[2], torch.tensor([False, True, True]).expand(12, 3)),
+        alpha=0.5,
+        text=labels(24).view(12, 2),
+        **TWO_EPOCHS,
+    ),
     "teacher_outputs": lambda: partial(distill.teacher_outputs, *WORDS[:2], beam=2, length=3, end=0),
     # generate
     "search_outputs": lambda: partial(generate.search_outputs, *WORDS[:2], beam=2, length=3, end=0),
@@ -757,7 +764,9 @@ OTHERS = {
     "random_shift": lambda: partial(data.random_shift, images(), layer()["generator"]),
     "make_layer": lambda: partial(data.make_layer, 4, 8, 10),
     "group_products": lambda: partial(data.group_products, 20, seed=1),
+    "labelled_symbols": lambda: partial(data.labelled_symbols, 20, seed=1),
     "token_decoder": lambda: partial(models.token_decoder, 12, 16, 1),
+    "in_context_teacher": lambda: partial(models.in_context_teacher, pretrained=False),
     "number_words": lambda: partial(data.number_words, 20, seed=1),
     "token_batches": lambda: partial(data.token_batches, letters, "abcdefgh" * 9, length=4, count=4, batch_size=2),
 }
