@@ -6,8 +6,8 @@
 The teacher has three blocks, 48 wide; students have three, 32 wide. All learn from the same number of sequences of
 labelled symbols and of steps; those with text read as many texts beside them, in batches twice as large. Each seed
 draws sequences, texts and starts anew. Accuracy, by the number of shots, is how often the likeliest label is the
-symbol's own one, on new sequences; ``kl`` is how far the student's labels are from the exact rule's, and ``text_nll``
-what a token of the text costs, both in nats.
+symbol's own one, on new sequences; ``kl`` is how far the student's probabilities of the four labels are from the
+exact rule's, and ``text_nll`` what a token of the text costs, both in nats.
 
 untrained; text: only that. hard, soft, both (α = 0, 1, 0.5); falling: α from 1 to 0 along the steps; + text: with the
 language-modelling term, β = 1. hard_twice: twice the steps, on labels alone, which costs more than the teacher does.
@@ -35,7 +35,7 @@ from mlcomp.models import in_context_teacher, token_decoder
 
 RESULTS = TABLES / "in_context_distillation.csv"
 WIDTH, LAYERS = 32, 3
-SEQUENCES, EPOCHS, BATCH, LR = 6000, 16, 64, 4e-3
+SEQUENCES, EPOCHS, BATCH, LR = 6000, 4, 64, 4e-3
 MOST = 4
 Row = dict[str, object]
 ALPHAS = {"hard": 0.0, "soft": 1.0, "both": 0.5, "falling": lambda progress: 1 - progress}
@@ -48,7 +48,7 @@ def measured(net: nn.Module, *, seed: int) -> Row:
     with torch.no_grad():
         logits = net(new.tokens[:, :-1])[:, 0::2].double()
         nll = F.cross_entropy(net(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
-    return scores(logits.log_softmax(2)[..., SYMBOLS:], rule, new.own, new.shots) | {"text_nll": round(float(nll), 4)}
+    return scores(logits[..., SYMBOLS:].log_softmax(2), rule, new.own, new.shots) | {"text_nll": round(float(nll), 4)}
 
 
 def scores(log_p: Tensor, rule: Tensor, own: Tensor, shots: Tensor) -> Row:

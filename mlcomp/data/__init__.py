@@ -1,5 +1,6 @@
 """Loaders of real data, and synthetic layers."""
 
+from mlcomp.data.checkable_instructions import checkable_instructions
 from mlcomp.data.committed_table import committed_results, committed_table
 from mlcomp.data.digits import digits
 from mlcomp.data.group_products import group_products
@@ -14,6 +15,7 @@ from mlcomp.data.tokens import token_batches
 
 __all__ = [
     "NumberWords",
+    "checkable_instructions",
     "committed_results",
     "committed_table",
     "digits",

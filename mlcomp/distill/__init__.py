@@ -7,6 +7,13 @@ from mlcomp.distill.distilbert import distilbert, distilbert_loss, keep_layers, 
 from mlcomp.distill.hint_projection import hint_projection
 from mlcomp.distill.hints import Hinted, hint_loss, train_hints
 from mlcomp.distill.in_context import in_context_student
+from mlcomp.distill.instructions import (
+    InstructionRows,
+    SiftedPairs,
+    instruction_rows,
+    response_loss,
+    sift_pairs,
+)
 from mlcomp.distill.layer_by_layer import LayerByLayer, layer_by_layer
 from mlcomp.distill.sequence_level import sequence_student, teacher_outputs
 from mlcomp.distill.soft_targets import distillation_loss, soft_target_loss, soft_targets
@@ -16,7 +23,9 @@ __all__ = [
     "CoFi",
     "CoFiSteps",
     "Hinted",
+    "InstructionRows",
     "LayerByLayer",
+    "SiftedPairs",
     "Taught",
     "born_again",
     "cofi",
@@ -28,9 +37,12 @@ __all__ = [
     "hint_loss",
     "hint_projection",
     "in_context_student",
+    "instruction_rows",
     "keep_layers",
     "layer_by_layer",
+    "response_loss",
     "sequence_student",
+    "sift_pairs",
     "soft_target_loss",
     "soft_targets",
     "spread_layers",

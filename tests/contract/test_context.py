@@ -699,6 +699,8 @@ OTHERS = {
         text=labels(24).view(12, 2),
         **TWO_EPOCHS,
     ),
+    "instruction_rows": lambda: partial(distill.instruction_rows, [[1, 2], [3]], [[2], [1, 0]], end=0),
+    "response_loss": lambda: partial(distill.response_loss, W, torch.tensor([2, -100, 3, 15])),
     "teacher_outputs": lambda: partial(distill.teacher_outputs, *WORDS[:2], beam=2, length=3, end=0),
     # generate
     "search_outputs": lambda: partial(generate.search_outputs, *WORDS[:2], beam=2, length=3, end=0),
@@ -764,6 +766,7 @@ OTHERS = {
     "random_shift": lambda: partial(data.random_shift, images(), layer()["generator"]),
     "make_layer": lambda: partial(data.make_layer, 4, 8, 10),
     "group_products": lambda: partial(data.group_products, 20, seed=1),
+    "checkable_instructions": lambda: partial(data.checkable_instructions, 20, seed=1),
     "labelled_symbols": lambda: partial(data.labelled_symbols, 20, seed=1),
     "token_decoder": lambda: partial(models.token_decoder, 12, 16, 1),
     "in_context_teacher": lambda: partial(models.in_context_teacher, pretrained=False),
@@ -782,7 +785,7 @@ LEFT_OUT = {
         lora_layers lora_parameters scaled_rates emissions_kg energy_kwh kv_cache_nbytes overparameterized_width
         training_memory weights_nbytes""",
     "it takes models of transformers, and its own test calls it": "export_compressed_tensors",
-    "they work on texts": "list_prompt parse_numbered rouge_l sift vote vote_each",
+    "they work on texts": "list_prompt parse_numbered rouge_l sift sift_pairs vote vote_each",
     "they ask a language model, and their own tests call them": "self_instruct synthetic_classifier",
     "they call the model as their caller would": "call_model gating",
     "they run a model that is fetched, through functions that are called here": "measure_method picture_of_methods",
