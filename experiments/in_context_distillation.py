@@ -11,6 +11,7 @@ exact rule's, and ``text_nll`` what a token of the text costs, both in nats.
 
 untrained; text: only that. hard, soft, both (α = 0, 1, 0.5); falling: α from 1 to 0 along the steps; + text: with the
 language-modelling term, β = 1. hard_twice: twice the steps, on labels alone, which costs more than the teacher does.
+long: four times the steps, one seed.
 
 Each network is a row of ``mlcomp/data/tables/in_context_distillation.csv``.
 """
@@ -58,16 +59,20 @@ def scores(log_p: Tensor, rule: Tensor, own: Tensor, shots: Tensor) -> Row:
     return {f"shots_{k}": round(float(x), 4) for k, x in enumerate(right)} | {"kl": round(float(kl), 4)}
 
 
+def data(seed: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a student to start from, sequences, and which of their tokens are labels."""
+    tokens = labelled_symbols(SEQUENCES, seed=100 + seed).tokens
+    return token_decoder(VOCABULARY, WIDTH, LAYERS, seed=seed), tokens, (torch.arange(24) % 2 == 1).expand_as(tokens)
+
+
 def students(seed: int) -> Iterator[Row]:
     """Yield the teacher, the exact rule, and the students of a seed."""
     new = labelled_symbols(3000, seed=1000 + seed)
     rule = bayes_labels(new.tokens)
     yield {"method": "exact rule", **scores(rule.log(), rule, new.own, new.shots), "text_nll": ""}
     yield {"method": "teacher", **measured(in_context_teacher(), seed=seed)}
-    start = token_decoder(VOCABULARY, WIDTH, LAYERS, seed=seed)
+    start, tokens, counted = data(seed)
     yield {"method": "untrained", **measured(start, seed=seed)}
-    tokens = labelled_symbols(SEQUENCES, seed=100 + seed).tokens
-    counted = (torch.arange(24) % 2 == 1).expand_as(tokens)
     text = chain_text(SEQUENCES, 24, seed=100 + seed)
     everything = (torch.arange(24) > 0).expand_as(text)
     run = {"epochs": EPOCHS, "lr": LR, "batch_size": BATCH, "seed": seed, "progress": False}
@@ -82,6 +87,16 @@ def students(seed: int) -> Iterator[Row]:
     yield {"method": "hard_twice", **measured(twice, seed=seed)}
 
 
+def long(seed: int) -> Iterator[Row]:
+    """Yield students of hard and of soft labels that took four times the steps."""
+    run = {"epochs": 4 * EPOCHS, "lr": LR, "batch_size": BATCH, "seed": seed, "progress": False}
+    start, tokens, counted = data(seed)
+    for name in ("hard", "soft"):
+        net = in_context_student(start, in_context_teacher(), tokens, counted, alpha=ALPHAS[name], **run).model
+        yield {"method": f"{name}, long", **measured(net, seed=seed)}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run_parts({"students": students}, {"students": range(3)}, RESULTS, about=__doc__)
+    seeds = {"students": range(3), "long": range(1)}
+    run_parts({"students": students, "long": long}, seeds, RESULTS, about=__doc__)
