@@ -9,9 +9,9 @@ draws sequences, texts and starts anew. Accuracy, by the number of shots, is how
 symbol's own one, on new sequences; ``kl`` is how far the student's probabilities of the four labels are from the
 exact rule's, and ``text_nll`` what a token of the text costs, both in nats.
 
-untrained; text: only that. hard, soft, both (α = 0, 1, 0.5); falling: α from 1 to 0 along the steps; + text: with the
-language-modelling term, β = 1. hard_twice: twice the steps, on labels alone, which costs more than the teacher does.
-long: four times the steps, one seed.
+hard, soft, both: α = 0, 1, 0.5; falling: α from 1 to 0 along the steps; + text: with the language-modelling term,
+β = 1; text: only that. hard_twice: twice the steps, on labels alone, which costs more than the teacher does. Part
+``short`` is of 376 steps and one seed, ``students`` of 752 and three.
 
 Each network is a row of ``mlcomp/data/tables/in_context_distillation.csv``.
 """
@@ -65,38 +65,44 @@ def data(seed: int) -> tuple[nn.Module, Tensor, Tensor]:
     return token_decoder(VOCABULARY, WIDTH, LAYERS, seed=seed), tokens, (torch.arange(24) % 2 == 1).expand_as(tokens)
 
 
-def students(seed: int) -> Iterator[Row]:
-    """Yield the teacher, the exact rule, and the students of a seed."""
+def untaught(seed: int) -> Iterator[Row]:
+    """Yield the exact rule, the teacher, and a student before it learns."""
     new = labelled_symbols(3000, seed=1000 + seed)
     rule = bayes_labels(new.tokens)
     yield {"method": "exact rule", **scores(rule.log(), rule, new.own, new.shots), "text_nll": ""}
     yield {"method": "teacher", **measured(in_context_teacher(), seed=seed)}
+    yield {"method": "untrained", **measured(data(seed)[0], seed=seed)}
+
+
+def students(names: tuple[str, ...], epochs: int, seed: int) -> Iterator[Row]:
+    """Yield students of some parts of the loss."""
     start, tokens, counted = data(seed)
-    yield {"method": "untrained", **measured(start, seed=seed)}
     text = chain_text(SEQUENCES, 24, seed=100 + seed)
-    everything = (torch.arange(24) > 0).expand_as(text)
-    run = {"epochs": EPOCHS, "lr": LR, "batch_size": BATCH, "seed": seed, "progress": False}
-    made = partial(in_context_student, start, in_context_teacher())
-    for name, alpha in ALPHAS.items():
-        yield {"method": name, **measured(made(tokens, counted, alpha=alpha, **run).model, seed=seed)}
-    for name in ("hard", "both"):
-        net = made(tokens, counted, alpha=ALPHAS[name], text=text, **(run | {"batch_size": 2 * BATCH})).model
-        yield {"method": f"{name} + text", **measured(net, seed=seed)}
-    yield {"method": "text", **measured(made(text, everything, alpha=0.5, **run).model, seed=seed)}
-    twice = made(tokens, counted, alpha=0.0, **(run | {"epochs": 2 * EPOCHS})).model
-    yield {"method": "hard_twice", **measured(twice, seed=seed)}
+    run = {"epochs": epochs, "lr": LR, "batch_size": BATCH, "seed": seed, "progress": False}
+    for name in names:
+        labels, _, beside = name.partition(" + ")
+        rows, counts, also = tokens, counted, {}
+        if name == "text":
+            rows, counts = text, (torch.arange(24) > 0).expand_as(text)
+        elif beside:
+            also = {"text": text, "batch_size": 2 * BATCH}
+        elif name == "hard_twice":
+            labels, also = "hard", {"epochs": 2 * epochs}
+        alpha = ALPHAS.get(labels, 0.5)
+        net = in_context_student(start, in_context_teacher(), rows, counts, alpha=alpha, **(run | also)).model
+        yield {"method": name, **measured(net, seed=seed)}
 
 
-def long(seed: int) -> Iterator[Row]:
-    """Yield students of hard and of soft labels that took four times the steps."""
-    run = {"epochs": 4 * EPOCHS, "lr": LR, "batch_size": BATCH, "seed": seed, "progress": False}
-    start, tokens, counted = data(seed)
-    for name in ("hard", "soft"):
-        net = in_context_student(start, in_context_teacher(), tokens, counted, alpha=ALPHAS[name], **run).model
-        yield {"method": f"{name}, long", **measured(net, seed=seed)}
+SHORT = ("hard", "soft", "both", "falling", "hard + text", "both + text", "text", "hard_twice")
+PARTS = {
+    "untaught": untaught,
+    "short": partial(students, SHORT, EPOCHS),
+    "students": partial(students, ("hard", "soft", "both"), 2 * EPOCHS),
+    "text": partial(students, ("both + text",), 2 * EPOCHS),
+}
+SEEDS = {"untaught": range(3), "short": range(1), "students": range(3), "text": range(1)}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    seeds = {"students": range(3), "long": range(1)}
-    run_parts({"students": students, "long": long}, seeds, RESULTS, about=__doc__)
+    run_parts(PARTS, SEEDS, RESULTS, about=__doc__)
