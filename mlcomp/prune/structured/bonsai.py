@@ -91,7 +91,7 @@ def module_scores(
         )
     rows = removed.double()
     extra = ridge**0.5 * torch.eye(rows.shape[1], dtype=torch.float64, device=rows.device)
-    values = torch.cat([losses.double(), losses.new_zeros(rows.shape[1], dtype=torch.float64)])
+    values = torch.cat([losses.detach().double(), losses.new_zeros(rows.shape[1], dtype=torch.float64)])
     return torch.linalg.lstsq(torch.cat([rows, extra]), values[:, None], driver="gelsd").solution[:, 0]
 
 
