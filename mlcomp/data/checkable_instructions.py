@@ -6,7 +6,7 @@ them comes first, with or without "please". A response ends with a token of its 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from mlcomp.checks import check_codes, check_whole
 from mlcomp.context import isolated
 
 DIGITS, ITEMS = 8, 4
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[[list[int]], list[int]]] = {
     "reverse": lambda d: d[::-1],
     "sort": sorted,
     "rotate": lambda d: d[1:] + d[:1],
@@ -27,7 +27,7 @@ OPERATIONS = {
     "smallest": lambda d: [min(d)],
     "next": lambda d: [(x + 1) % DIGITS for x in d],
 }
-FORMATS = {
+FORMATS: dict[str, Callable[[list[str]], list[str]]] = {
     "plain": lambda w: w,
     "commas": lambda w: [part for x in w for part in (x, ",")][:-1],
     "brackets": lambda w: ["[", *w, "]"],
