@@ -14,7 +14,9 @@ from mlcomp.distill.instructions import (
     response_loss,
     sift_pairs,
 )
+from mlcomp.distill.kl_directions import GaussianFit, fit_gaussian, gaussian_divergence
 from mlcomp.distill.layer_by_layer import LayerByLayer, layer_by_layer
+from mlcomp.distill.minillm import TeacherMixed, minillm, minillm_loss
 from mlcomp.distill.sequence_level import sequence_student, teacher_outputs
 from mlcomp.distill.soft_targets import distillation_loss, soft_target_loss, soft_targets
 from mlcomp.distill.train_student import Taught, train_student
@@ -22,11 +24,13 @@ from mlcomp.distill.train_student import Taught, train_student
 __all__ = [
     "CoFi",
     "CoFiSteps",
+    "GaussianFit",
     "Hinted",
     "InstructionRows",
     "LayerByLayer",
     "SiftedPairs",
     "Taught",
+    "TeacherMixed",
     "born_again",
     "cofi",
     "compressed_student",
@@ -34,12 +38,16 @@ __all__ = [
     "distilbert_loss",
     "distillation_loss",
     "ensemble_log_probabilities",
+    "fit_gaussian",
+    "gaussian_divergence",
     "hint_loss",
     "hint_projection",
     "in_context_student",
     "instruction_rows",
     "keep_layers",
     "layer_by_layer",
+    "minillm",
+    "minillm_loss",
     "response_loss",
     "sequence_student",
     "sift_pairs",
