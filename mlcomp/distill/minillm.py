@@ -24,7 +24,7 @@ from mlcomp.checks import check_choice, check_codes, check_interval, check_like,
 from mlcomp.context import isolated, isolated_run
 from mlcomp.distill.teaching import check_same_classes, home
 from mlcomp.distill.train_student import Taught
-from mlcomp.generate.outputs import check_tokens, log_probabilities, output_mask, sample_outputs
+from mlcomp.generate.outputs import check_tokens, extends, log_probabilities, output_mask, sample_outputs
 from mlcomp.layerwise.fit import copy_model
 from mlcomp.modes import evaluating, keeping_modes
 from mlcomp.train.loop import train
@@ -107,7 +107,7 @@ class TeacherMixed(nn.Module):
         self.heard = nn.ModuleList(model for model, share in shares.items() if share > 0)
         self.log_shares = [math.log(share) for share in shares.values() if share > 0]
         # nn.Sequential has a method of that name, too, which appends layers.
-        if all(hasattr(model, "extend") and not isinstance(model, nn.Sequential) for model in self.heard):
+        if all(extends(model) for model in self.heard):
             self.extend = self._extend
 
     def forward(self, tokens: Int64[Tensor, "n length"]) -> Float[Tensor, "n length vocabulary"]:

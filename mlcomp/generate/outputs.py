@@ -92,11 +92,16 @@ def sample_outputs(
 
 def _next(model: nn.Module, rows: Tensor, step: int, past: Any) -> tuple[Tensor, Any]:
     """Return log p of the token after each row, and what the model keeps of the rows, if it can."""
-    if not hasattr(model, "extend"):
+    if not extends(model):
         return log_probabilities(model, rows)[:, -1], None
     extend: Any = model.extend
     logits, past = extend(rows[:, -1:] if step else rows, past)
     return _normalized(logits[:, -1]), past
+
+
+def extends(model: nn.Module) -> bool:
+    """Return whether the model has ``extend(tokens, past)``; that of containers appends modules to them."""
+    return hasattr(model, "extend") and not isinstance(model, nn.Sequential | nn.ModuleList | nn.ParameterList)
 
 
 def _drawn(p: Tensor, u: Tensor) -> Tensor:
