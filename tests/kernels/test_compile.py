@@ -137,6 +137,16 @@ def test_llm_int8_uses_both_kinds_of_tensor_cores(facts):
             assert count(kernel, "HMMA") + count(kernel, "HGMMA") > 0, name
 
 
+@pytest.mark.parametrize("case", ["gptq", "sparsegpt", "quantized_sparsegpt"])
+def test_a_block_of_the_sweep_stays_in_one_warp_without_a_barrier(facts, case):
+    for name, kernel in facts[case].items():
+        assert kernel["warps"] == 1 and count(kernel, "BAR") == 0, name
+        assert kernel["shared"] <= 64, name  # nothing of the tile: the codes or values of a column on their way out
+        assert count(kernel, "LDG.E.128") >= 2 and count(kernel, "STG.E.128") > 0, name  # the tile, and rows of U
+        # A multiply-add moves a weight: the tile of 4 rows has 16 a lane.
+        assert count(kernel, "FFMA") + count(kernel, "DFMA") >= 16, name
+
+
 @pytest.mark.parametrize("case", ["exact_obs", "obq"])
 def test_a_row_of_128_inputs_is_one_warp_without_a_barrier_of_several(facts, case):
     single = list(facts[case].values())[:2]
