@@ -51,7 +51,7 @@ def gptq(
     Raises:
         ValueError: malformed weight, H or option; H + λI singular; wrong device. TypeError: another dtype.
     Guarantee: in float64 the reference's codes, unless a weight ties between two codes up to rounding.
-    Cost: 2·out·inp² + inp³ FLOPs, nearly all in matrix products; a launch and a product a batch. Groups that are not
+    Cost: out·inp² + inp³ FLOPs, nearly all in matrix products; a launch and a product a batch. Groups that are not
         static need a launch each.
     """
     check_devices(weight=weight, hessian=hessian)

@@ -44,7 +44,7 @@ def sparsegpt(
     Raises:
         ValueError: as the reference; wrong device. TypeError: another dtype.
     Guarantee: in float64 the reference's mask, and its weights up to rounding, unless two scores tie up to rounding.
-    Cost: 2·out·inp² + inp³ FLOPs, nearly all in matrix products; a launch and a product a batch. Blocks of
+    Cost: out·inp² + inp³ FLOPs, nearly all in matrix products; a launch and a product a batch. Blocks of
         ``mask_block`` columns, and patterns over more columns than a batch, need a launch each.
     """
     check_devices(weight=weight, hessian=hessian, **({} if mask is None else {"mask": mask}))
