@@ -2,11 +2,11 @@ r"""The sweep of GPTQ and SparseGPT in blocks: one launch fixes a block of colum
 
 Notation: as :mod:`mlcomp.layerwise.column_sweep`: W weight, U the factor, a weight w of column i becomes q, and
 $e = (w - q)/U_{ii}$ moves the later columns j by $-e\,U_{ij}$.
-Rows need nothing of each other. A program is one warp (32 threads), so that no step waits for another one; it keeps its
-rows of the block in registers. In each step it reads a row of U. The block's part of U, at most 128 KB, is the same
-for all programs and stays in the first-level cache of a multiprocessor. An error takes the place of its weight, which
-nobody needs any more: where columns are done, W holds their errors, and those of a lazy batch move the columns after
-it by one matrix product, which is the vendor's.
+Rows need nothing of each other. A program is one warp (32 threads), so that no step waits for another one; it keeps
+its rows of the block in registers. In each step it reads a row of U. The block's part of U, at most 128 KB, is the
+same for all programs and stays in the first-level cache of a multiprocessor. An error takes the place of its weight,
+which nobody needs any more: where columns are done, W holds their errors, and those of a lazy batch move the columns
+after it by one matrix product, which is the vendor's.
 Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 3.3, steps 2 and 3.   Syllabus: 2.08, 3.11
 """
 

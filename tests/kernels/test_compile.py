@@ -142,7 +142,7 @@ def test_a_block_of_the_sweep_stays_in_the_registers_of_one_warp(facts, case):
     for name, kernel in facts[case].items():
         assert kernel["warps"] == 1, name  # so that its barriers wait for nobody
         assert kernel["shared"] <= 64, name  # nothing of the tile: the codes or values of a column on their way out
-        assert count(kernel, "LDG.E.128") >= 2 and count(kernel, "STG.E.128") > 0, name  # the tile, and rows of U
+        assert count(kernel, "LDG.E.128") >= 5, name  # four rows of the tile, and one of U
         # A multiply-add moves a weight: the tile of 4 rows has 16 a lane.
         assert count(kernel, "FFMA") + count(kernel, "DFMA") >= 16, name
 
