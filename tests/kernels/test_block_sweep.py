@@ -2,6 +2,9 @@ import pytest
 import torch
 
 from mlcomp.kernels.block_sweep import BLOCK, BlockSweep, launches
+from mlcomp.kernels.sparsegpt import sparsegpt
+from mlcomp.prune import sparsegpt as reference
+from tests.kernels.test_exact_obs import layer
 
 
 @pytest.mark.parametrize("block_size", [1, 5, 32, 128, 1000])
@@ -31,3 +34,10 @@ def test_the_errors_of_the_columns_are_left_in_their_place(random):
             sweep.fix(*columns)
         torch.testing.assert_close(sweep.weight, want, rtol=1e-9, atol=1e-9)  # float64 at a condition of some 100
         assert not sweep.result.any() and torch.equal(w, before)
+
+
+def test_programs_of_few_rows_as_on_a_gpu(random, monkeypatch):
+    monkeypatch.setattr("mlcomp.kernels.block_sweep.INTERPRETED", False)
+    weight, hessian = layer(random, 9, 12)
+    got, want = (f(weight.double(), hessian, pattern=(2, 4)) for f in (sparsegpt, reference))
+    assert torch.equal(got != 0, want != 0) and torch.allclose(got, want, rtol=0, atol=1e-9)
