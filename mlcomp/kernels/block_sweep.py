@@ -58,9 +58,10 @@ class BlockSweep:
             weight: in the order of the sweep; not modified. factor: U.
             dtype: that the sweep is computed in.
             grids: what weights are rounded to; the caller may fill them while the sweep runs.
-            removed: (inp, out), True where a weight goes to zero; may be filled on the way, too.
-            pattern: (n, m): n zeros in every m columns are chosen in the kernel, where a column of which all weights
-                are ``removed`` counts among the zeros.
+            removed: (inp, out), True where a weight goes to zero; may be filled on the way, too. It or ``pattern``
+                is needed where there are no grids.
+            pattern: (n, m), instead of ``removed``: n zeros in every m columns are chosen in the kernel. Dead inputs,
+                whose weights are 0 and stay so, are the first of them.
         """
         self.weight = weight.to(dtype, copy=True).contiguous()
         out, inp = weight.shape
@@ -118,7 +119,7 @@ def sweep_with_zeros(
     if inside := pattern is not None and pattern[1] <= block:  # few columns choose together: the kernel does it
         block -= block % pattern[1]
     sweep = BlockSweep(
-        zeros.start.T, zeros.factor, dtype=dtype, grids=grids, removed=zeros.removed,
+        zeros.start.T, zeros.factor, dtype=dtype, grids=grids, removed=None if inside else zeros.removed,
         pattern=pattern if inside else None,
     )  # fmt: skip
     choices = range(0) if inside else zeros.choices
@@ -146,16 +147,13 @@ def _kernel(
     factor_ptr += start * wide + start
     if PATTERN:
         scale = 1 / tl.load(factor_ptr + column * (wide + 1), mask=column < width, other=1)
-        # The first row stands for all: only whole columns are removed before.
-        dead = tl.load(removed_ptr + (start + column) * tall, mask=column < width, other=0)
-        gone = (dead != 0)[None, :] & inside[:, None]
+        gone = (column[None, :] < 0) & inside[:, None]  # none yet
     for i in range(0, width):
         here = column[None, :] == i
         if PATTERN:
             if i % size == 0:
                 score = w * scale[None, :]
-                # No score ties with what may not be chosen.
-                score = tl.minimum(tl.where((dead != 0)[None, :], -1.0, score * score), 1e38)
+                score = tl.minimum(score * score, 1e38)  # none ties with what may not be chosen
                 may = ((column >= i) & (column < i + size) & (column < width))[None, :] & inside[:, None]
                 for _ in range(0, zeros * tl.minimum(size, width - i) // size):
                     p = tl.argmin(tl.where(may, score, float("inf")), 1)
@@ -168,13 +166,12 @@ def _kernel(
             step = tl.load(step_ptr + group, mask=inside, other=1)
             zero = tl.load(zero_ptr + group, mask=inside, other=0)
             code = nearest(value.to(step.dtype), step, zero, top)
-        if MASKED:
-            if PATTERN:
-                kept = tl.sum((gone & here).to(tl.int32), 1) == 0
-            else:
-                kept = tl.load(removed_ptr + at, mask=inside, other=1) == 0
-            if ROUND:
-                code = tl.where(kept, code, zero)
+        if PATTERN:
+            kept = tl.sum((gone & here).to(tl.int32), 1) == 0
+        elif MASKED:
+            kept = tl.load(removed_ptr + at, mask=inside, other=1) == 0
+        if ROUND and (PATTERN or MASKED):
+            code = tl.where(kept, code, zero)
         if ROUND:
             q = ((code - zero) * step).to(value.dtype)
             tl.store(result_ptr + at, code.to(tl.int32).to(tl.uint8), mask=inside)
