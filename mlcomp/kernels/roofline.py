@@ -143,11 +143,11 @@ def picture_of_kernels(seconds: Mapping[str, float], *, text: str = "black") -> 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.6, 6.2), layout="constrained")
-    axes = figure.add_subplot(xscale="log", yscale="log", xlim=(0.003, 1.5e6), ylim=(1e11, 5e15))
+    axes = figure.add_subplot(xscale="log", yscale="log", xlim=(1e-3, 3e6), ylim=(1e11, 5e15))
     for unit, rate in RATES.items():
         axes.plot([0.3, rate / BANDWIDTH, 2e4], [0.3 * BANDWIDTH, rate, rate], color=text, lw=1, alpha=0.6)
-        axes.text(1.9e4, 1.12 * rate, unit, color=text, size=8, ha="right")
-    axes.text(60, 1.6e14, f" {BANDWIDTH / 1e12:.2f} TB/s", color=text, size=8, va="top")
+        axes.text(1.9e4, 1.12 * rate, unit, color=text, size=9, ha="right")
+    axes.text(60, 1.6e14, f" {BANDWIDTH / 1e12:.2f} TB/s", color=text, size=9, va="top")
     for kernel in KERNELS:
         axes.plot(kernel.intensity, kernel.work / kernel.limit, "o", mfc="none", mec="#c96a10", ms=7, mew=1.5)
         if kernel.operation in seconds:
@@ -176,6 +176,6 @@ def _label(axes, kernels: list[Counted], seconds: Mapping[str, float], text: str
         share = kernel.limit / seconds[kernel.operation] if kernel.operation in seconds else None
         told = f"{kernel.operation} {share:.2f}" if share is not None else kernel.operation
         side = {"ha": "right" if left else "left", "va": "center", "style": "normal" if share else "italic"}
-        axes.text(edge, y, told, color=text, size=8, **side)
+        axes.text(edge, y, told, color=text, size=9, **side)
         line = [edge * (1.1 if left else 0.9), kernel.intensity], [y, kernel.work / kernel.limit]
         axes.plot(*line, color=text, lw=0.5, alpha=0.45, zorder=0)
