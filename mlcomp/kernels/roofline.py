@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Ceilings measured there: a large copy, and large products; int8 as twice bf16 [bytes/s, operations/s].
@@ -122,7 +123,7 @@ KERNELS = tuple(Counted(name, shape, *counts(name, **sizes)) for name, (shape, s
 
 def measured_seconds(rows: Iterable[Mapping[str, str]]) -> dict[str, float]:
     """Return the least median of each kernel at its shape in ``KERNELS``, from rows of the table of measurements."""
-    shapes, found = {k.operation: k.shape for k in KERNELS}, {}
+    shapes, found = {k.operation: k.shape for k in KERNELS}, dict[str, float]()
     for row in rows:
         name, wanted = row["operation"], (DEVICE, "kernel", shapes.get(row["operation"]))
         if (row["device"], row["version"], row["shape"]) == wanted:
@@ -166,7 +167,7 @@ def picture_of_kernels(seconds: Mapping[str, float], *, text: str = "black") -> 
     return figure
 
 
-def _label(axes, kernels: list[Counted], seconds: Mapping[str, float], text: str, *, left: bool) -> None:
+def _label(axes: "Axes", kernels: list[Counted], seconds: Mapping[str, float], text: str, *, left: bool) -> None:
     """Write names in a column, in the order of the limits, with a line to each ring."""
     ranked = sorted(kernels, key=lambda k: (k.work / k.limit, -k.intensity))
     low, high = (3e11, 1.5e15) if left else (2e12, 2.5e15)
@@ -175,7 +176,7 @@ def _label(axes, kernels: list[Counted], seconds: Mapping[str, float], text: str
         y = low * (high / low) ** (i / max(1, len(ranked) - 1))
         share = kernel.limit / seconds[kernel.operation] if kernel.operation in seconds else None
         told = f"{kernel.operation} {share:.2f}" if share is not None else kernel.operation
-        side = {"ha": "right" if left else "left", "va": "center", "style": "normal" if share else "italic"}
-        axes.text(edge, y, told, color=text, size=9, **side)
+        style, side = "normal" if share else "italic", "right" if left else "left"
+        axes.text(edge, y, told, color=text, size=9, style=style, ha=side, va="center")
         line = [edge * (1.1 if left else 0.9), kernel.intensity], [y, kernel.work / kernel.limit]
         axes.plot(*line, color=text, lw=0.5, alpha=0.45, zorder=0)
