@@ -27,6 +27,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for benchmarks, which is no part of the installed package
 
 from benchmarks.record import run_parts
+from mlcomp.compare import train_large
 from mlcomp.data import mnist5k
 from mlcomp.data.committed_table import TABLES
 from mlcomp.layerwise import keep_zeros, layer_weights, with_weights
@@ -121,33 +122,16 @@ def hidden(width: int, seed: int) -> nn.Sequential:
         return nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, 10))
 
 
-def steps(net: nn.Module, number: int, seed: int, *, hold: bool) -> None:
-    """Train ``net`` in place for a number of steps, on batches from epochs in random order."""
-    x, y = mnist5k("train")
-    generator = torch.Generator().manual_seed(seed)
-    epochs = -(-number * BATCH // len(x))
-    drawn = torch.cat([torch.randperm(len(x), generator=generator) for _ in range(epochs)])[: number * BATCH]
-    after = keep_zeros(net) if hold else None
-    train(net, x[drawn], y[drawn], epochs=1, lr=2e-3, batch_size=BATCH, seed=seed, after_step=after, progress=False)
-
-
 def large(seed: int) -> Iterator[tuple[str, float, nn.Module, float | None]]:
     """Yield ("budget, width", kept weights, network, None): pruned from a width, or dense of that many weights."""
+    weight_flops, options = 2 * 794, {"lr": 2e-3, "batch_size": BATCH, "seed": seed, "retraining_seed": seed + 50}
+    networks = {str(width): hidden(width, seed) for width in WIDTHS}
     for budget in BUDGETS:
-        for width in WIDTHS:
-            if budget // width < 20:
-                continue
-            whole = hidden(width, seed)
-            steps(whole, budget // width, seed, hold=False)
-            yield f"{budget}, {width}, dense", 794.0 * width, whole, None
-            net = hidden(width, seed)
-            steps(net, 3 * budget // (4 * width), seed, hold=False)
-            for small in WIDTHS:
-                if small >= width:
-                    break
-                pruned = with_weights(net, global_magnitude(layer_weights(net), sparsity=1 - small / width))
-                steps(pruned, budget // (4 * width), seed + 50, hold=True)
-                yield f"{budget}, {width}, pruned", 794.0 * small, pruned, None
+        enough = {name: net for name, net in networks.items() if budget // int(name) >= 20}
+        kept = [794 * width for width in WIDTHS]
+        for found in train_large(enough, *mnist5k("train"), budget=weight_flops * budget, kept=kept, **options):
+            kind = "pruned" if found.pruned else "dense"
+            yield f"{budget}, {found.name}, {kind}", float(found.weights), found.model, None
 
 
 PARTS = {"tickets": tickets, "starts": starts, "large": large}

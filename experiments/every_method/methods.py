@@ -4,16 +4,33 @@ from functools import partial
 
 import torch
 
-from experiments.every_method import networks, structured
+from experiments.every_method import composed, fisher, networks, structured
 from experiments.every_method.registry import register
 from mlcomp.formats import absmax_int8
-from mlcomp.obs import exact_obs, gptq, l_obs, obd, obq, quantized_sparsegpt, quip, quip_sharp, sparsegpt, spqr
+from mlcomp.obs import (
+    exact_obs,
+    gptq,
+    l_obs,
+    mfac,
+    obd,
+    obert,
+    obq,
+    quantized_sparsegpt,
+    quip,
+    quip_sharp,
+    sparsegpt,
+    spqr,
+    woodfisher,
+)
 from mlcomp.prune import (
     adaprune,
+    alternating_projections,
     bonsai,
     calibrate,
+    channel_permutation,
     global_magnitude,
     gradual_pruning,
+    group_magnitude,
     head_loss_changes,
     layer_normalized,
     magnitude,
@@ -152,10 +169,28 @@ register(
     "layer-normalised magnitude", "1.20", "pruning", layer_normalized, *ZEROS[:2],
     method=networks.ranked(layer_normalized), whole=True, data_free=True,
 )  # fmt: skip
+register(
+    "magnitude of rows or columns", "3.05", "pruning", group_magnitude,
+    *({"granularity": g, "sparsity": 0.3} for g in ("filter", "channel")), data_free=True,
+)  # fmt: skip
+register(
+    "2:4 after a permutation", "3.07", "pruning", channel_permutation, {"pattern": "2:4 of permuted columns"},
+    method=composed.permuted_two_four, data_free=True,
+)  # fmt: skip
+register(
+    "sparse plus low rank", "3.01", "pruning", alternating_projections, {"rank": 16, "sparsity": 0.5},
+    method=composed.sparse_plus_low_rank, data_free=True,
+)  # fmt: skip
 register("OBD", "2.02", "pruning", obd, *ZEROS)
 register("L-OBS", "2.04", "pruning", l_obs, *ZEROS[:2])
 register("AdaPrune", "2.07", "pruning", adaprune, *ZEROS)
 register("SparseGPT", "2.05, 2.06", "pruning", sparsegpt, *ZEROS)
+for name, function, fixed in (
+    ("WoodFisher", woodfisher, {"block_size": 50}),
+    ("M-FAC", mfac, {}),
+    ("oBERT, groups of 4", obert, {"block_size": 48, "group_size": 4}),
+):
+    register(name, "3.10", "pruning", function, ZEROS[0], method=fisher.on_gradients(function, **fixed), whole=True)
 register("ExactOBS", "2.05, 2.06", "pruning", exact_obs, *({**s, "damp": 0.01} for s in (ZEROS[0], ZEROS[2])))
 
 

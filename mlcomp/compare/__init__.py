@@ -16,11 +16,13 @@ from mlcomp.compare.scaling_law import (
     fit_power_law,
     quantize_matrices,
 )
+from mlcomp.compare.train_large import Contender, train_large
 
 __all__ = [
     "BestCodes",
     "BestSubset",
     "Comparison",
+    "Contender",
     "PowerLaw",
     "QuantizationBound",
     "QuantizationSNR",
@@ -43,4 +45,5 @@ __all__ = [
     "quantization_bound",
     "quantization_snr",
     "quantize_matrices",
+    "train_large",
 ]

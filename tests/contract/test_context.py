@@ -599,6 +599,9 @@ OTHERS = {
     "lottery_tickets": lambda: partial(
         prune.lottery_tickets, conv_net(), images(), labels(), rounds=1, epochs=2, lr=1e-2, progress=False
     ),
+    "train_large": lambda: partial(
+        compare.train_large, {"a": conv_net()}, images(), labels(), budget=416 * 8, kept=[40], lr=1e-2
+    ),
     "rigl": lambda: partial(
         prune.rigl, sparse_net(), images(), labels(), epochs=2, every=1, lr=1e-2, batch_size=16, progress=False
     ),
