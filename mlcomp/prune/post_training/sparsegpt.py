@@ -153,7 +153,7 @@ class ZerosOfSweep:
             self.removed = torch.zeros(inp, out, dtype=torch.bool, device=weight.device)
             self.choices = range(0, inp, mask_block if pattern is None else pattern[1])
         else:
-            self.removed, self.choices = ~mask.T[self.columns], range(0)
+            self.removed, self.choices = (~mask.T[self.columns]).contiguous(), range(0)
         self.removed[self.dead] = True
 
     def end(self, i: int) -> int:
