@@ -31,7 +31,7 @@ from benchmarks.record import run_parts
 from mlcomp.data import group_products
 from mlcomp.data.committed_table import TABLES
 from mlcomp.data.group_products import EQUALS, STOP, VOCABULARY, answers, rationales, right_steps, stated_answers
-from mlcomp.generate import majority_vote, sample_outputs
+from mlcomp.generate import majority_vote, sample_outputs, sample_rationales
 from mlcomp.models import token_decoder
 from mlcomp.train import train
 
@@ -89,9 +89,14 @@ def teacher(seed: int) -> nn.Module:
     return taught(own, rationales(own, seed=seed), steps=1200, seed=seed)
 
 
-def written(net: nn.Module, asked: Tensor, *, temperature: float, seed: int = 0) -> Tensor:
-    """Return what a network writes about the questions."""
-    return sample_outputs(net, prompts(asked), length=LONGEST, end=STOP, temperature=temperature, seed=seed)
+def likeliest(net: nn.Module, asked: Tensor) -> Tensor:
+    """Return the likeliest of what a network may write about the questions."""
+    return sample_outputs(net, prompts(asked), length=LONGEST, end=STOP, temperature=0)
+
+
+def drawn(net: nn.Module, asked: Tensor, samples: int, *, seed: int = 0) -> Tensor:
+    """Return what a network writes about the questions at temperature 1, (samples, questions, tokens)."""
+    return sample_rationales(net, prompts(asked), samples=samples, length=LONGEST, end=STOP, seed=seed)
 
 
 def right(stated: Tensor, asked: Tensor) -> float:
@@ -101,42 +106,41 @@ def right(stated: Tensor, asked: Tensor) -> float:
 
 def measured(net: nn.Module, asked: Tensor, samples: int = SAMPLES) -> tuple[Row, Tensor]:
     """Return the accuracies, and the answers of the samples, (samples, questions)."""
-    likeliest = written(net, asked, temperature=0)
-    drawn = torch.stack([stated_answers(written(net, asked, temperature=1, seed=i)) for i in range(samples)])
+    best = likeliest(net, asked)
+    stated = torch.stack([stated_answers(texts) for texts in drawn(net, asked, samples)])
     found = {
-        "greedy": right(stated_answers(likeliest), asked),
-        "one": round(float((drawn == answers(asked)).double().mean()), 4),
-        "votes": right(majority_vote(drawn[:SAMPLES]), asked),
-        "right_steps": round(float(right_steps(asked, likeliest).double().mean()), 4),
+        "greedy": right(stated_answers(best), asked),
+        "one": round(float((stated == answers(asked)).double().mean()), 4),
+        "votes": right(majority_vote(stated[:SAMPLES]), asked),
+        "right_steps": round(float(right_steps(asked, best).double().mean()), 4),
     }
-    return found, drawn
+    return found, stated
 
 
 def teacher_part(seed: int) -> Iterator[Row]:
     """Yield the accuracy of the teacher's vote for several numbers of samples; 30 samples of each question."""
     asked = questions(seed)["asked"]
-    found, drawn = measured(teacher(seed), asked, max(VOTES))
+    found, stated = measured(teacher(seed), asked, max(VOTES))
     yield {"method": "teacher", **found}
     for count in VOTES:
-        groups = [right(majority_vote(part, seed=i), asked) for i, part in enumerate(drawn.split(count))]
+        groups = [right(majority_vote(part, seed=i), asked) for i, part in enumerate(stated.split(count))]
         yield {"method": "votes", "rationales": count, "votes": round(sum(groups) / len(groups), 4)}
 
 
 def texts_of(method: str, count: int, own: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Return questions and the teacher's texts about them; the first N samples are those of a larger N, too."""
     if method == "greedy":
-        return own, written(teacher(seed), own, temperature=0)
+        return own, likeliest(teacher(seed), own)
     if method == "label-only":
-        stated = stated_answers(written(teacher(seed), own, temperature=0))
+        stated = stated_answers(likeliest(teacher(seed), own))
         return own[stated >= 0], F.pad(stated[stated >= 0, None], (0, 1), value=STOP)
     return own.repeat(count, 1), torch.cat([texts[: len(own)] for texts in samples_of(seed)[:count]])
 
 
 @cache
-def samples_of(seed: int) -> list[Tensor]:
-    """Return 30 rationales of the teacher for each of the students' questions."""
-    own = questions(seed)["learning"]
-    return [written(teacher(seed), own, temperature=1, seed=1000 + i) for i in range(max(COUNTS))]
+def samples_of(seed: int) -> Tensor:
+    """Return 30 rationales of the teacher for each of the students' questions, (30, questions, tokens)."""
+    return drawn(teacher(seed), questions(seed)["learning"], max(COUNTS), seed=1000)
 
 
 def students_part(size: int, seed: int) -> Iterator[Row]:

@@ -1,10 +1,15 @@
-"""Train and eval mode, lent and given back: whoever runs a model leaves every module in the mode in which it was."""
+"""What whoever runs a model minds: where it lies, and that every module keeps the mode in which it was."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+
+def home(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter; the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager

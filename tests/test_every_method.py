@@ -62,6 +62,16 @@ NO_METHOD = {
     "4.16": "teaches another network",
     "4.17": "teaches another network",
     "4.18": "makes data",
+    "5.01": "trained from a random start",
+    "5.02": "trained from a random start",
+    "5.03": "needs a language model's loss: on SmolLM2 in its own notebook",
+    "5.05": "a comparison",
+    "5.06": "teaches another network",
+    "5.07": "teaches another network",
+    "5.08": "asks a network several times",
+    "5.09": "teaches another network",
+    "5.10": "teaches another network",
+    "5.11": "judges what others have compressed",
 }
 
 

@@ -1,4 +1,4 @@
-"""Whoever runs a model gives every module its own mode back: metrics, embeddings and training alike."""
+"""Where a model lies; and whoever runs one gives every module its own mode back: metrics and training alike."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from mlcomp.compare import bits_per_byte
 from mlcomp.metrics import accuracy, perplexity
 from mlcomp.models import byte_lm, embed
-from mlcomp.modes import evaluating, keeping_modes
+from mlcomp.modes import evaluating, home, keeping_modes
 from mlcomp.train import train
 
 
@@ -27,6 +27,11 @@ class Failing(nn.Module):
 
     def forward(self, *_, **__):
         raise KeyError("inside the model")
+
+
+def test_the_home_of_a_model_is_that_of_its_first_parameter():
+    assert home(nn.Sequential(nn.ReLU(), nn.Linear(2, 2, device="meta"), nn.Linear(2, 2))).type == "meta"
+    assert home(nn.ReLU()) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("context", [keeping_modes, evaluating])

@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 # Lectures whose every row has code, test, notebook and index entry; the contract test holds them to it.
-FINISHED_LECTURES: list[int] = [1, 2, 3, 4]
+FINISHED_LECTURES: list[int] = [1, 2, 3, 4, 5]
 ROWS = {1: 22, 2: 10, 3: 15, 4: 18, 5: 11}
 SYLLABUS = {lecture: [f"{lecture}.{n:02d}" for n in range(1, count + 1)] for lecture, count in ROWS.items()}
 # The packages of the API page, with the heading of each.

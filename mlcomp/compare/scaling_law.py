@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mlcomp.checks import check_values, check_whole
 from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.fit import copy_model
-from mlcomp.modes import evaluating
+from mlcomp.modes import evaluating, home
 from mlcomp.quant.scalar.blockwise import blockwise
 
 
@@ -42,7 +42,7 @@ def bits_per_byte(
         check_whole(name, value, 1)
     if len(text) <= context:
         raise ValueError(f"the text must be longer than one window of {context} bytes, got {len(text)}")
-    windows = text.unfold(0, context + 1, context).to(next(model.parameters()).device)
+    windows = text.unfold(0, context + 1, context).to(home(model))
     total = 0.0
     with evaluating(model):
         for batch in windows.split(batch_size):

@@ -6,7 +6,9 @@ from mlcomp.distill.compressed_student import compressed_student
 from mlcomp.distill.distilbert import distilbert, distilbert_loss, keep_layers, spread_layers
 from mlcomp.distill.hint_projection import hint_projection
 from mlcomp.distill.hints import Hinted, hint_loss, train_hints
+from mlcomp.distill.kl_directions import GaussianFit, fit_gaussian, gaussian_divergence
 from mlcomp.distill.layer_by_layer import LayerByLayer, layer_by_layer
+from mlcomp.distill.minillm import TeacherMixed, minillm, minillm_loss
 from mlcomp.distill.sequence_level import sequence_student, teacher_outputs
 from mlcomp.distill.soft_targets import distillation_loss, soft_target_loss, soft_targets
 from mlcomp.distill.train_student import Taught, train_student
@@ -14,9 +16,11 @@ from mlcomp.distill.train_student import Taught, train_student
 __all__ = [
     "CoFi",
     "CoFiSteps",
+    "GaussianFit",
     "Hinted",
     "LayerByLayer",
     "Taught",
+    "TeacherMixed",
     "born_again",
     "cofi",
     "compressed_student",
@@ -24,10 +28,14 @@ __all__ = [
     "distilbert_loss",
     "distillation_loss",
     "ensemble_log_probabilities",
+    "fit_gaussian",
+    "gaussian_divergence",
     "hint_loss",
     "hint_projection",
     "keep_layers",
     "layer_by_layer",
+    "minillm",
+    "minillm_loss",
     "sequence_student",
     "soft_target_loss",
     "soft_targets",

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from mlcomp.checks import check_choice, check_interval, check_values, check_whole
 from mlcomp.context import isolated, isolated_run
 from mlcomp.distill.soft_targets import distillation_loss
-from mlcomp.distill.teaching import Seen, home, teach
+from mlcomp.distill.teaching import Seen, teach
 from mlcomp.distill.train_student import Taught
+from mlcomp.modes import home
 from mlcomp.train.loop import train
 
 TEACHING = ("soft", "permuted", "confidence")

@@ -21,10 +21,10 @@ from mlcomp.checks import check_interval, check_positive, check_whole
 from mlcomp.context import isolated_run
 from mlcomp.distill.hints import hints_loss
 from mlcomp.distill.soft_targets import soft_target_loss
-from mlcomp.distill.teaching import Seen, home, teach
+from mlcomp.distill.teaching import Seen, teach
 from mlcomp.distill.train_student import train_student
 from mlcomp.layerwise.fit import copy_model
-from mlcomp.modes import evaluating
+from mlcomp.modes import evaluating, home
 from mlcomp.prune.structured.hard_concrete import deterministic_gates, hard_concrete, probability_above
 from mlcomp.prune.structured.residual_stream import (
     Gates,

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from mlcomp.checks import check_codes, check_interval, check_like, check_tensor, check_values, check_whole
 from mlcomp.context import isolated, isolated_run
 from mlcomp.distill.soft_targets import soft_target_loss
-from mlcomp.distill.teaching import Pupil, home
+from mlcomp.distill.teaching import Pupil
 from mlcomp.distill.train_student import Taught
 from mlcomp.layerwise.fit import copy_model
-from mlcomp.modes import evaluating, keeping_modes
+from mlcomp.modes import evaluating, home, keeping_modes
 from mlcomp.train.loop import train
 
 IGNORED = -100  # the label of a position that the supervised loss leaves out, as PyTorch has it

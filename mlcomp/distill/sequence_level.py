@@ -20,11 +20,12 @@ from torch.nn import functional as F
 from mlcomp.checks import check_interval, check_whole
 from mlcomp.context import isolated_run
 from mlcomp.distill.soft_targets import distillation_loss
-from mlcomp.distill.teaching import Seen, home, teach
+from mlcomp.distill.teaching import Seen, teach
 from mlcomp.distill.train_student import Taught
 from mlcomp.generate.beam_search import search_outputs
 from mlcomp.generate.outputs import check_tokens, output_mask
 from mlcomp.layerwise.fit import copy_model
+from mlcomp.modes import home
 from mlcomp.train.loop import History, train
 
 

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mlcomp.distill.hint_projection import hint_projection
 from mlcomp.layerwise.running import hooked
-from mlcomp.modes import evaluating, keeping_modes
+from mlcomp.modes import evaluating, home, keeping_modes
 from mlcomp.train.loop import History, train
 
 
@@ -118,11 +118,6 @@ def teach(
 
         history = train(pupil, inputs, torch.arange(len(inputs), device="cpu"), loss=of_batch, **options)
     return history, made
-
-
-def home(model: nn.Module) -> torch.device:
-    """Return the device of the model's first parameter."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def everything(

@@ -15,9 +15,9 @@ from mlcomp.checks import check_codes, check_interval
 from mlcomp.context import isolated_run
 from mlcomp.distill.hints import hints_loss
 from mlcomp.distill.soft_targets import distillation_loss, soft_target_loss
-from mlcomp.distill.teaching import Seen, home, look, teach
+from mlcomp.distill.teaching import Seen, look, teach
 from mlcomp.layerwise.fit import copy_model
-from mlcomp.modes import evaluating
+from mlcomp.modes import evaluating, home
 from mlcomp.train.loop import History
 
 

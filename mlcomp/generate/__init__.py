@@ -7,7 +7,7 @@ from mlcomp.generate.outputs import output_log_probability, sample_outputs
 from mlcomp.generate.pipeline import Pipeline
 from mlcomp.generate.recorded_answers import RecordedAnswers
 from mlcomp.generate.rouge_l import rouge_l
-from mlcomp.generate.self_consistency import majority_vote, voting_accuracy
+from mlcomp.generate.self_consistency import majority_vote, sample_rationales, voting_accuracy
 from mlcomp.generate.self_instruct import Instructions, list_prompt, parse_numbered, self_instruct
 from mlcomp.generate.sift import Sifted, sift
 from mlcomp.generate.synthetic_classifier import Student, synthetic_classifier
@@ -33,6 +33,7 @@ __all__ = [
     "parse_numbered",
     "rouge_l",
     "sample_outputs",
+    "sample_rationales",
     "search_outputs",
     "self_instruct",
     "sift",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mlcomp.checks import check_interval, check_whole
 from mlcomp.context import isolated_run
 from mlcomp.generate.outputs import check_tokens, log_probabilities
-from mlcomp.modes import evaluating
+from mlcomp.modes import evaluating, home
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def search_outputs(
     check_whole("length", length, 1)
     check_whole("end", end, 0)
     check_interval("length_power", length_power, "[0, 1]")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = home(model)
     prompts = prompts.to(device)
     n, first = prompts.shape
     rows = prompts[:, None].expand(n, beam, first)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mlcomp.checks import check_codes, check_finite, check_interval, check_tensor, check_whole
 from mlcomp.context import isolated_run
-from mlcomp.modes import evaluating
+from mlcomp.modes import evaluating, home
 
 
 @isolated_run
@@ -38,7 +38,7 @@ def output_log_probability(
     if len(outputs) != len(prompts):
         raise ValueError(f"there must be one output for each prompt, got {len(prompts)} and {len(outputs)}")
     with evaluating(model):
-        rows = torch.cat((prompts, outputs), 1).to(_home(model))
+        rows = torch.cat((prompts, outputs), 1).to(home(model))
         chosen = log_probabilities(model, rows[:, :-1])[:, prompts.shape[1] - 1 :]
         picked = chosen.gather(2, rows[:, prompts.shape[1] :, None])[..., 0]
         return picked.where(output_mask(outputs, end=end).to(picked.device), 0.0).sum(1)
@@ -73,7 +73,7 @@ def sample_outputs(
     check_whole("end", end, 0)
     check_interval("temperature", temperature, "[0, inf)")
     generator = torch.Generator().manual_seed(seed)
-    rows = prompts.to(_home(model))
+    rows = prompts.to(home(model))
     done = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     past = None
     with evaluating(model):
@@ -92,11 +92,16 @@ def sample_outputs(
 
 def _next(model: nn.Module, rows: Tensor, step: int, past: Any) -> tuple[Tensor, Any]:
     """Return log p of the token after each row, and what the model keeps of the rows, if it can."""
-    if not hasattr(model, "extend"):
+    if not extends(model):
         return log_probabilities(model, rows)[:, -1], None
     extend: Any = model.extend
     logits, past = extend(rows[:, -1:] if step else rows, past)
     return _normalized(logits[:, -1]), past
+
+
+def extends(model: nn.Module) -> bool:
+    """Return whether the model has ``extend(tokens, past)``; that of containers appends modules to them."""
+    return hasattr(model, "extend") and not isinstance(model, nn.Sequential | nn.ModuleList | nn.ParameterList)
 
 
 def _drawn(p: Tensor, u: Tensor) -> Tensor:
@@ -128,7 +133,3 @@ def check_tokens(name: str, tokens: Tensor) -> None:
     check_codes(name, tokens, 2**31)
     if tokens.ndim != 2 or not tokens.numel():
         raise ValueError(f"{name} must be (n, length) with at least one token, got {tuple(tokens.shape)}")
-
-
-def _home(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

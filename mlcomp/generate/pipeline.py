@@ -12,6 +12,8 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from mlcomp.checks import check_whole
 from mlcomp.generate.language_model import LanguageModel, Reply, Sampling, check_prompts, item_seed
 from mlcomp.resume import ResumeFolder, hash_values
+from mlcomp.workers import Map, Sent, check_map, mapped
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ class Pipeline:
         seed: int,
         sampling: Sampling,
         batch: int = 8,
+        map: Map = map,
     ) -> list[Reply]:
         """Return the model's reply to each prompt; a run that was killed goes on after its last whole batch.
 
@@ -75,10 +79,14 @@ class Pipeline:
             model: asked for ``batch`` prompts at a time.
             prompts: none of them empty.
             seed: prompt i is answered with the seed ``item_seed(seed, i)``.
+            map: by which the batches are answered: a callable like the built-in (:mod:`mlcomp.workers`). A pool of
+                threads for a server's model; a pool of processes is sent the model with each batch.
         Raises:
-            ValueError: what :meth:`step` and the model refuse.
+            ValueError: what :meth:`step` and the model refuse; a ``map`` that does not work.
+        Guarantee: the folder is the same for every ``map``, and what one has begun another may finish.
         """
         check_whole("batch", batch, 1)
+        check_map(map, type(model))
         seeds = [item_seed(seed, number) for number in range(len(prompts))]
         check_prompts(prompts, seeds)
         store = self._folder(
@@ -86,15 +94,15 @@ class Pipeline:
             _each({"model": model, "prompts": list(prompts), "seed": seed, "batch": batch})
             | {"sampling": hash_values(sampling)},
         )
+        slices = {f"from_{start:06d}": slice(start, start + batch) for start in range(0, len(prompts), batch)}
+        todo = {piece: (prompts[cut], seeds[cut]) for piece, cut in slices.items() if piece not in store}
         replies = []
-        for start in range(0, len(prompts), batch):
-            piece = f"from_{start:06d}"
-            if piece not in store:
-                chosen = slice(start, start + batch)
-                made = model.generate(prompts[chosen], seeds=seeds[chosen], sampling=sampling)
-                store.save(piece, {}, {"replies": [[reply.text, reply.ended] for reply in made]})
-                self.made[name] += 1
-            replies += [Reply(*reply) for reply in store.load(piece)[1]["replies"]]
+        with closing(mapped(partial(_answered, Sent(model), sampling), todo, map)) as made:
+            for piece in slices:
+                if piece in todo:
+                    store.save(piece, {}, {"replies": [[reply.text, reply.ended] for reply in next(made)]})
+                    self.made[name] += 1
+                replies += [Reply(*reply) for reply in store.load(piece)[1]["replies"]]
         return self._counted(name, replies)
 
     def funnel(self) -> str:
@@ -117,6 +125,11 @@ class Pipeline:
         if isinstance(result, list):
             self.counts[name] = len(result)
         return result
+
+
+def _answered(model: Sent, sampling: Sampling, asked: tuple[Sequence[str], Sequence[int]]) -> list[Reply]:
+    prompts, seeds = asked
+    return model.value.generate(prompts, seeds=seeds, sampling=sampling)
 
 
 def _hash(value: Any) -> str:

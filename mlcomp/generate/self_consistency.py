@@ -7,13 +7,63 @@ Source: Wang et al. 2023, arXiv:2203.11171, section 2.   Syllabus: 5.08
 """
 
 import math
+from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
-from mlcomp.checks import check_codes, check_finite, check_tensor, check_whole
-from mlcomp.context import isolated
+from mlcomp.checks import check_codes, check_finite, check_interval, check_tensor, check_whole
+from mlcomp.context import isolated, isolated_run
+from mlcomp.generate.outputs import check_tokens, sample_outputs
+from mlcomp.modes import evaluating, home
+from mlcomp.workers import Map, Sent, check_map, mapped
+
+
+@isolated_run
+def sample_rationales(
+    model: nn.Module,
+    prompts: Int64[Tensor, "n prompt"],
+    *,
+    samples: int,
+    length: int,
+    end: int,
+    temperature: float | int = 1.0,
+    seed: int = 0,
+    map: Map = map,
+) -> Int64[Tensor, "samples n length"]:
+    """Draw several outputs for each prompt; every module's mode is kept.
+
+    Args:
+        model, prompts, length, end, temperature: as in :func:`mlcomp.generate.sample_outputs`.
+        samples: outputs of each prompt, at least 1.
+        seed: sample i of all prompts is what :func:`mlcomp.generate.sample_outputs` draws with ``seed + i``.
+        map: by which the samples are drawn: a callable like the built-in, such as the ``map`` of a pool of processes
+            (:mod:`mlcomp.workers`). Each sample takes the model with it.
+    Returns:
+        outputs, filled with ``end`` behind their end.
+    Raises:
+        ValueError: what sample_outputs refuses, no samples, a ``map`` that does not work.
+    Guarantee: the same for every ``map`` whose workers have as many threads of torch as this process.
+    Cost: that of ``samples`` calls of sample_outputs.
+    """
+    check_tokens("prompts", prompts)
+    check_whole("samples", samples, 1)
+    check_whole("length", length, 1)
+    check_whole("end", end, 0)
+    check_interval("temperature", temperature, "[0, inf)")
+    check_whole("seed", seed, 0)
+    check_map(map, type(model))
+    sent = Sent((model, prompts, {"length": length, "end": end, "temperature": temperature}))
+    seeds = {f"sample {i}": seed + i for i in range(samples)}
+    with evaluating(model):  # so that threads, which all have this one model, leave its modes alone
+        return torch.tensor(np.stack(list(mapped(partial(_sample, sent), seeds, map))), device=home(model))
+
+
+def _sample(sent: Sent, seed: int) -> np.ndarray:
+    model, prompts, options = sent.value
+    return sample_outputs(model, prompts, seed=seed, **options).cpu().numpy()
 
 
 @isolated

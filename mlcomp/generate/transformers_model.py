@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mlcomp.context import isolated_run
 from mlcomp.generate.language_model import Reply, Sampling, check_prompts
 from mlcomp.models.smollm2 import smollm2
-from mlcomp.modes import evaluating
+from mlcomp.modes import evaluating, home
 from mlcomp.resume import hash_model, hash_values
 
 HEAD = 1024  # so many of the likeliest tokens mostly reach top_p, and are found sooner than all are sorted
@@ -95,7 +95,7 @@ class TransformersModel:
         width = max(map(len, rows))
         tokens = torch.tensor([[0] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        device = next(self.model.parameters()).device
+        device = home(self.model)
         return tokens.to(device), mask.to(device)
 
     def _ends(self) -> set[int]:

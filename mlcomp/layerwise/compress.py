@@ -6,31 +6,30 @@ part: Hubara et al. 2021, arXiv:2006.10518 (sequential AdaQuant).   Syllabus: 2.
 """
 
 import os
-import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mlcomp.checks import check_choice, check_finite
+from mlcomp.checks import check_choice
 from mlcomp.context import isolated_run
-from mlcomp.formats.storage import stored_nbytes
-from mlcomp.formats.stored import Stored, store
+from mlcomp.formats.stored import Stored
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.fit import copy_model
 from mlcomp.layerwise.hessian_sum import HessianSum
 from mlcomp.layerwise.inputs import collect_hessians
-from mlcomp.layerwise.kept import kept_matrix, pack_parts, unpack_parts
-from mlcomp.layerwise.matrix import Layer, weight_matrix
-from mlcomp.layerwise.plan import Chosen, Method, call_method, check_layers, make_plan, needed_inputs
-from mlcomp.layerwise.report import CompressionReport, LayerRow, left_out, output_error, skipped_row
-from mlcomp.layerwise.running import check_batches, no_sample
+from mlcomp.layerwise.matrix import Layer
+from mlcomp.layerwise.plan import Chosen, Method, check_layers, make_plan, needed_inputs
+from mlcomp.layerwise.report import CompressionReport, LayerRow, left_out, skipped_row
+from mlcomp.layerwise.running import check_batches
 from mlcomp.layerwise.staging import all_from_the_dense, one_after_the_other, without_inputs
+from mlcomp.layerwise.task import Outcome, Piece
 from mlcomp.layerwise.valid import Valid, check_valid
 from mlcomp.modes import evaluating
 from mlcomp.resume import ResumeFolder, hash_batches, hash_model, hash_values
+from mlcomp.workers import Map, check_map
 
 __all__ = ["CompressionReport", "LayerRow", "collect_hessians", "compress"]
 
@@ -55,6 +54,7 @@ def compress(
     dtype: torch.dtype = torch.float32,
     errors: bool = False,
     inplace: bool = False,
+    map: Map = map,
 ) -> tuple[nn.Module, CompressionReport]:
     r"""Return a copy of ``model`` with compressed layers, and a report with one row for each layer.
 
@@ -71,7 +71,8 @@ def compress(
             read several times (a list or DataLoader, in the same order each time); an iterator that can be read only
             once needs sequential=False, and all layers' H at once. None if no method looks at the inputs.
         method: method(weight, hessian) → a tensor like weight, or a result with ``.dequantize()`` and ``.nbytes``
-            (:class:`mlcomp.quant.Quantized`). Options are bound by functools.partial. A method of the weight alone
+            (:class:`mlcomp.quant.Quantized`). Options are bound by functools.partial; a torch.Generator among them
+            begins anew for each layer. A method of the weight alone
             (:func:`mlcomp.quant.rtn`, :func:`mlcomp.prune.magnitude`) is called with it alone, one whose second
             argument is ``input_norm`` (:func:`mlcomp.prune.wanda`) with the norms of the inputs. No H is made for
             these, and where all methods are of the weight alone, the model is not run. A mapping from layer names to
@@ -95,6 +96,11 @@ def compress(
         errors: measure ``error`` of layers whose method needs no H, too; for this one is made. The held-out error is
             measured wherever there are held-out batches.
         inplace: compress ``model`` itself, for want of memory; an error then leaves it half compressed.
+        map: by which the methods are called for layers that do not wait for each other: a callable like the built-in,
+            such as the ``map`` of a pool of processes (:mod:`mlcomp.workers`). With sequential=True these are the
+            layers of one stage, such as query, key and value; all later ones wait for the compressed weights of
+            these, so that more workers are of no use. With sequential=False they are the layers of a block, or
+            ``layers_per_pass`` layers; where no method looks at the inputs, all layers.
     Returns:
         The copy, each module in the mode it had, weights in their dtype; and the report, which also has a line for
         each parameter of two or more dimensions that was left, with the reason, and the packed results
@@ -105,7 +111,9 @@ def compress(
             with the reason); NaN or inf in a weight or in a layer's input; options that do not fit a layer (all such
             layers are named); a layer that is never called; batches that the model does not take, or that can be read
             only once; a resume folder of other settings. Later: a result of wrong shape or with NaN.
-    Guarantee: ``model`` is bit for bit as before; a run killed at any time and resumed gives the same result.
+    Guarantee: ``model`` is bit for bit as before; a run killed at any time and resumed gives the same result. So does
+        every ``map``, with the same report (but for the seconds) and resume folder, and the same error for the same
+        layer, if its workers compute as this process does: with as many threads of torch, on the same kind of device.
     Cost: one pass over all batches to find the order and check them. Where blocks follow one another, as the layers
         of a transformer do (``layerwise/chains.py`` finds them in a run), each is run for its stages (a stage is a
         layer, or several that read the same tensor) and once more for the inputs of the next: some five passes in
@@ -126,6 +134,7 @@ def compress(
         plan = make_plan(split, method, layers, tied)
         check_valid(valid, plan.methods)
         check_layers(plan, on_error)
+        check_map(map, *plan.methods.values())
         needs = {name: "hessian" if errors else needed_inputs(chosen) for name, chosen in plan.methods.items()}
         reads = held_out is not None or set(needs.values()) != {"nothing"}
         if reads and batches is None:
@@ -140,7 +149,7 @@ def compress(
             }
             print_of |= {"batches": hash_batches(batches), "held_out": hash_batches(held_out)}
             store = ResumeFolder(resume, print_of)
-        run = CompressionRun(split, plan.layers, (batches, held_out), needs, valid, on_error, dtype, store)
+        run = CompressionRun(split, plan.layers, (batches, held_out), needs, valid, on_error, dtype, store, map)
         with (
             evaluating(split),
             tqdm(total=len(plan.methods), disable=not progress, desc="layers", unit="layer") as bar,
@@ -170,11 +179,12 @@ class CompressionRun:
     on_error: str
     dtype: torch.dtype
     store: ResumeFolder | None
+    map: Map
     results: dict[str, tuple[Stored, ...]] = field(default_factory=dict)
 
     def empty_sums(self, names: Iterable[str]) -> list[dict[str, HessianSum]]:
         """Return the sums, of calibration and of held-out batches, that layers which are not finished still need."""
-        todo = [name for name in names if self.store is None or name not in self.store]
+        todo = [name for name in names if self.unfinished(name)]
         sums: list[dict[str, HessianSum]] = [{}, {}]
         for name in todo:
             layer, need = self.layers[name], self.needs[name]
@@ -184,83 +194,27 @@ class CompressionRun:
                 sums[1][name] = HessianSum(name, layer, self.dtype)
         return sums
 
-    def compress_layer(self, name: str, method: Method, sums: list[dict[str, HessianSum]]) -> tuple[Tensor, LayerRow]:
-        """Return the new weight matrices (groups, out, inp) and the row, from the store if they are there."""
-        module = self.layers[name]
-        if self.store is not None and name in self.store:
-            return self._finished(name)
-        weight, (calibration, held_out) = weight_matrix(module), (part.get(name) for part in sums)
-        start = time.perf_counter()
-        try:
-            if calibration is not None and not calibration.samples:
-                raise ValueError(no_sample([name]))
-            matrix, nbytes, parts = _apply(method, weight, None if calibration is None else calibration.hessian)
-            status = "compressed"
-        except (ValueError, TypeError) as problem:
-            if self.on_error == "raise" or isinstance(problem, TypeError):
-                raise type(problem)(f"layer {name!r}: {problem}") from problem
-            matrix, nbytes, parts, status = weight, None, (), f"skipped: {problem}"
-        seconds = time.perf_counter() - start
-        matrix = matrix.to(module.weight.dtype).to(weight.dtype)  # what the model can hold is what is measured
-        row = LayerRow(
-            name=name,
-            shape=tuple(module.weight.shape),
-            status=status,
-            error=_error(weight, matrix, calibration),
-            held_out_error=_error(weight, matrix, held_out) if held_out is not None and held_out.samples else None,
-            samples=0 if calibration is None else calibration.samples,
-            nbytes_before=weight.numel() * module.weight.element_size(),
-            nbytes_after=nbytes if nbytes is not None else stored_nbytes(matrix.to(module.weight.dtype)),
-            sparsity=(matrix.numel() - int(matrix.count_nonzero())) / matrix.numel(),
-            seconds=seconds,
-        )
+    def unfinished(self, name: str) -> bool:
+        """Return whether the layer is not in the store."""
+        return self.store is None or name not in self.store
+
+    def keep(self, name: str, made: Outcome | Piece) -> tuple[Tensor, LayerRow]:
+        """Store what a layer's task gave, and return its new weight matrices (groups, out, inp) and row."""
+        if self.store is not None:
+            piece = made.piece()
+            self.store.save(name, piece.tensors, piece.facts)
+        return self._read(name, made)
+
+    def finished(self, name: str) -> tuple[Tensor, LayerRow]:
+        """Return what :meth:`keep` did for a layer that is in the store."""
+        assert self.store is not None
+        return self._read(name, Piece(*self.store.load(name)))
+
+    def _read(self, name: str, made: Outcome | Piece) -> tuple[Tensor, LayerRow]:
+        matrix, row, parts = made.read(self.layers[name])
         if parts:
             self.results[name] = parts
-        if self.store is not None:
-            tensors, facts = pack_parts(parts or (store(matrix.flatten(0, 1).to(module.weight.dtype)),))
-            self.store.save(name, tensors, {"row": asdict(row), "kept": bool(parts), "parts": facts})
         return matrix, row
-
-    def _finished(self, name: str) -> tuple[Tensor, LayerRow]:
-        """Return what :meth:`compress_layer` did for a layer that is in the store."""
-        module = self.layers[name]
-        assert self.store is not None
-        tensors, facts = self.store.load(name)
-        device = module.weight.device
-        parts = unpack_parts({key: tensor.to(device) for key, tensor in tensors.items()}, facts["parts"])
-        if facts["kept"]:
-            self.results[name] = parts
-        row = LayerRow(**{**facts["row"], "shape": tuple(facts["row"]["shape"])})
-        return kept_matrix(module, parts), row
-
-
-def _error(weight: Tensor, matrix: Tensor, total: HessianSum | None) -> float | None:
-    return None if total is None or total.diagonal else output_error(weight, matrix, total.hessian)
-
-
-def _apply(method: Method, weight: Tensor, hessian: Tensor | None) -> tuple[Tensor, int | None, tuple[Stored, ...]]:
-    """Run the method on each group; return the matrices, and bytes and packed form of quantized results.
-
-    A result that has no stored form, and a plain weight, is not kept.
-    """
-    matrices: list[Tensor] = []
-    parts: list[Stored] = []
-    nbytes = None
-    for w, h in zip(weight, [None] * len(weight) if hessian is None else hessian, strict=True):
-        copied = None if h is None else h.clone()
-        result = call_method(method, w.clone(), copied)  # a method that writes into its arguments does no harm
-        if not isinstance(result, Tensor):
-            if not (hasattr(result, "dequantize") and hasattr(result, "nbytes")):
-                raise TypeError(f"the method must return a tensor or a Quantized, got {type(result).__name__}")
-            nbytes = (nbytes or 0) + result.nbytes
-            parts += [store(result)] if hasattr(result, "stored") else []
-            result = result.dequantize()
-        if result.shape != w.shape:
-            raise ValueError(f"the method returned shape {tuple(result.shape)} for a weight {tuple(w.shape)}")
-        check_finite("the method's result", result)
-        matrices.append(result.to(w.dtype))
-    whole = torch.stack(matrices) if len(matrices) > 1 else matrices[0][None]
-    return whole, nbytes, tuple(parts) if len(parts) == len(matrices) else ()
 
 
 def _why_again(sequential: bool, resume: object, layers_per_pass: int | None) -> str | None:

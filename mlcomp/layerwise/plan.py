@@ -3,9 +3,11 @@
 Syllabus: 2.01
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,6 +74,17 @@ def call_method(method: Method, weight: Tensor, hessian: Tensor | None) -> Any:
     return method(weight, hessian)
 
 
+def with_own_draws(method: Method) -> Method:
+    """Return the method with copies of the generators bound to it: no layer's numbers depend on which came before."""
+    if not isinstance(method, partial):
+        return method
+    args, named = (
+        [copy.deepcopy(value) if isinstance(value, torch.Generator) else value for value in values]
+        for values in (method.args, method.keywords.values())
+    )
+    return partial(with_own_draws(method.func), *args, **dict(zip(method.keywords, named, strict=True)))
+
+
 def _second_argument(method: Method) -> str | None:
     """Return the name of the second argument by position that a method has, "hessian" where that cannot be told."""
     try:
@@ -125,7 +138,7 @@ def check_layers(plan: Plan, on_error: str) -> None:
         if key not in asked:
             more: dict[str, list] = {"nothing": [], "norms": [(inp,)], "hessian": [(inp, inp)]}
             shapes = [(out, inp), *more[needed_inputs(method)]]
-            asked[key] = refusal(method, shapes, weight.dtype)
+            asked[key] = refusal(with_own_draws(method), shapes, weight.dtype)
         problem = asked[key]
         if problem is not None:
             problems[name] = problem

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from mlcomp.modes import home
 
 
 class StopForward(BaseException):
@@ -32,7 +33,7 @@ def call_model(model: nn.Module, batch: Any) -> Any:
 
     Tensors are moved to the device of the model's first parameter.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = home(model)
 
     def move(value: Any) -> Any:
         return value.to(device) if isinstance(value, Tensor) else value

@@ -4,19 +4,23 @@ Syllabus: 2.01
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 from tqdm import tqdm
 
-from mlcomp.layerwise.hessian import SharedHessian, sharing
+from mlcomp.layerwise.hessian import SharedHessian
 from mlcomp.layerwise.hessian_sum import HessianSum
 from mlcomp.layerwise.inputs import add_hessians, trace_layers, whole_runs
 from mlcomp.layerwise.matrix import set_weight_matrix
 from mlcomp.layerwise.plan import Plan
 from mlcomp.layerwise.report import LayerRow
 from mlcomp.layerwise.running import check_called
+from mlcomp.layerwise.task import LayerTask, compress_layer
 from mlcomp.layerwise.walk import Walk, walks
+from mlcomp.workers import mapped
 
 if TYPE_CHECKING:
     from mlcomp.layerwise.compress import CompressionRun
@@ -135,16 +139,28 @@ def _used(plan: Plan, names: Iterable[str], sums: Sums) -> list[str]:
 def _compress(
     run: "CompressionRun", plan: Plan, names: list[str], sums: Sums, rows: Rows, bar: tqdm, later: Weights | None
 ) -> None:
-    """Compress some layers; their weights go into the model, or into ``later``."""
+    """Compress layers that do not wait for each other; their weights go into the model, or into ``later``."""
     shared: list[SharedHessian] = []
-    for name in names:
-        with sharing(_shared(shared, name, sums[0])):
-            weight, rows[name] = run.compress_layer(name, plan.methods[name], sums)
-        if later is None:
-            set_weight_matrix(run.layers[name], weight)
-        else:
-            later[name] = weight
-        bar.update()
+    tasks = {
+        name: LayerTask.of(
+            name,
+            run.layers[name],
+            plan.methods[name],
+            [part.get(name) for part in sums],
+            skip=run.on_error == "skip",
+            shared=partial(_shared, shared, name, sums[0]),
+        )
+        for name in names
+        if run.unfinished(name)
+    }
+    with closing(mapped(compress_layer, tasks, run.map)) as made:
+        for name in names:
+            weight, rows[name] = run.keep(name, next(made)) if name in tasks else run.finished(name)
+            if later is None:
+                set_weight_matrix(run.layers[name], weight)
+            else:
+                later[name] = weight
+            bar.update()
 
 
 def _shared(known: list[SharedHessian], name: str, sums: dict[str, HessianSum]) -> SharedHessian | None:

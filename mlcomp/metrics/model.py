@@ -24,7 +24,7 @@ from mlcomp.checks import (
 )
 from mlcomp.context import isolated, isolated_run
 from mlcomp.layerwise.hessian import output_loss
-from mlcomp.modes import evaluating
+from mlcomp.modes import evaluating, home
 
 
 @isolated
@@ -100,7 +100,7 @@ def perplexity(model: torch.nn.Module, batches: Iterable[Int64[Tensor, "_ _"]]) 
         ValueError: no sequence of at least two tokens, or logits that hold NaN or infinity.
     Cost: SmolLM2-135M on two cores: see the model card.
     """
-    device = next(model.parameters()).device
+    device = home(model)
     total, tokens = 0.0, 0
     with evaluating(model):
         for batch in batches:

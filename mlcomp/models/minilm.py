@@ -16,7 +16,7 @@ from mlcomp.assets.cache import fetch
 from mlcomp.context import isolated, isolated_run
 from mlcomp.extras import need
 from mlcomp.models.quiet import quiet_transformers
-from mlcomp.modes import evaluating
+from mlcomp.modes import evaluating, home
 
 
 @isolated
@@ -54,7 +54,7 @@ def embed(
     """
     if isinstance(sentences, str) or len(sentences) == 0:
         raise ValueError(f"sentences must be a sequence of at least one string, got {sentences!r}")
-    device = next(model.parameters()).device
+    device = home(model)
     vectors = []
     with evaluating(model):
         for start in range(0, len(sentences), batch_size):

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from mlcomp.checks import check_finite, check_positive, check_whole
 from mlcomp.context import isolated_run
-from mlcomp.modes import keeping_modes
+from mlcomp.modes import home, keeping_modes
 from mlcomp.resume import hash_model, hash_values, replacing
 
 
@@ -163,7 +163,7 @@ def _epoch(
     """Train one epoch; all its randomness comes from (seed, epoch), so that a resumed run repeats it."""
     generator = torch.Generator().manual_seed(seeds[0] * 1_000_003 + seeds[1])
     order = torch.randperm(len(inputs), generator=generator, device="cpu")
-    device = next(state.model.parameters()).device
+    device = home(state.model)
     total, seen = 0.0, 0
     rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with rng, torch.enable_grad():  # whatever the caller has set

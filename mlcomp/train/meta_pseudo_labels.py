@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from mlcomp.checks import check_codes, check_interval, check_positive
 from mlcomp.context import isolated_run
-from mlcomp.modes import evaluating, keeping_modes
+from mlcomp.modes import evaluating, home, keeping_modes
 from mlcomp.train.loop import batch_starts, learning_rate_share, random_batches, train
 from mlcomp.train.pseudo_labels import check_labelled
 
@@ -173,7 +173,7 @@ def _check_networks(teacher: nn.Module, student: nn.Module, inputs: Tensor, labe
         raise ValueError("teacher and student must be two networks, these share parameters")
     shapes = []
     for model in (teacher, student):
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = home(model)
         with evaluating(model):
             shapes.append(tuple(model(inputs[:1].to(device)).shape))
     if shapes[0] != shapes[1] or len(shapes[0]) != 2:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mlcomp.checks import check_codes, check_finite, check_floating, check_interval, check_tensor, check_whole
 from mlcomp.context import isolated, isolated_run
-from mlcomp.modes import evaluating
+from mlcomp.modes import evaluating, home
 from mlcomp.train.loop import train
 
 NONE = -1
@@ -139,7 +139,7 @@ def network_fit(make: Callable[[int], nn.Module], *, seed: int = 0, epochs: int,
 
         @isolated_run
         def predict(batch: Tensor) -> Tensor:
-            device = next(net.parameters()).device
+            device = home(net)
             with evaluating(net):
                 return torch.cat([net(part.to(device)) for part in batch.split(256)]).softmax(1).to(batch.device)
 

@@ -31,6 +31,7 @@ from mlcomp import (
     quant,
     sources,
 )
+from mlcomp.context import isolated
 from mlcomp.cost import model_cost
 from mlcomp.train import (
     add_lora,
@@ -38,6 +39,7 @@ from mlcomp.train import (
     confident_labels,
     merge_lora,
     meta_pseudo_labels,
+    net_aug,
     network_fit,
     self_training,
     train,
@@ -121,6 +123,12 @@ def utility_of_modules(model, tokens, removed) -> float:
 def small() -> tuple:
     model = seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)))
     return model, drawn(8, 3), labels(8) % 2, cross_entropy
+
+
+@isolated
+def widened(widths) -> nn.Module:
+    layers = [nn.Conv2d(1, widths[0], 3, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4 * widths[0], 4))
 
 
 def sparse_net() -> nn.Module:
@@ -279,6 +287,15 @@ def loss_of(model):
     return float(model[1].weight.detach().double().square().sum())
 
 
+def of_reliability(*arguments):
+    found = metrics.reliability(*arguments)
+    return found, found.expected_error, found.largest_error
+
+
+def first_losses(logits, tokens):
+    return cross_entropy(logits[:, 0], tokens[:, 1], reduction="none")
+
+
 def mean_of(output, batch):
     return output.square().mean()
 
@@ -369,6 +386,7 @@ SHARE = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
 LEFT, RIGHT = torch.tensor([1, -1, -1]), torch.tensor([2, -1, -1])  # a root with two leaves
 TREE = LEFT, RIGHT, torch.tensor([0.5, 0.1, 0.0]), torch.tensor([4.0, 2.0, 2.0])
 SPLITS = LEFT, RIGHT, LEFT.clamp(max=0), torch.tensor([0.1, -2.0, -2.0]), LEFT > 0
+MIXTURE = torch.tensor([0.7, 0.3]), torch.tensor([-2.0, 3.0]), torch.tensor([0.6, 1.0])
 WORDS = ByteTable(named=False), labels(24).view(12, 2), labels(36).view(12, 3)  # a model, prompts and outputs
 W, H, SIZES = drawn(4, 16), layer()["hessian"], torch.tensor([4.0, 16.0, 64.0, 256.0])
 
@@ -619,6 +637,15 @@ OTHERS = {
     "group_importance": lambda: partial(
         prune.group_importance, conv_net(), batches(), [conv_group()], expansion="element", loss=mean_of
     ),
+    "filter_norms": lambda: partial(prune.filter_norms, conv_net(), [conv_group()]),
+    "reinitialize": lambda: partial(prune.reinitialize, conv_net(), seed=3),
+    "scratch_epochs": lambda: partial(
+        prune.scratch_epochs, conv_net(), prune.remove_channels(conv_net(), {conv_group(): [1]}), images(1), epochs=9
+    ),
+    "training_bill": lambda: partial(prune.training_bill, conv_net(), images(1), samples=5, epochs=2),
+    "from_scratch": lambda: partial(
+        prune.from_scratch, conv_net(), images(), labels(), {conv_group(): [1]}, epochs=2, lr=1e-2, progress=False
+    ),
     "least_channels": lambda: partial(prune.least_channels, {conv_group(): drawn(conv_group().channels)}, share=0.5),
     "llm_pruner": lambda: partial(prune.llm_pruner, conv_net(), batches(), share=0.5, loss=mean_of),
     "load_pruned": lambda: partial(state_of_pruned, saved_pruned()),
@@ -696,9 +723,18 @@ OTHERS = {
         distill.sequence_student, *WORDS, outputs=labels(36).view(12, 3).flip(1), end=0, alpha=0.5, **TWO_EPOCHS
     ),
     "teacher_outputs": lambda: partial(distill.teacher_outputs, *WORDS[:2], beam=2, length=3, end=0),
+    "minillm": lambda: partial(distill.minillm, *WORDS[:1] * 2, WORDS[1], length=3, end=0, **TWO_EPOCHS),
+    "minillm_loss": lambda: partial(
+        distill.minillm_loss, drawn(2, 3, 4), drawn(2, 3, 4).round(), labels(6).view(2, 3) % 4, end=0, mixing=0.2
+    ),
+    "fit_gaussian": lambda: partial(distill.fit_gaussian, *MIXTURE, direction="reverse"),
+    "gaussian_divergence": lambda: partial(
+        distill.gaussian_divergence, drawn(3), drawn(3).exp(), *MIXTURE, direction="reverse"
+    ),
     # generate
     "search_outputs": lambda: partial(generate.search_outputs, *WORDS[:2], beam=2, length=3, end=0),
     "sample_outputs": lambda: partial(generate.sample_outputs, *WORDS[:2], length=3, end=0),
+    "sample_rationales": lambda: partial(generate.sample_rationales, *WORDS[:2], samples=2, length=3, end=0),
     "majority_vote": lambda: partial(generate.majority_vote, torch.tensor([[1, 2], [1, 0], [3, 0]])),
     "voting_accuracy": lambda: partial(generate.voting_accuracy, torch.tensor([0.5, 0.3, 0.2]), 5),
     "output_log_probability": lambda: partial(generate.output_log_probability, *WORDS, end=0),
@@ -725,6 +761,30 @@ OTHERS = {
     "perplexity": lambda: partial(metrics.perplexity, ByteTable(named=True), [labels(20).view(2, 10)]),
     "kl_divergence": lambda: partial(metrics.kl_divergence, W, W.round()),
     "embedding_similarity": lambda: partial(metrics.embedding_similarity, W, W + 0.1),
+    "reliability": lambda: partial(of_reliability, W.flatten().sigmoid(), W.flatten() > 0),
+    "expected_calibration_error": lambda: partial(metrics.expected_calibration_error, W, labels(4)),
+    "fit_temperature": lambda: partial(
+        metrics.fit_temperature, torch.eye(4) + 0.1 * W[:, :4], torch.tensor([0, 1, 2, 0])
+    ),
+    "add_noise": lambda: partial(metrics.add_noise, W, std=0.1),
+    "fgsm": lambda: partial(metrics.fgsm, net(), images(), labels(), epsilon=0.1),
+    "random_tokens": lambda: partial(metrics.random_tokens, TOKENS, share=0.5, allowed=torch.arange(48) > 3),
+    "hotflip": lambda: partial(
+        metrics.hotflip,
+        models.byte_lm(32, pretrained=False),
+        TOKENS,
+        TOKENS,
+        embedding="embedding",
+        allowed=torch.arange(256) < 64,
+        losses=first_losses,
+        candidates=2,
+    ),
+    "subgroup_accuracy": lambda: partial(metrics.subgroup_accuracy, W.flatten() > 0, labels(64)),
+    "worst_by_chance": lambda: partial(metrics.worst_by_chance, W.flatten() > 0, labels(64), draws=5),
+    "changed_predictions": lambda: partial(metrics.changed_predictions, W, W.round(), labels(4)),
+    "ranked_groups": lambda: partial(metrics.ranked_groups, W.flatten()),
+    "ink": lambda: partial(metrics.ink, images().abs()),
+    "slant": lambda: partial(metrics.slant, images().abs()),
     "model_cost": lambda: partial(model_cost, conv_net(), images(2)),
     # deploy, train, models, data
     "save_lora_adapter": lambda: partial(bytes_of_adapter, corrected()),
@@ -749,6 +809,9 @@ OTHERS = {
         partial(co_training, [means_of_classes] * 2, [images(8)] * 2, labels(8), [images()] * 2, **FEW_LABELS),
     ),
     "meta_pseudo_labels": lambda: partial(both_trained, net(), net(), images(8), labels(8), images()),
+    "net_aug": lambda: partial(
+        net_aug, widened, images(), labels(), widths=(2,), epochs=2, lr=1e-2, batch_size=16, progress=False
+    ),
     "add_lora": lambda: partial(add_lora, net(), ["1"], rank=2, alpha=4.0),
     "merge_lora": lambda: partial(merge_lora, corrected()),
     "byte_lm": lambda: partial(models.byte_lm, 64, pretrained=False),

@@ -30,7 +30,7 @@ ROOT = str(Path(mlcomp.__file__).parent)
 LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squared_error", "output_loss")
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
 LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "hint_loss")
-LEARNED = (*LEARNED, "distilbert_loss")
+LEARNED = (*LEARNED, "distilbert_loss", "minillm_loss")
 LEARNED = (*LEARNED, "ensemble_log_probabilities")
 LEARNED = (
     *LEARNED,
@@ -133,6 +133,20 @@ def good() -> dict[str, object]:
         "logits": weight.round(decimals=1),
         "embeddings": weight.round(decimals=1),
         "images": drawn(2, 1, 4, 4),
+        "confidence": drawn(12).sigmoid(),
+        "reliability.correct": drawn(12) > 0,
+        "correct": drawn(OUT) > 0,
+        "groups": torch.arange(OUT) % 3,
+        "expected_calibration_error.logits": weight,
+        "fit_temperature.logits": 4 * torch.eye(OUT) + 0.1 * weight[:, :OUT],
+        "fit_temperature.labels": torch.tensor([0, 1, 2, 0]),
+        "values": drawn(12),
+        "ink.images": drawn(2, 1, 4, 4).abs(),
+        "slant.images": drawn(2, 1, 4, 4).abs(),
+        "tokens": torch.arange(12).view(3, 4),
+        "allowed": torch.arange(12) > 3,
+        "random_tokens.share": 0.5,
+        "add_noise.std": 0.1,
         "majority_vote.answers": torch.tensor([[1, 2], [1, 0], [3, 0]]),
         "majority_vote.seed": 0,
         "voting_accuracy.probabilities": torch.tensor([0.5, 0.3, 0.2]),
@@ -176,6 +190,17 @@ def good() -> dict[str, object]:
         "student": weight,
         "teacher": weight.round(),
         "labels": torch.arange(OUT),
+        "minillm_loss.student": drawn(2, 3, 5),
+        "minillm_loss.teacher": drawn(2, 3, 5).round(),
+        "minillm_loss.outputs": torch.tensor([[1, 0, 2], [3, 4, 1]]),
+        "minillm_loss.end": 0,
+        "fit_gaussian.weights": torch.tensor([0.7, 0.3]),
+        "gaussian_divergence.weights": torch.tensor([0.7, 0.3]),
+        "gaussian_divergence.mean": drawn(3),
+        "gaussian_divergence.std": drawn(3).abs() + 0.5,
+        "means": torch.tensor([-2.0, 3.0]),
+        "stds": torch.tensor([0.6, 1.0]),
+        "direction": "reverse",
         "temperature": 2.0,
         "alpha": 0.5,
         "projected": weight,

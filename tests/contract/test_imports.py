@@ -37,6 +37,7 @@ GROUND = {
     "references",
     "resume",
     "terminal",
+    "workers",
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 HEAVY = ["triton", "transformers", "matplotlib", "sklearn", "nbgrader", "IPython", "compressed_tensors", "peft"]

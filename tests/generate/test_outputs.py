@@ -69,6 +69,14 @@ def test_what_a_model_keeps_of_the_row_changes_nothing(temperature):
         assert torch.equal(quick, search_outputs(model, prompts, beam=1, length=7, end=END).tokens[:, 0])
 
 
+def test_a_sequence_of_modules_is_a_model_like_another():
+    """``nn.Sequential.extend`` appends modules: it is not the way to go on from what has been computed."""
+    model = torch.nn.Sequential(Table())
+    options = {"length": 3, "end": END, "seed": 1}
+    assert torch.equal(sample_outputs(model, PROMPTS, **options), sample_outputs(Table(), PROMPTS, **options))
+    assert len(model) == 1
+
+
 def test_draws_depend_on_the_seed_alone():
     model = Table()
     before = torch.get_rng_state()

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from mlcomp.generate import Pipeline, Reply, Sampling
 from mlcomp.generate.language_model import item_seed
@@ -20,6 +22,15 @@ def double(numbers, *, times=2):
 
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def pieces(folder):
+    """Return what the pieces say, hash and all: the order of these entries in a file is not fixed."""
+    found = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found[path.relative_to(folder)] = file.metadata()
+    return found
 
 
 def test_a_step_is_done_once(tmp_path):
@@ -127,3 +138,24 @@ def test_names_and_results_that_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one string"):
         pipeline.generate("g", MadeUp(), [], seed=0, sampling=SAMPLING)
     assert [path.name.partition("-")[0] for path in sorted(tmp_path.iterdir())] == ["double", "set"]
+
+
+def test_replies_do_not_depend_on_the_map_and_one_goes_on_where_another_stopped(tmp_path):
+    def generate(folder, map):
+        pipeline = Pipeline(folder)
+        replies = pipeline.generate("ask", MadeUp(), PROMPTS, seed=3, sampling=SAMPLING, batch=2, map=map)
+        return replies, pipeline.made["ask"]
+
+    def two_batches(function, items):
+        for item in items[:2]:
+            yield function(item)
+
+    here, _ = generate(tmp_path / "here", map)
+    with pytest.raises(RuntimeError, match="map ended before 'from_000004'"):
+        generate(tmp_path / "there", two_batches)
+    with ThreadPoolExecutor(2) as threads:
+        assert generate(tmp_path / "there", threads.map) == (here, 2)
+    assert pieces(tmp_path / "there") == pieces(tmp_path / "here")
+    with pytest.raises(TypeError, match="map"):
+        generate(tmp_path / "nowhere", 3)
+    assert not (tmp_path / "nowhere").exists()

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from mlcomp.generate import majority_vote, voting_accuracy
+from mlcomp.generate import majority_vote, sample_outputs, sample_rationales, voting_accuracy
+from tests.generate.models import END, Table
 
 
 def enumerated(p, samples, right):
@@ -65,3 +66,21 @@ def test_bad_distributions():
             voting_accuracy(wrong, 3)
     with pytest.raises(ValueError, match="right"):
         voting_accuracy(torch.tensor([1.0]), 3, right=1)
+
+
+def test_each_sample_is_drawn_with_a_seed_of_its_own():
+    model, prompts = Table(), torch.tensor([[0, 1], [2, 2], [1, 0]])
+    found = sample_rationales(model.train(), prompts, samples=4, length=5, end=END, seed=7, temperature=0.8)
+    for i, drawn in enumerate(found):
+        assert torch.equal(drawn, sample_outputs(model, prompts, length=5, end=END, seed=7 + i, temperature=0.8))
+    assert len(torch.unique(found, dim=0)) == 4 and model.training
+    fewer = sample_rationales(model, prompts, samples=2, length=5, end=END, seed=7, temperature=0.8)
+    assert torch.equal(fewer, found[:2])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"), [({"samples": 0}, ValueError), ({"seed": -1}, ValueError), ({"map": 3}, TypeError)]
+)
+def test_samples_that_cannot_be_drawn(wrong, error):
+    with pytest.raises(error, match=next(iter(wrong))):
+        sample_rationales(Table(), torch.tensor([[0, 1]]), **{"samples": 2, "length": 5, "end": END} | wrong)

@@ -17,6 +17,7 @@ from mlcomp.context import isolated_run
 from mlcomp.layerwise.attention import split_attention
 from mlcomp.layerwise.fit import choose_layers, copy_model
 from mlcomp.layerwise.weights import layer_weights
+from mlcomp.modes import home
 from mlcomp.prune.importance.magnitude import prune_lowest
 from mlcomp.prune.importance.taylor import weight_gradients
 
@@ -71,7 +72,7 @@ def batch_gradients(
     student = split_attention(copy_model(model).train())
     names = list(layer_weights(student, layers))
     chosen, _ = choose_layers(student, names, tied="allow")
-    device = next(student.parameters()).device
+    device = home(student)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         x, y = inputs.to(device), labels.to(device)

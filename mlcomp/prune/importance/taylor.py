@@ -25,7 +25,7 @@ from mlcomp.layerwise.fit import choose_layers, copy_model
 from mlcomp.layerwise.matrix import TurnedLinear
 from mlcomp.layerwise.running import hooked
 from mlcomp.layerwise.weights import layer_weights
-from mlcomp.modes import evaluating, keeping_modes
+from mlcomp.modes import evaluating, home, keeping_modes
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -223,7 +223,7 @@ def _batches(model: nn.Module, inputs: Tensor, labels: Tensor, batch_size: int) 
         raise ValueError(f"inputs and labels must have the same length ≥ 1, got {len(inputs)} and {len(labels)}")
     if inputs.is_floating_point():
         check_finite("inputs", inputs)
-    device = next(model.parameters()).device
+    device = home(model)
     for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
         yield x.to(device), y.to(device)
 

@@ -4,6 +4,15 @@ from mlcomp.prune.structured.attention_heads import attention_heads
 from mlcomp.prune.structured.bonsai import Bonsai, bonsai, drawn_submodels, module_scores
 from mlcomp.prune.structured.degree_rules import coupled_nodes, degree_rules
 from mlcomp.prune.structured.dependency_graph import Group, Member, dependency_groups, find_group, fixed_channels
+from mlcomp.prune.structured.from_scratch import (
+    FromScratch,
+    TrainingBill,
+    filter_norms,
+    from_scratch,
+    reinitialize,
+    scratch_epochs,
+    training_bill,
+)
 from mlcomp.prune.structured.group_importance import group_importance, structure_importance
 from mlcomp.prune.structured.hard_concrete import (
     deterministic_gates,
@@ -32,6 +41,7 @@ from mlcomp.prune.structured.residual_stream import (
 
 __all__ = [
     "Bonsai",
+    "FromScratch",
     "Gates",
     "Group",
     "Member",
@@ -40,6 +50,7 @@ __all__ = [
     "ResidualStream",
     "Slimmed",
     "Sublayer",
+    "TrainingBill",
     "attention_heads",
     "bonsai",
     "coupled_nodes",
@@ -48,8 +59,10 @@ __all__ = [
     "deterministic_gates",
     "drawn_submodels",
     "expected_gate",
+    "filter_norms",
     "find_group",
     "fixed_channels",
+    "from_scratch",
     "gated_size",
     "gating",
     "group_importance",
@@ -68,11 +81,14 @@ __all__ = [
     "open_gates",
     "permute_channels",
     "probability_above",
+    "reinitialize",
     "remove_channels",
     "remove_gated",
     "remove_heads",
     "residual_stream",
+    "scratch_epochs",
     "slimming_channels",
     "structure_importance",
     "train_gammas",
+    "training_bill",
 ]

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from mlcomp.checks import check_choice, check_finite
 from mlcomp.context import isolated_run
 from mlcomp.layerwise.running import check_batches, hooked
-from mlcomp.modes import evaluating, keeping_modes
+from mlcomp.modes import evaluating, home, keeping_modes
 from mlcomp.prune.structured.attention_heads import inputs_masked
 
 # loss(model, batch) → (n,), the loss of each example of the batch.
@@ -186,7 +186,7 @@ def next_token_losses(model: nn.Module, tokens: Int64[Tensor, "n length"]) -> Fl
     """
     if tokens.ndim != 2 or tokens.shape[1] < 2:
         raise ValueError(f"tokens must be (n, length) with a length of at least 2, got {tuple(tokens.shape)}")
-    tokens = tokens.to(next(model.parameters()).device)
+    tokens = tokens.to(home(model))
     out = model(tokens)
     logits = out if isinstance(out, Tensor) else out.logits
     return F.cross_entropy(logits[:, :-1].mT.float(), tokens[:, 1:], reduction="none").mean(1)
