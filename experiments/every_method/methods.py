@@ -49,6 +49,7 @@ from mlcomp.quant import (
     gobo,
     llm_int8,
     lloyd_max,
+    onebit_decompose,
     prepare_diffq,
     prepare_qat,
     product_quantization,
@@ -118,6 +119,8 @@ register(
 )  # fmt: skip
 register("NF4, scales in 8 bits", "4.08", "scalar", double_quantize, {"block_size": 64}, data_free=True)
 register("GOBO", "4.04", "scalar", gobo, {"bits": 3}, {"bits": 4}, data_free=True)
+# Where its training starts.
+register("OneBit, untrained", "5.04", "scalar", onebit_decompose, {"dtype": torch.float16}, data_free=True)
 
 # Codes chosen with the Hessian.
 register("GPTQ", "2.08", "compensated", gptq, *({**s, "clip": "mse", "order": "activation"} for s in BITS + GROUPS))

@@ -9,6 +9,7 @@ from mlcomp.distill.hints import Hinted, hint_loss, train_hints
 from mlcomp.distill.kl_directions import GaussianFit, fit_gaussian, gaussian_divergence
 from mlcomp.distill.layer_by_layer import LayerByLayer, layer_by_layer
 from mlcomp.distill.minillm import TeacherMixed, minillm, minillm_loss
+from mlcomp.distill.onebit_student import onebit_loss, onebit_student
 from mlcomp.distill.sequence_level import sequence_student, teacher_outputs
 from mlcomp.distill.soft_targets import distillation_loss, soft_target_loss, soft_targets
 from mlcomp.distill.train_student import Taught, train_student
@@ -36,6 +37,8 @@ __all__ = [
     "layer_by_layer",
     "minillm",
     "minillm_loss",
+    "onebit_loss",
+    "onebit_student",
     "sequence_student",
     "soft_target_loss",
     "soft_targets",

@@ -474,6 +474,8 @@ OTHERS = {
     "lsq_initial_step": lambda: partial(quant.lsq_initial_step, W, high=3),
     "prepare_qat": lambda: partial(quant.prepare_qat, net(), batches(), weight_bits=4, input_bits=4),
     "finish_qat": lambda: partial(quant.finish_qat, quant.prepare_qat(net(), batches(), weight_bits=4, input_bits=4)),
+    "prepare_onebit": lambda: partial(quant.prepare_onebit, net()),
+    "finish_onebit": lambda: partial(quant.finish_onebit, quant.prepare_onebit(net())),
     "prepare_group_wise": lambda: partial(quant.prepare_group_wise, net(), weight_bits=3, group_size=4),
     "finish_group_wise": lambda: partial(quant.finish_group_wise, quant.prepare_group_wise(net(), weight_bits=3)),
     "straight_through": lambda: partial(quant.straight_through, W, W.round()),
@@ -717,6 +719,16 @@ OTHERS = {
     ),
     "distilbert": lambda: partial(
         distill.distilbert, net(), net(), images(), labels(), hidden="1", cosine=0.5, **TWO_EPOCHS
+    ),
+    "onebit_loss": lambda: partial(
+        distill.onebit_loss,
+        W,
+        W.round(),
+        student_hidden=[drawn(4, 5)],
+        teacher_hidden=[drawn(4, 5).round()],
+    ),
+    "onebit_student": lambda: partial(
+        distill.onebit_student, quant.prepare_onebit(net()), net(), images(), hidden=["1"], **TWO_EPOCHS
     ),
     "keep_layers": lambda: partial(distill.keep_layers, nn.Sequential(net()), "0", (0, 1)),
     "sequence_student": lambda: partial(

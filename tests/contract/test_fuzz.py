@@ -30,7 +30,7 @@ ROOT = str(Path(mlcomp.__file__).parent)
 LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squared_error", "output_loss")
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
 LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "hint_loss")
-LEARNED = (*LEARNED, "distilbert_loss", "minillm_loss")
+LEARNED = (*LEARNED, "distilbert_loss", "onebit_loss", "minillm_loss")
 LEARNED = (*LEARNED, "ensemble_log_probabilities")
 LEARNED = (
     *LEARNED,
@@ -206,6 +206,8 @@ def good() -> dict[str, object]:
         "projected": weight,
         "hint": drawn(12, 5),
         "hint_loss.hint": weight.round(),
+        "onebit_loss.student_hidden": drawn(OUT, 5),  # in a list, as the teacher's
+        "onebit_loss.teacher_hidden": drawn(OUT, 5).round(),
         "student_hidden": drawn(OUT, 5),
         "teacher_hidden": drawn(OUT, 5).round(),
         "joint_step.removed": drawn(8) > 0,
@@ -239,6 +241,8 @@ IN_A_LIST = (
     "ratio_loss.decisions",
     "outlier_features.hidden",
     "ensemble_log_probabilities.logits",
+    "onebit_loss.student_hidden",
+    "onebit_loss.teacher_hidden",
 )
 # Options that a good call needs beside what has no default, and those that exclude each other.
 OPTIONS = ("sparsity", "best", "generator", "code_bits", "bias", "corrected_input_mean", "kmeans.start")

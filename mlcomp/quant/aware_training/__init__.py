@@ -27,7 +27,9 @@ from mlcomp.quant.aware_training.group_wise import (
 )
 from mlcomp.quant.aware_training.lsq import lsq_initial_step, lsq_quantize
 from mlcomp.quant.aware_training.onebit import OneBit, onebit_decompose
+from mlcomp.quant.aware_training.onebit_layer import OneBitLinear, prepare_onebit
 from mlcomp.quant.aware_training.packed_binarized import PackedBinarized, Thresholds, fold_thresholds, pack_binarized
+from mlcomp.quant.aware_training.packed_onebit import OneBitModel, PackedOneBit, finish_onebit
 from mlcomp.quant.aware_training.qat import QATLayer, StepQuantizer, finish_qat, prepare_qat
 from mlcomp.quant.aware_training.qlora import qlora
 from mlcomp.quant.aware_training.shift_based import ShiftAdaMax, ShiftBatchNorm, nearest_power
@@ -40,7 +42,10 @@ __all__ = [
     "GroupWise",
     "GroupWiseLayer",
     "OneBit",
+    "OneBitLinear",
+    "OneBitModel",
     "PackedBinarized",
+    "PackedOneBit",
     "QATLayer",
     "ShiftAdaMax",
     "ShiftBatchNorm",
@@ -54,6 +59,7 @@ __all__ = [
     "diffq_codes",
     "diffq_size",
     "finish_group_wise",
+    "finish_onebit",
     "finish_qat",
     "fold_thresholds",
     "lsq_initial_step",
@@ -64,6 +70,7 @@ __all__ = [
     "pack_binarized",
     "prepare_diffq",
     "prepare_group_wise",
+    "prepare_onebit",
     "prepare_qat",
     "pseudo_noise",
     "qlora",
