@@ -15,7 +15,7 @@ from pathlib import Path
 from tools.inventory import ROOT, Module, home
 
 # Networks whose weights count only where they are used; those of the others count wherever one of them is.
-ALONE = ("vit",)
+ALONE = ("in_context_teacher", "vit")
 
 
 def digest(*parts: str) -> str:

@@ -21,6 +21,7 @@ from sphinx.util.docutils import SphinxDirective
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from mlcomp.kernels.roofline import DEVICE, measured_seconds, picture_of_kernels  # noqa: E402  (as the next line)
 from tools import inventory  # noqa: E402  (the folder is put on the path above)
 
 CSV = ROOT / "benchmarks" / "results" / "kernels.csv"
@@ -97,6 +98,14 @@ def page(rows: list[dict[str, str]], names: list[str]) -> list[str]:
     for device in sorted(by_device, key=lambda name: (name.startswith("CPU"), name)):
         lines += ["", f"## {device}", ""]
         if not device.startswith("CPU") and (pairs := compared(by_device[device])):
+            if device == DEVICE:
+                lines += [
+                    "```{raw} html",
+                    f'<figure class="every-method">{roofline(by_device[device])}',
+                    ROOF,
+                    "```",
+                    "",
+                ]
             lines += ["```{raw} html", f'<figure class="every-method">{picture(pairs, device)}', CAPTION, "```", ""]
         if device.startswith("CPU"):
             lines += ["No kernels here: references and other versions at small shapes.", ""]
@@ -113,6 +122,23 @@ def page(rows: list[dict[str, str]], names: list[str]) -> list[str]:
 CAPTION = """<figcaption>Further right is faster; at 1 the machine can do no better. The number is how many times as
 long the best other version takes; "reference" is the library's own, where nobody else is faster. Each in its better
 mode, plain or graph.</figcaption></figure>"""
+
+
+ROOF = """<figcaption>All kernels under the roof of this GPU. A ring is the limit, counted from bytes and operations
+at one real shape; a disk is what was measured there, its number the share of the limit. Names in italics were not
+measured: their limit alone is drawn.</figcaption></figure>"""
+
+
+def roofline(rows: list[dict[str, str]]) -> str:
+    """Return the picture of the notebooks on kernels as an SVG that takes its text colour from the page."""
+    seconds = measured_seconds(rows)
+    with matplotlib.rc_context({"font.family": "sans-serif", "svg.fonttype": "none", "svg.hashsalt": "roofline"}):
+        file = io.StringIO()
+        picture_of_kernels(seconds, text=TEXT).savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    told = ", ".join(f"{name} {1e6 * time:.0f} µs" for name, time in seconds.items())
+    return _inline(
+        file.getvalue(), f"Operations per second against operations per byte, with the roof. Measured: {told}."
+    )
 
 
 def picture(pairs: list[Compared], device: str) -> str:

@@ -6,6 +6,14 @@ from mlcomp.distill.compressed_student import compressed_student
 from mlcomp.distill.distilbert import distilbert, distilbert_loss, keep_layers, spread_layers
 from mlcomp.distill.hint_projection import hint_projection
 from mlcomp.distill.hints import Hinted, hint_loss, train_hints
+from mlcomp.distill.in_context import in_context_student
+from mlcomp.distill.instructions import (
+    InstructionRows,
+    SiftedPairs,
+    instruction_rows,
+    response_loss,
+    sift_pairs,
+)
 from mlcomp.distill.kl_directions import GaussianFit, fit_gaussian, gaussian_divergence
 from mlcomp.distill.layer_by_layer import LayerByLayer, layer_by_layer
 from mlcomp.distill.minillm import TeacherMixed, minillm, minillm_loss
@@ -19,7 +27,9 @@ __all__ = [
     "CoFiSteps",
     "GaussianFit",
     "Hinted",
+    "InstructionRows",
     "LayerByLayer",
+    "SiftedPairs",
     "Taught",
     "TeacherMixed",
     "born_again",
@@ -33,13 +43,17 @@ __all__ = [
     "gaussian_divergence",
     "hint_loss",
     "hint_projection",
+    "in_context_student",
+    "instruction_rows",
     "keep_layers",
     "layer_by_layer",
     "minillm",
     "minillm_loss",
     "onebit_loss",
     "onebit_student",
+    "response_loss",
     "sequence_student",
+    "sift_pairs",
     "soft_target_loss",
     "soft_targets",
     "spread_layers",

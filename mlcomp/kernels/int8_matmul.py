@@ -44,18 +44,25 @@ def int8_matmul(
     check_dtype("dtype", dtype, DTYPES)
     (tokens, inp), out = x.codes.shape, len(weight.codes)
     y = torch.empty(tokens, out, dtype=dtype, device=x.codes.device)
-    if tokens <= 64:
-        # Reading the weight is the work: narrow tiles make many programs, long ones keep many bytes in flight.
-        rows, tile, inner, warps, stages = 64, max(16, triton.next_power_of_2(tokens)), 256, 4, 3
-    else:
-        rows, tile, inner, warps, stages = 128, 128, 128, 8, 3
-    grid = (triton.cdiv(out, rows) * triton.cdiv(tokens, tile),)
+    sizes = tile_sizes(tokens, inp)
+    grid = (triton.cdiv(out, sizes["ROWS"]) * triton.cdiv(tokens, sizes["TOKENS"]),)
     _kernel[grid](
         x.codes.contiguous(), x.scale.contiguous(), weight.codes.contiguous(), weight.scale.contiguous(), y,
-        tokens, out, inp, ROWS=rows, TOKENS=tile, INNER=inner, WHOLE=inp % inner == 0,
-        num_warps=warps, num_stages=stages, enable_fp_fusion=False,
+        tokens, out, inp, enable_fp_fusion=False, **sizes,
     )  # fmt: skip
     return y
+
+
+def tile_sizes(tokens: int, inp: int) -> dict[str, int | bool]:
+    """Return rows of the weight and tokens of a program, columns read at a time, warps and stages."""
+    if tokens <= 64:
+        # Reading the weight is the work: narrow tiles make many programs, long ones keep many bytes in flight.
+        rows, tile, inner, warps = 64, max(16, triton.next_power_of_2(tokens)), 256, 4
+    else:
+        rows, tile, inner, warps = 128, 128, 128, 8
+    return {
+        "ROWS": rows, "TOKENS": tile, "INNER": inner, "WHOLE": inp % inner == 0, "num_warps": warps, "num_stages": 3
+    }  # fmt: skip
 
 
 @triton.jit
@@ -71,6 +78,20 @@ def _kernel(
     height = tl.minimum(tall - first, 8)
     row = (first + tl.program_id(0) % (8 * wide) % height) * ROWS + tl.arange(0, ROWS)
     token = (tl.program_id(0) % (8 * wide) // height) * TOKENS + tl.arange(0, TOKENS)
+    y = scaled_product(
+        x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, row, token, tokens, out, inp, ROWS, TOKENS, INNER, WHOLE
+    )
+    y_ptr += token.to(tl.int64)[None, :] * out + row[:, None]
+    tl.store(y_ptr, y.to(y_ptr.dtype.element_ty), mask=(token[None, :] < tokens) & (row[:, None] < out))
+
+
+@triton.jit
+@no_type_check
+def scaled_product(
+    x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, row, token, tokens, out, inp, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    INNER: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Return the tile (row, token) of the product in float32, both scales applied."""
     # Past the edge the last row is read again; its products are not stored. Tokens are masked instead: with few of
     # them, reading one again and again would cost as much as the weight.
     w_ptr += tl.minimum(row, out - 1).to(tl.int64)[:, None] * inp
@@ -89,6 +110,4 @@ def _kernel(
         total = tl.dot(w, x, total, out_dtype=tl.int32)
     x_scale = tl.load(x_scale_ptr + token, mask=token < tokens, other=0)
     w_scale = tl.load(w_scale_ptr + row, mask=row < out, other=0)
-    y = total.to(tl.float32) * x_scale[None, :] * w_scale[:, None]
-    y_ptr += token.to(tl.int64)[None, :] * out + row[:, None]
-    tl.store(y_ptr, y.to(y_ptr.dtype.element_ty), mask=(token[None, :] < tokens) & (row[:, None] < out))
+    return total.to(tl.float32) * x_scale[None, :] * w_scale[:, None]

@@ -17,6 +17,7 @@ from mlcomp.context import isolated
 from mlcomp.formats.absmax_int8 import AbsmaxInt8
 from mlcomp.formats.int8_matmul import check_operands
 from mlcomp.kernels.absmax_int8 import absmax_int8
+from mlcomp.kernels.int8_matmul import scaled_product, tile_sizes
 from mlcomp.kernels.launch import INTERPRETED, check_devices, tl, triton
 from mlcomp.quant.post_training.llm_int8 import outlier_columns
 
@@ -57,14 +58,10 @@ def llm_int8(
         outlying = weight[:, columns].contiguous()
     (tokens, inp), out = x.shape, len(stored.codes)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
-    if tokens <= 64:
-        rows, tile, inner, warps, stages = 64, max(16, triton.next_power_of_2(tokens)), 256, 4, 3
-    else:
-        rows, tile, inner, warps, stages = 128, 128, 128, 8, 3
-    _kernel[(triton.cdiv(out, rows), triton.cdiv(tokens, tile))](
+    sizes = tile_sizes(tokens, inp)
+    _kernel[(triton.cdiv(out, sizes["ROWS"]), triton.cdiv(tokens, sizes["TOKENS"]))](
         quantized.codes, quantized.scale, stored.codes.contiguous(), stored.scale.float().contiguous(),
-        x[:, columns].contiguous(), outlying, y, tokens, out, inp, len(columns), ROWS=rows, TOKENS=tile, INNER=inner,
-        WHOLE=inp % inner == 0, num_warps=warps, num_stages=stages, enable_fp_fusion=False,
+        x[:, columns].contiguous(), outlying, y, tokens, out, inp, len(columns), enable_fp_fusion=False, **sizes,
     )  # fmt: skip
     return y
 
@@ -80,20 +77,9 @@ def _kernel(
     near = tl.minimum(row, out - 1).to(tl.int64)[:, None]  # past the edge the last row is read again
     far = token.to(tl.int64)[None, :]
     live = token[None, :] < tokens
-    inner = tl.arange(0, INNER)
-    total = tl.zeros((ROWS, TOKENS), tl.int32)
-    for start in range(0, inp, INNER):
-        column = start + inner
-        if WHOLE:
-            w = tl.load(w_ptr + near * inp + column[None, :])
-            x = tl.load(x_ptr + far * inp + column[:, None], mask=live, other=0)
-        else:
-            w = tl.load(w_ptr + near * inp + column[None, :], mask=column[None, :] < inp, other=0)
-            x = tl.load(x_ptr + far * inp + column[:, None], mask=live & (column[:, None] < inp), other=0)
-        total = tl.dot(w, x, total, out_dtype=tl.int32)
-    x_scale = tl.load(x_scale_ptr + token, mask=token < tokens, other=0)
-    w_scale = tl.load(w_scale_ptr + row, mask=row < out, other=0)
-    y = total.to(tl.float32) * x_scale[None, :] * w_scale[:, None]
+    y = scaled_product(
+        x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, row, token, tokens, out, inp, ROWS, TOKENS, INNER, WHOLE
+    )
     some = tl.arange(0, 32)
     for start in range(0, outliers, 32):
         column = start + some

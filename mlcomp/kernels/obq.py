@@ -80,7 +80,7 @@ def obq(
 
 @triton.jit
 @no_type_check
-def _nearest(w, step, zero, top):
+def nearest(w, step, zero, top):
     """Return the nearest code as a float; ties to even, as torch.round."""
     # Adding 1.5·2²³ (1.5·2⁵² in float64) pushes the fraction out of the mantissa. Far off the grid, where that would
     # not hold, any large number gives the same end of the grid.
@@ -113,7 +113,7 @@ def _kernel(
         diagonal = start
         alive = inside
         for step in range(0, d):
-            code = _nearest(w, grid, zero, top)
+            code = nearest(w, grid, zero, top)
             error = w - (code - zero) * grid
             cost = error * error / diagonal
             if OUTLIERS:

@@ -8,6 +8,7 @@ Source: the papers of those kernels.   Syllabus: 1.03, 1.13, 4.08
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,6 +26,14 @@ from mlcomp.quant.scalar.nf4_matmul import PackedNF4
 from mlcomp.quant.w4a16 import pack_w4
 
 
+def _check_activations(packed: PackedLinear, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Raise unless the kernel multiplies by activations of the layer's dtype."""
+    if packed._like.dtype not in dtypes:
+        raise ValueError(
+            f"the kernel multiplies float16 or bfloat16, and the layer has {packed._like.dtype}: model.half() first"
+        )
+
+
 class W4Linear(PackedLinear):
     """A packed linear layer of 4-bit codes, in the layout of the kernel; steps are rounded to float16.
 
@@ -36,13 +45,9 @@ class W4Linear(PackedLinear):
 
     def __init__(self, packed: PackedLinear) -> None:
         (part,) = packed.parts
-        dtype = packed._like.dtype
         if part.kind != "quantized":
             raise ValueError(f"no kernel multiplies by a weight of kind {part.kind!r}")
-        if dtype not in DTYPES:
-            raise ValueError(
-                f"the kernel multiplies float16 or bfloat16, and the layer has {dtype}: model.half() first"
-            )
+        _check_activations(packed, DTYPES)
         super().__init__(packed.layer, (store(pack_w4(restore(part))),))
         self._like = packed._like
 
@@ -66,11 +71,8 @@ class NF4Linear(PackedLinear):
 
     def __init__(self, packed: PackedLinear) -> None:
         (part,) = packed.parts
-        block, inp, dtype = part.facts["block_size"], part.shape[1], packed._like.dtype
-        if dtype not in NF4_DTYPES:
-            raise ValueError(
-                f"the kernel multiplies float16 or bfloat16, and the layer has {dtype}: model.half() first"
-            )
+        block, inp = part.facts["block_size"], part.shape[1]
+        _check_activations(packed, NF4_DTYPES)
         if block % 32 or inp % block:
             raise ValueError(
                 f"the kernel takes rows of whole blocks of 32 or a multiple, got {inp} in blocks of {block}"

@@ -2,6 +2,7 @@
 
 from mlcomp.models.byte_lm import byte_lm
 from mlcomp.models.convnet import convnet
+from mlcomp.models.in_context_teacher import in_context_teacher
 from mlcomp.models.lenet import lenet_300_100
 from mlcomp.models.minilm import embed, minilm
 from mlcomp.models.mlp import mlp
@@ -14,6 +15,7 @@ __all__ = [
     "byte_lm",
     "convnet",
     "embed",
+    "in_context_teacher",
     "lenet_300_100",
     "minilm",
     "mlp",

@@ -61,7 +61,7 @@ def test_kernels_stand_beside_what_they_compute():
 
 
 def test_files_are_linked_only_where_the_repository_has_an_address(links):
-    gptq = next(m for m in inventory.methods() if m.path.stem == "gptq")
+    gptq = next(m for m in inventory.methods() if m.name == "mlcomp.quant.post_training.gptq")
     assert links("https://x.y/z").test(gptq) == (
         "[test](https://x.y/z/blob/main/tests/quant/post_training/test_gptq.py)"
     )
@@ -71,7 +71,7 @@ def test_files_are_linked_only_where_the_repository_has_an_address(links):
 
 
 def test_a_row_leads_to_pages_of_the_book(links):
-    gptq = next(m for m in inventory.methods() if m.path.stem == "gptq")
+    gptq = next(m for m in inventory.methods() if m.name == "mlcomp.quant.post_training.gptq")
     made = links("")
     assert 'href="../_modules/mlcomp/quant/post_training/gptq.html"' in made.code(gptq)
     assert "(/lectures/2_optimal_brain_compression/05_optimal_brain_quantizer.ipynb)" in made.notebooks(gptq)

@@ -100,3 +100,15 @@ def test_the_picture_stands_above_the_tables_of_its_gpu():
     text = "\n".join(results_page.page([*measured, *({**r, "device": "CPU Y"} for r in measured)], ["fast"]))
     assert text.count("<svg") == 1
     assert text.index("## GPU X") < text.index("<svg") < text.index("### fast") < text.index("## CPU Y")
+
+
+def test_the_roofline_stands_with_the_gpu_whose_ceilings_it_draws():
+    measured = results_page.measurements()
+    text = results_page.roofline([row for row in measured if row["device"] == results_page.DEVICE])
+    root = ET.fromstring(text)
+    assert "absmax_int8" in root.get("aria-label") and "currentColor" in text and results_page.TEXT not in text
+    assert not re.search(r"\n\s*\n", text)  # a blank line would end the block of HTML
+    words = " ".join(node.text or "" for node in root.iter() if node.tag.endswith("text"))
+    assert all(name in words for name in results_page.kernels())
+    assert results_page.ROOF in results_page.page(measured, [])
+    assert results_page.ROOF not in results_page.page([ROW], [])

@@ -734,6 +734,15 @@ OTHERS = {
     "sequence_student": lambda: partial(
         distill.sequence_student, *WORDS, outputs=labels(36).view(12, 3).flip(1), end=0, alpha=0.5, **TWO_EPOCHS
     ),
+    "in_context_student": lambda: partial(
+        distill.in_context_student,
+        *(WORDS[0], WORDS[0], WORDS[2], torch.tensor([False, True, True]).expand(12, 3)),
+        alpha=0.5,
+        text=labels(24).view(12, 2),
+        **TWO_EPOCHS,
+    ),
+    "instruction_rows": lambda: partial(distill.instruction_rows, [[1, 2], [3]], [[2], [1, 0]], end=0),
+    "response_loss": lambda: partial(distill.response_loss, W, torch.tensor([2, -100, 3, 15])),
     "teacher_outputs": lambda: partial(distill.teacher_outputs, *WORDS[:2], beam=2, length=3, end=0),
     "minillm": lambda: partial(distill.minillm, *WORDS[:1] * 2, WORDS[1], length=3, end=0, **TWO_EPOCHS),
     "minillm_loss": lambda: partial(
@@ -835,7 +844,10 @@ OTHERS = {
     "random_shift": lambda: partial(data.random_shift, images(), layer()["generator"]),
     "make_layer": lambda: partial(data.make_layer, 4, 8, 10),
     "group_products": lambda: partial(data.group_products, 20, seed=1),
+    "checkable_instructions": lambda: partial(data.checkable_instructions, 20, seed=1),
+    "labelled_symbols": lambda: partial(data.labelled_symbols, 20, seed=1),
     "token_decoder": lambda: partial(models.token_decoder, 12, 16, 1),
+    "in_context_teacher": lambda: partial(models.in_context_teacher, pretrained=False),
     "number_words": lambda: partial(data.number_words, 20, seed=1),
     "token_batches": lambda: partial(data.token_batches, letters, "abcdefgh" * 9, length=4, count=4, batch_size=2),
 }
@@ -851,7 +863,7 @@ LEFT_OUT = {
         lora_layers lora_parameters scaled_rates emissions_kg energy_kwh kv_cache_nbytes overparameterized_width
         training_memory weights_nbytes""",
     "it takes models of transformers, and its own test calls it": "export_compressed_tensors",
-    "they work on texts": "list_prompt parse_numbered rouge_l sift vote vote_each",
+    "they work on texts": "list_prompt parse_numbered rouge_l sift sift_pairs vote vote_each",
     "they ask a language model, and their own tests call them": "self_instruct synthetic_classifier",
     "they call the model as their caller would": "call_model gating",
     "they run a model that is fetched, through functions that are called here": "measure_method picture_of_methods",

@@ -30,7 +30,7 @@ ROOT = str(Path(mlcomp.__file__).parent)
 LEARNED = ("lsq_quantize", "straight_through", "ste_round", "pseudo_noise", "squared_error", "output_loss")
 LEARNED = (*LEARNED, "layer_hessian", "hadamard_transform", "random_shift", "additive_matvec", "w4a16_matmul")
 LEARNED = (*LEARNED, "soft_targets", "soft_target_loss", "distillation_loss", "hint_loss")
-LEARNED = (*LEARNED, "distilbert_loss", "onebit_loss", "minillm_loss")
+LEARNED = (*LEARNED, "distilbert_loss", "onebit_loss", "minillm_loss", "response_loss")
 LEARNED = (*LEARNED, "ensemble_log_probabilities")
 LEARNED = (
     *LEARNED,

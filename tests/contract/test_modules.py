@@ -57,6 +57,7 @@ NO_API = (
     "mlcomp.extras",
     "mlcomp.addresses",
     "mlcomp.assets.__main__",
+    "mlcomp.kernels.roofline",
 )
 
 

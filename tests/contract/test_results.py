@@ -14,6 +14,7 @@ FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*")
 COMMIT = re.compile(r"[0-9a-f]{7,40}(-dirty|-landed)?")
 # JSON file → its own numbers, each beside the origin that speaks for it.
 PARTS = {
+    "in_context_teacher": lambda d: [(d, d.get("origin"))],
     "pruning_taxonomy": lambda d: [(row, d["origins"].get(name)) for name, row in d["rows"].items()],
     "pruning_vs_quantization": lambda d: [(row, row.get("origin")) for row in d["rows"]],
     "qat_convnet": lambda d: [(d[part], d["origins"].get(part)) for part in ("quantized", "mixed")],

@@ -61,6 +61,30 @@ def obq():
     obq(torch.ones(8, 576), torch.eye(576), bits=4)
 
 
+def gptq():
+    from mlcomp.kernels.gptq import gptq
+
+    for dtype in (torch.float32, torch.float64):
+        gptq(torch.ones(16, 128), torch.eye(128), bits=4, group_size=128, dtype=dtype)
+
+
+def sparsegpt():
+    from mlcomp.kernels.sparsegpt import sparsegpt
+
+    # The last has a block that is not whole.
+    for inp, target in ((128, {"sparsity": 0.5}), (128, {"pattern": (2, 4)}), (80, {"sparsity": 0.5})):
+        for dtype in (torch.float32, torch.float64):
+            with suppress(ValueError):  # nothing is launched, so the result holds garbage
+                sparsegpt(torch.ones(16, inp), torch.eye(inp), dtype=dtype, **target)
+
+
+def quantized_sparsegpt():
+    from mlcomp.kernels.quantized_sparsegpt import quantized_sparsegpt
+
+    for target in ({"sparsity": 0.5}, {"pattern": (2, 4)}):
+        quantized_sparsegpt(torch.ones(16, 128), torch.eye(128), bits=4, **target)
+
+
 def hadamard_transform():
     from mlcomp.kernels.hadamard_transform import hadamard_transform
 

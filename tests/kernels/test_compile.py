@@ -137,6 +137,16 @@ def test_llm_int8_uses_both_kinds_of_tensor_cores(facts):
             assert count(kernel, "HMMA") + count(kernel, "HGMMA") > 0, name
 
 
+@pytest.mark.parametrize("case", ["gptq", "sparsegpt", "quantized_sparsegpt"])
+def test_a_block_of_the_sweep_stays_in_the_registers_of_one_warp(facts, case):
+    for name, kernel in facts[case].items():
+        assert kernel["warps"] == 1, name  # so that its barriers wait for nobody
+        assert kernel["shared"] <= 64, name  # nothing of the tile: the codes or values of a column on their way out
+        assert count(kernel, "LDG.E.128") >= 5, name  # four rows of the tile, and one of U
+        # A multiply-add moves a weight: the tile of 4 rows has 16 a lane.
+        assert count(kernel, "FFMA") + count(kernel, "DFMA") >= 16, name
+
+
 @pytest.mark.parametrize("case", ["exact_obs", "obq"])
 def test_a_row_of_128_inputs_is_one_warp_without_a_barrier_of_several(facts, case):
     single = list(facts[case].values())[:2]

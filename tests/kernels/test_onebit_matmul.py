@@ -38,6 +38,14 @@ def test_whole_numbers_are_exact_and_every_bit_has_its_column(device):
     assert torch.equal(y, 2 * x - x.sum())
 
 
+def test_tiles_as_on_a_gpu(random, monkeypatch):
+    monkeypatch.setattr("mlcomp.kernels.onebit_matmul.INTERPRETED", False)
+    x, rows, columns = random(2, 300), random(6, seed=2), random(300, seed=3)
+    signs = pack_signs(random(6, 300, seed=1))
+    want = reference(x, signs, rows, columns)
+    torch.testing.assert_close(onebit_matmul(x, signs, rows, columns), want, rtol=1e-5, atol=1e-4)
+
+
 def test_no_tokens_and_strides(random):
     signs, one = pack_signs(random(8, 40)), random(8).abs()
     assert onebit_matmul(random(0, 40), signs, one, random(40).abs()).shape == (0, 8)

@@ -49,6 +49,23 @@ def test_weights_of_inactive_neurons_are_not_read(operands):
     assert torch.equal(sparse_gated_mlp(x, gate, up, down.T, 0.2), want)
 
 
+def test_a_neuron_at_the_threshold_is_active(operands):
+    x, gate, up, down = operands(1, 32, 50, 20)
+    v = F.silu(x @ gate.T)[0].abs()
+    for threshold in v[:3].tolist():
+        want = reference(x, gate, up, down.T, threshold)
+        torch.testing.assert_close(sparse_gated_mlp(x, gate, up, down.T, threshold), want, rtol=1e-5, atol=1e-6)
+        less = reference(x, gate, up, down.T, threshold * (1 + 1e-6))
+        assert not torch.allclose(less, want, rtol=1e-5, atol=1e-6)
+
+
+def test_shares_of_the_neurons_as_on_a_gpu(operands, monkeypatch):
+    monkeypatch.setattr("mlcomp.kernels.sparse_gated_mlp.INTERPRETED", False)
+    x, gate, up, down = operands(2, 20, 70, 30)
+    want = reference(x, gate, up, down.T, 0.3)
+    torch.testing.assert_close(sparse_gated_mlp(x, gate, up, down.T, 0.3), want, rtol=1e-5, atol=1e-6)
+
+
 def test_bad_input(operands, as_user):
     x, gate, up, down = operands(1, 32, 50, 20)
     with pytest.raises(ValueError, match="must be"):

@@ -29,6 +29,13 @@ def test_packed_rows_of_any_layout(random):
     assert torch.equal(xnor_matmul(x, strided), reference(x, w))
 
 
+def test_tiles_as_on_a_gpu(random, monkeypatch):
+    monkeypatch.setattr("mlcomp.kernels.xnor_matmul.INTERPRETED", False)
+    for rows, out, columns in ((1, 70, 4200), (17, 65, 300)):
+        x, w = pack_signs(random(rows, columns)), pack_signs(random(out, columns, seed=1))
+        assert torch.equal(xnor_matmul(x, w), reference(x, w))
+
+
 def test_no_rows(random):
     none = PackedSigns(pack_signs(random(1, 40)).packed[:0], 40)
     assert xnor_matmul(none, pack_signs(random(3, 40))).shape == (0, 3)

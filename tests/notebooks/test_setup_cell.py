@@ -172,6 +172,7 @@ def run_alone(name, unpacked, folder, monkeypatch, *, triton):
         "1_quantization_and_sparsification/02_uniform_quantizers.ipynb",
         "2_optimal_brain_compression/03_exact_obs.ipynb",
         "kernels/01_from_loop_to_kernel.ipynb",
+        "kernels/02_signs_and_levels.ipynb",
     ],
 )
 def test_a_notebook_runs_from_the_wheel_alone(name, unpacked, tmp_path, monkeypatch, triton):

@@ -96,40 +96,83 @@ def sweep_with_zeros(
     Raises:
         ValueError: as :func:`sparsegpt`.
     """
-    hessian = check_hessian(hessian, weight.shape[1])
     check_sweep(order, block_size)
-    _check_target(weight, sparsity, pattern, mask, order, mask_block)
-
-    columns = column_order(hessian, order)
-    factor, dead = inverse_factor(hessian, columns, damp=damp)
-    out, inp = weight.shape
-    dead = dead[columns]
-    if mask is None:
-        removed = torch.zeros(inp, out, dtype=torch.bool, device=weight.device)
-        quota = _quota(sparsity, out, dead) if sparsity is not None else []
-        span = mask_block if pattern is None else pattern[1]
-    else:
-        removed, span = ~mask.T[columns], inp + 1
-    removed[dead] = True
-
-    start = weight.T.double()[columns].masked_fill(dead[:, None], 0)
-    sweep = ColumnSweep(start, factor, block_size=block_size)
-    result = torch.empty_like(start)
-    for i, column in enumerate(columns.tolist()):
-        if mask is None and i % span == 0:
-            end = min(i + span, inp)
-            scores = (sweep.now(i, end) / factor.diagonal()[i:end, None]).square()
-            if pattern is None:
-                scores[dead[i:end]] = torch.inf  # removed already, and not part of the quota
-                chosen = smallest_mask(scores.T.reshape(1, -1), quota[end] - quota[i]).view(out, -1)
-            else:
-                scores[dead[i:end]] = -1  # removed already, and the first zeros of their pattern
-                chosen = nm_mask(scores.T, pattern)
-            removed[i:end] |= chosen.T
+    zeros = ZerosOfSweep(
+        weight,
+        hessian,
+        sparsity=sparsity,
+        pattern=pattern,
+        mask=mask,
+        order=order,
+        damp=damp,
+        mask_block=mask_block,
+    )
+    sweep = ColumnSweep(zeros.start, zeros.factor, block_size=block_size)
+    result = torch.empty_like(zeros.start)
+    for i, column in enumerate(zeros.columns.tolist()):
+        if i in zeros.choices:
+            zeros.choose(i, sweep.now(i, zeros.end(i)))
         w = sweep.column()
-        result[i] = settle(column, w).masked_fill(removed[i], 0)
+        result[i] = settle(column, w).masked_fill(zeros.removed[i], 0)
         sweep.fix(w, result[i])
-    return result[columns.argsort()].T
+    return result[zeros.columns.argsort()].T
+
+
+class ZerosOfSweep:
+    """Which weights a sweep sets to zero: known from its start, or chosen as it comes to them.
+
+    Attributes:
+        columns: (inp,), the order of the sweep. factor: U, (inp, inp), float64.
+        start: (inp, out), the columns in their order, float64, dead inputs zero.
+        removed: (inp, out), True where a weight goes, as far as that is known.
+        choices: the columns before which :meth:`choose` has to be called.
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "out inp"],
+        hessian: Float[Tensor, "inp inp"],
+        *,
+        sparsity: float | None,
+        pattern: tuple[int, int] | None,
+        mask: Bool[Tensor, "out inp"] | None,
+        order: str,
+        damp: float,
+        mask_block: int,
+    ) -> None:
+        """Check the arguments, which are those of :func:`sparsegpt`, and factor H."""
+        hessian = check_hessian(hessian, weight.shape[1])
+        _check_target(weight, sparsity, pattern, mask, order, mask_block)
+        self.columns = column_order(hessian, order)
+        self.factor, dead = inverse_factor(hessian, self.columns, damp=damp)
+        self.dead, self._pattern = dead[self.columns], pattern
+        out, inp = weight.shape
+        self.start = weight.T.double()[self.columns].masked_fill(self.dead[:, None], 0)
+        self._quota = _quota(sparsity, out, self.dead) if sparsity is not None else []
+        if mask is None:
+            self.removed = torch.zeros(inp, out, dtype=torch.bool, device=weight.device)
+            self.choices = range(0, inp, mask_block if pattern is None else pattern[1])
+        else:
+            self.removed, self.choices = (~mask.T[self.columns]).contiguous(), range(0)
+        self.removed[self.dead] = True
+
+    def end(self, i: int) -> int:
+        """Return where the columns end that choose their zeros together, the first of which is ``i``."""
+        return min(i + self.choices.step, len(self.columns))
+
+    def choose(self, i: int, now: Float[Tensor, "columns out"]) -> None:
+        """Mark the zeros of columns i … end(i) − 1, which stand at ``now``."""
+        end = self.end(i)
+        scores = (now / self.factor.diagonal()[i:end, None]).square()
+        dead = self.dead[i:end]
+        if self._pattern is None:
+            scores[dead] = torch.inf  # removed already, and not part of the quota
+            count = self._quota[end] - self._quota[i]
+            chosen = smallest_mask(scores.T.reshape(1, -1), count).view(scores.shape[1], -1)
+        else:
+            scores[dead] = -1  # removed already, and the first zeros of their pattern
+            chosen = nm_mask(scores.T, self._pattern)
+        self.removed[i:end] |= chosen.T
 
 
 def _quota(sparsity: float, out: int, dead: Bool[Tensor, " inp"]) -> list[int]:
