@@ -64,9 +64,9 @@ def select(name: str, label: str, options: list[str]) -> dict[str, object]:
 def specification(rows: list[dict[str, str]]) -> dict[str, object]:
     """Return the picture in Vega-Lite."""
     titles, colours = ([KINDS[kind][i] for kind in KINDS] for i in (0, 1))
-    x = {"field": "bits", "title": "bits per weight", "scale": {"type": "log", "domain": [1.7, 18]}}
+    x = {"field": "bits", "title": "bits per weight", "scale": {"type": "log", "domain": [0.9, 18]}}
     y = {"field": "error", "title": "1 − cosine with the dense model"}
-    x |= {"type": "quantitative", "axis": {"values": [2, 3, 4, 6, 8, 12, 16]}}
+    x |= {"type": "quantitative", "axis": {"values": [1, 2, 3, 4, 6, 8, 12, 16]}}
     y |= {"type": "quantitative", "scale": {"type": "log", "domain": [LEAST, 1.2], "clamp": True}}
     y |= {"axis": {"format": "~g", "values": [1, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 3e-4]}}
     kind = {"field": "kind", "type": "nominal", "title": None, "legend": {"orient": "bottom"}}

@@ -152,7 +152,7 @@ def picture_of_methods(own: Sequence[Mapping[str, str]] = ()) -> "Figure":
             told = f"{row['method']}, on the front" if i in best else row["method"]
             axes.annotate(told, points[i], (9, 6), textcoords="offset points", weight="bold")
     axes.set(xscale="log", yscale="log", xlabel="bits per weight", ylabel="1 − cosine with the dense model's vectors")
-    axes.xaxis.set_major_locator(FixedLocator([2, 3, 4, 6, 8, 12, 16]))
+    axes.xaxis.set_major_locator(FixedLocator([1, 2, 3, 4, 6, 8, 12, 16]))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize=8, loc="lower left")

@@ -3,7 +3,8 @@ r"""Self-consistency: sample several rationales for a question, and let their an
 Notation: $p_k$ the probability that one sample gives answer k; of n samples, the answer with most votes wins.
 Voting takes the mode of p: it lifts an accuracy $p_{right}$ only where the right answer is the likeliest one, and
 lowers it where another is likelier.
-Source: Wang et al. 2023, arXiv:2203.11171, section 2.   Syllabus: 5.08
+Source: Wang et al. 2023, arXiv:2203.11171, section 2; Li et al. 2023, arXiv:2306.14050 (SCoTD: samples that a student
+learns from).   Syllabus: 5.08, 5.09
 """
 
 import math

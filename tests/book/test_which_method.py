@@ -111,7 +111,7 @@ def test_the_picture_shows_every_row_and_its_front():
     shown = chart.points(rows)
     assert len(shown) == len(rows) and all(p["method"] in p["told"] and p["setting"] in p["told"] for p in shown)
     assert {p["kind"] for p in shown} == {title for title, _, _ in KINDS.values()} and set(chart.SHAPES) == set(KINDS)
-    assert all(1.7 < p["bits"] < 18 for p in shown), "outside of the axis"
+    assert all(0.9 < p["bits"] < 18 for p in shown), "outside of the axis"
 
 
 def test_every_row_passes_exactly_one_choice_of_bits():
