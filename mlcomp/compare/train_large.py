@@ -127,7 +127,7 @@ def _trained(start: nn.Module, inputs: Tensor, labels: Tensor, steps: int, seed:
     """Return a copy trained for ``steps`` steps on batches from passes in random order."""
     net, options = copy_model(start), dict(options)
     count, generator = steps * options["batch_size"], torch.Generator().manual_seed(seed)
-    passes = [torch.randperm(len(inputs), generator=generator) for _ in range(-(-count // len(inputs)))]
+    passes = [torch.randperm(len(inputs), generator=generator, device="cpu") for _ in range(-(-count // len(inputs)))]
     drawn = torch.cat(passes)[:count]  # numbers of examples: the examples themselves are fetched batch by batch
     augment = options.pop("augment", None)
 
