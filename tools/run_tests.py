@@ -78,7 +78,8 @@ def all_steps() -> list[Step]:
         steps.append(Step("exercises in sync", [PYTHON, "-m", "mlcomp.grading", "generate", "--check"]))
     steps.append(Step("book", [PYTHON, "tools/build_book.py", "--out", str(BUILD)]))
     steps.append(Step("pages", [PYTHON, "tools/check_pages.py", str(HTML)]))
-    steps.append(Step("book in a browser", [*PYTEST, "-m", "browser", "tests"]))
+    # Almost all of these tests stand in one file, so they are dealt out one by one.
+    steps.append(Step("book in a browser", [*PYTEST, *LEAN, "-n", "2", "--dist", "load", "-m", "browser", "tests"]))
     return steps
 
 
