@@ -31,9 +31,9 @@ class Permuted:
         return self.packed.nbytes
 
 
-def permuted_two_four(weight: Tensor, hessian: Tensor, *, pattern: str) -> Permuted:
+def permuted_two_four(weight: Tensor, hessian: Tensor, *, search: str) -> Permuted:
     """Search the order of the columns under which 2:4 keeps most, then prune by magnitude."""
-    order = channel_permutation(weight)
+    order = channel_permutation(weight, search=search)
     return Permuted(TwoFour.from_dense(magnitude(weight[:, order].half(), pattern=(2, 4))), order)
 
 

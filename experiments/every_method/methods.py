@@ -177,7 +177,7 @@ register(
     *({"granularity": g, "sparsity": 0.3} for g in ("filter", "channel")), data_free=True,
 )  # fmt: skip
 register(
-    "2:4 after a permutation", "3.07", "pruning", channel_permutation, {"pattern": "2:4 of permuted columns"},
+    "2:4 after a permutation", "3.07", "pruning", channel_permutation, {"search": "splits"},
     method=composed.permuted_two_four, data_free=True,
 )  # fmt: skip
 register(
