@@ -54,7 +54,7 @@ def measured(rows):
     when = f"{about['date']}, {about['machine']}, torch {about['torch']}. "
     start = f"A worker takes {float(about['start_cpu_s']):.1f} CPU seconds to start, and {about['worker_mb']} MB."
     load = float(about["load"])
-    busy = f" Other work ran beside (load {load:.1f}), so the last two columns say nothing." if load > 0.5 else ""
+    busy = f" Other work ran beside (load {load:.1f}), so the last two columns say nothing." if load > 1 else ""
     return f"{markdown(head, lines)}\n{when}{start}{busy}\n"
 
 

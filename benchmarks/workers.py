@@ -87,7 +87,9 @@ def wall(method, width, map, repeat):
     for _ in range(repeat):
         model, batches = network(width)
         begin = time.perf_counter()
-        result, _ = compress(model, batches, method, sequential=False, progress=False, map=map)
+        result, _ = compress(
+            model, batches, method, sequential=False, layers_per_pass=LAYERS, progress=False, map=map
+        )
         best = min(best, time.perf_counter() - begin)
     return best, result.state_dict()
 
@@ -97,7 +99,7 @@ def measure(case, pools, repeat):
     method, width = CASES[case]
     scale, begin = Scale(), time.process_time()
     model, batches = network(width)
-    weighed, _ = compress(model, batches, method, sequential=False, progress=False, map=scale)
+    weighed, _ = compress(model, batches, method, sequential=False, layers_per_pass=LAYERS, progress=False, map=scale)
     rest = time.process_time() - begin - scale.work - scale.ship
     walls = {}
     for workers, map_ in ({0: map} | pools).items():
