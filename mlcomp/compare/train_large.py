@@ -28,16 +28,19 @@ class Contender:
     Attributes:
         name: of the network it was made from.
         weights: weights of the layers that are left.
-        pruned: whether some were removed.
         steps: steps of the optimizer, before pruning and after.
         model: trained.
     """
 
     name: str
     weights: int
-    pruned: bool
     steps: tuple[int, int]
     model: nn.Module
+
+    @property
+    def pruned(self) -> bool:
+        """Whether weights were removed: then it trained again."""
+        return self.steps[1] > 0
 
 
 @isolated_run
@@ -96,16 +99,15 @@ def train_large(
         if not (before and after):
             continue
         total = sum(w.numel() for w in layer_weights(start).values())
-        found.append(Contender(name, total, False, (whole, 0), _trained(start, *data, whole, seed, options)))
+        found.append(Contender(name, total, (whole, 0), _trained(start, *data, whole, seed, options)))
         if all(number >= total for number in kept):
             continue
         dense = _trained(start, *data, before, seed, options)
         for number in kept:
             if number < total:
                 weights = global_magnitude(layer_weights(dense), sparsity=1 - number / total)
-                hold = options | {"after_step": keep_zeros}  # made for the copy that is trained
-                pruned = _trained(with_weights(dense, weights), *data, after, second, hold)
-                found.append(Contender(name, number, True, (before, after), pruned))
+                pruned = _trained(with_weights(dense, weights), *data, after, second, options, hold=True)
+                found.append(Contender(name, number, (before, after), pruned))
     if not found:
         raise ValueError(f"with a budget of {budget:g} FLOPs no network makes a step before pruning and one after it")
     return tuple(found)
@@ -123,8 +125,10 @@ def _check(
         check_whole("kept", number, 1)
 
 
-def _trained(start: nn.Module, inputs: Tensor, labels: Tensor, steps: int, seed: int, options: dict) -> nn.Module:
-    """Return a copy trained for ``steps`` steps on batches from passes in random order."""
+def _trained(
+    start: nn.Module, inputs: Tensor, labels: Tensor, steps: int, seed: int, options: dict, *, hold: bool = False
+) -> nn.Module:
+    """Return a copy trained for ``steps`` steps on batches from passes in random order, its zeros held if asked."""
     net, options = copy_model(start), dict(options)
     count, generator = steps * options["batch_size"], torch.Generator().manual_seed(seed)
     passes = [torch.randperm(len(inputs), generator=generator, device="cpu") for _ in range(-(-count // len(inputs)))]
@@ -135,7 +139,7 @@ def _trained(start: nn.Module, inputs: Tensor, labels: Tensor, steps: int, seed:
         batch = inputs[numbers.to(inputs.device)]
         return batch if augment is None else augment(batch, generator)
 
-    if "after_step" in options:
-        options["after_step"] = options["after_step"](net)
+    if hold:
+        options["after_step"] = keep_zeros(net)
     train(net, drawn, labels[drawn.to(labels.device)], epochs=1, seed=seed, augment=fetch, **options)
     return net

@@ -17,11 +17,10 @@ from torch.nn import functional as F
 from mlcomp.checks import check_codes, check_interval, check_like, check_tensor, check_values, check_whole
 from mlcomp.context import isolated, isolated_run
 from mlcomp.distill.soft_targets import soft_target_loss
-from mlcomp.distill.teaching import Pupil
+from mlcomp.distill.teaching import Seen, teach_along
 from mlcomp.distill.train_student import Taught
 from mlcomp.layerwise.fit import copy_model
-from mlcomp.modes import evaluating, home, keeping_modes
-from mlcomp.train.loop import train
+from mlcomp.modes import home
 
 IGNORED = -100  # the label of a position that the supervised loss leaves out, as PyTorch has it
 
@@ -110,7 +109,7 @@ def distilbert_loss(
     if not student.numel() or student_hidden.shape[:-1] != positions or not student_hidden.numel():
         shapes = f"{tuple(student.shape)} and {tuple(student_hidden.shape)}"
         raise ValueError(f"logits and hidden states must hold the same positions, at least one, got {shapes}")
-    chosen = _checked_labels(labels, student)
+    chosen = checked_labels(labels, student)
     where = slice(None) if mask is None else _checked_mask(mask, student)
     work = torch.promote_types(torch.promote_types(student_hidden.dtype, teacher_hidden.dtype), torch.float32)
     total = student_hidden.new_zeros((), dtype=work)
@@ -160,17 +159,11 @@ def distilbert(
         raise ValueError("loss is taken: it follows from soft, supervised and cosine")
     if len(labels) != len(inputs) or not len(inputs):
         raise ValueError(f"inputs and labels must have the same length ≥ 1, got {len(inputs)} and {len(labels)}")
-    for model in (student, teacher):
-        if hidden not in dict(model.named_modules()):
-            raise ValueError(f"{type(model).__name__} has no layer {hidden!r}")
     result = copy_model(student)
-    pupil = Pupil(result, (hidden,), [nn.Identity()])
-    pupil.teacher = (teacher, (hidden,))
     known = labels.to(home(result))
     counts = None if mask is None else mask.to(home(result))
 
-    def loss(both: Any, index: Tensor) -> Tensor:
-        seen, taught = both
+    def loss(seen: Seen, taught: Seen, index: Tensor) -> Tensor:
         return distilbert_loss(
             seen.logits,
             taught.logits,
@@ -184,18 +177,11 @@ def distilbert(
             temperature=temperature,
         )
 
-    with keeping_modes(teacher):
-        teacher.eval()
-        with evaluating(result):
-            few = inputs[:1].to(home(result))
-            loss(pupil(few), torch.zeros(1, dtype=torch.int64, device=few.device))  # what does not fit shows here
-        history = train(
-            pupil, inputs, torch.arange(len(inputs), device="cpu"), loss=loss, epochs=epochs, lr=lr, **options
-        )
-    return Taught(result, history)
+    options |= {"epochs": epochs, "lr": lr}
+    return Taught(result, teach_along(result, teacher, inputs, loss, names=(hidden,), **options))
 
 
-def _checked_labels(labels: Tensor, student: Tensor) -> Tensor:
+def checked_labels(labels: Tensor, student: Tensor) -> Tensor:
     """Return where there are labels; raise unless they are classes of the student's, one for each position."""
     check_tensor("labels", labels)
     if labels.is_floating_point() or labels.dtype == torch.bool:

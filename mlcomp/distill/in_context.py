@@ -23,10 +23,11 @@ from torch.nn import functional as F
 from mlcomp.checks import check_interval, check_mask, check_whole
 from mlcomp.context import isolated_run
 from mlcomp.distill.soft_targets import distillation_loss
-from mlcomp.distill.teaching import Seen, home, teach
+from mlcomp.distill.teaching import Seen, teach
 from mlcomp.distill.train_student import Taught
 from mlcomp.generate.outputs import check_tokens
 from mlcomp.layerwise.fit import copy_model
+from mlcomp.modes import home
 from mlcomp.train.loop import batch_starts
 
 Share = float | int | Callable[[float], float]

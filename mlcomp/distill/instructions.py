@@ -14,11 +14,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from mlcomp.checks import check_interval, check_tensor, check_values, check_whole
+from mlcomp.checks import check_interval, check_values, check_whole
 from mlcomp.context import isolated
+from mlcomp.distill.distilbert import IGNORED, checked_labels
 from mlcomp.generate.rouge_l import rouge_l_of_words, words
 
-IGNORED = -100  # the label of a position that the loss leaves out, as PyTorch has it
 REFUSALS = ("i cannot", "i can't", "i am unable", "i'm sorry", "i am sorry", "as an ai", "as a language model")
 REASONS = ("empty", "truncated", "refusal", "leak", "duplicate")
 
@@ -84,11 +84,9 @@ def response_loss(logits: Float[Tensor, "*batch classes"], labels: Int64[Tensor,
         ValueError: NaN or inf, shapes that do not fit, a label out of range, none at all.
     """
     check_values("logits", logits)
-    check_tensor("labels", labels)
-    if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
-        raise ValueError(f"labels must be {tuple(logits.shape[:-1])} like the positions, got {tuple(labels.shape)}")
-    learned = labels[labels != IGNORED]
-    if not learned.numel() or int(learned.min()) < 0 or int(learned.max()) >= logits.shape[-1]:
+    if logits.ndim == 0 or not logits.shape[-1]:
+        raise ValueError(f"logits must be (…, classes), got {tuple(logits.shape)}")
+    if not checked_labels(labels, logits).any():
         raise ValueError(f"labels must hold at least one token of 0 … {logits.shape[-1] - 1}, and −100 elsewhere")
     exact = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(exact.flatten(0, -2), labels.flatten().long(), ignore_index=IGNORED)

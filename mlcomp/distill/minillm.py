@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from mlcomp.checks import check_choice, check_codes, check_interval, check_like, check_values, check_whole
 from mlcomp.context import isolated, isolated_run
-from mlcomp.distill.teaching import check_same_classes, home
+from mlcomp.distill.teaching import check_same_classes
 from mlcomp.distill.train_student import Taught
-from mlcomp.generate.outputs import check_tokens, extends, log_probabilities, output_mask, sample_outputs
+from mlcomp.generate.outputs import check_tokens, extends, log_probabilities, log_softmax, output_mask, sample_outputs
 from mlcomp.layerwise.fit import copy_model
-from mlcomp.modes import evaluating, keeping_modes
+from mlcomp.modes import evaluating, home, keeping_modes
 from mlcomp.train.loop import train
 
 WEIGHTS = ("token", "product")
@@ -71,7 +71,7 @@ def minillm_loss(
     check_whole("end", end, 0, student.shape[-1] - 1)
     check_interval("mixing is the teacher's share and", mixing, "[0, 1)")
     check_choice("weights", weights, WEIGHTS)
-    log_q, log_p = (_log_softmax(x) for x in (student, teacher.detach()))
+    log_q, log_p = (log_softmax(x) for x in (student, teacher.detach()))
     mask = output_mask(outputs, end=end).to(log_q.dtype)
     own, theirs = (x.gather(-1, outputs[..., None].long())[..., 0] for x in (log_q, log_p))
     reward = (theirs - own).detach() * mask
@@ -106,7 +106,6 @@ class TeacherMixed(nn.Module):
         shares = {student: 1 - mixing, teacher: mixing}
         self.heard = nn.ModuleList(model for model, share in shares.items() if share > 0)
         self.log_shares = [math.log(share) for share in shares.values() if share > 0]
-        # nn.Sequential has a method of that name, too, which appends layers.
         if all(extends(model) for model in self.heard):
             self.extend = self._extend
 
@@ -119,7 +118,7 @@ class TeacherMixed(nn.Module):
         before = [None] * len(self.heard) if past is None else past
         models: list[Any] = list(self.heard)
         logits, kept = zip(*(m.extend(tokens, one) for m, one in zip(models, before, strict=True)), strict=True)
-        return self._mixed([_log_softmax(x) for x in logits]), list(kept)
+        return self._mixed([log_softmax(x) for x in logits]), list(kept)
 
     def _mixed(self, parts: list[Tensor]) -> Tensor:
         weighted = [x + log_share for x, log_share in zip(parts, self.log_shares, strict=True)]
@@ -220,10 +219,6 @@ def _importance(own: Tensor, theirs: Tensor, mixing: float) -> Tensor:
 def _sums_from_here(x: Tensor) -> Tensor:
     """Return the sum of x from each position to the end of its row."""
     return x.flip(1).cumsum(1).flip(1)
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
 def _check_logits(student: Tensor, teacher: Tensor, outputs: Tensor) -> None:

@@ -17,11 +17,9 @@ from torch.nn import functional as F
 from mlcomp.checks import check_interval, check_like, check_values
 from mlcomp.context import isolated, isolated_run
 from mlcomp.distill.soft_targets import soft_target_loss
-from mlcomp.distill.teaching import Pupil
+from mlcomp.distill.teaching import Seen, teach_along
 from mlcomp.distill.train_student import Taught
 from mlcomp.layerwise.fit import copy_model
-from mlcomp.modes import evaluating, home, keeping_modes
-from mlcomp.train.loop import train
 
 
 @isolated
@@ -99,25 +97,11 @@ def onebit_student(
     """
     if "loss" in options:
         raise ValueError("loss is taken: it follows from soft and hidden_weight")
-    if not len(inputs):
-        raise ValueError("inputs holds no sample")
-    names = tuple(hidden)
-    for model in (student, teacher):
-        if unknown := [name for name in names if name not in dict(model.named_modules())]:
-            raise ValueError(f"{type(model).__name__} has no layer {unknown[0]!r}")
     result = copy_model(student)
-    pupil = Pupil(result, names, [nn.Identity() for _ in names])
-    pupil.teacher = (teacher, names)
 
-    def loss(both: Any, index: Tensor) -> Tensor:
-        seen, taught = both
+    def loss(seen: Seen, taught: Seen, index: Tensor) -> Tensor:
         states = {"student_hidden": seen.features, "teacher_hidden": taught.features}
         return onebit_loss(seen.logits, taught.logits, **states, soft=soft, hidden_weight=hidden_weight)
 
-    with keeping_modes(teacher):
-        teacher.eval()
-        numbers = torch.arange(len(inputs), device="cpu")
-        with evaluating(result):
-            loss(pupil(inputs[:1].to(home(result))), numbers[:1])  # what does not fit shows here
-        history = train(pupil, inputs, numbers, loss=loss, epochs=epochs, lr=lr, **options)
-    return Taught(result, history)
+    options |= {"epochs": epochs, "lr": lr}
+    return Taught(result, teach_along(result, teacher, inputs, loss, names=tuple(hidden), **options))

@@ -5,7 +5,7 @@ teacher said of them. The teacher runs once over all inputs, or on each batch wh
 what the student sees.   Syllabus: 3.14, 3.15
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,11 +90,7 @@ def teach(
     """
     hints = {} if hints is None else dict(hints)
     names, sources = tuple(hints), tuple(hints.values())
-    for model, layers in ((student, names), (teacher, sources)):
-        if unknown := [name for name in layers if name not in dict(model.named_modules())]:
-            raise ValueError(f"{type(model).__name__} has no layer {unknown[0]!r}")
-    if len(inputs) == 0:
-        raise ValueError("inputs holds no sample")
+    _check(((student, names), (teacher, sources)), inputs)
     device = home(student)
     with keeping_modes(teacher):
         teacher.eval()
@@ -118,6 +114,47 @@ def teach(
 
         history = train(pupil, inputs, torch.arange(len(inputs), device="cpu"), loss=of_batch, **options)
     return history, made
+
+
+def teach_along(
+    student: nn.Module,
+    teacher: nn.Module,
+    inputs: Tensor,
+    loss: Callable[[Seen, Seen, Tensor], Tensor],
+    *,
+    names: tuple[str, ...],
+    **options: Any,
+) -> History:
+    """Train ``student`` in place by a teacher that runs with each batch; nothing of what it said is kept.
+
+    Args:
+        loss: as for :func:`teach`; one sample is tried before the first step.
+        names: layers, in both, whose outputs the loss sees.
+        options: of :func:`mlcomp.train.train`.
+    """
+    _check(((student, names), (teacher, names)), inputs)
+    pupil = Pupil(student, names, [nn.Identity() for _ in names])
+    pupil.teacher = (teacher, names)
+
+    def of_batch(both: Any, index: Tensor) -> Tensor:
+        seen, taught = both
+        return loss(seen, taught, index)
+
+    with keeping_modes(teacher):
+        teacher.eval()
+        with evaluating(student):
+            few = inputs[:1].to(home(student))
+            of_batch(pupil(few), torch.zeros(1, dtype=torch.int64, device=few.device))  # what does not fit shows here
+        return train(pupil, inputs, torch.arange(len(inputs), device="cpu"), loss=of_batch, **options)
+
+
+def _check(models: Iterable[tuple[nn.Module, tuple[str, ...]]], inputs: Tensor) -> None:
+    """Raise unless each model has the layers of these names, and there is a sample."""
+    for model, layers in models:
+        if unknown := [name for name in layers if name not in dict(model.named_modules())]:
+            raise ValueError(f"{type(model).__name__} has no layer {unknown[0]!r}")
+    if len(inputs) == 0:
+        raise ValueError("inputs holds no sample")
 
 
 def everything(

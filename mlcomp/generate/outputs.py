@@ -124,6 +124,11 @@ def log_probabilities(model: nn.Module, tokens: Int64[Tensor, "n length"]) -> Fl
 
 def _normalized(logits: Tensor) -> Tensor:
     check_finite("logits", logits)
+    return log_softmax(logits)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Return log p, at least in float32."""
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
