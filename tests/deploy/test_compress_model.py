@@ -172,11 +172,10 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(options, told, tmp_path, a
 
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    from mlcomp.layerwise import compress as module
-    from mlcomp.layerwise import plan
+    from mlcomp.layerwise import task
 
     expected = byte_lm(bits=3)
-    real, calls = plan.call_method, []
+    real, calls = task.call_method, []
 
     def counted(method, weight, hessian):
         calls.append(weight.shape)
@@ -184,7 +183,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(method, weight, hessian)
 
-    monkeypatch.setattr(__import__(module.__module__, fromlist=["x"]), "call_method", counted)
+    monkeypatch.setattr(task, "call_method", counted)
     with pytest.raises(KeyboardInterrupt):
         byte_lm(bits=3, out=tmp_path / "kept")
     assert [p.name for p in (tmp_path / "kept").iterdir()] == [".resume"]
