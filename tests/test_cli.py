@@ -198,7 +198,7 @@ def test_workers_keep_the_same_model_and_show_progress(tmp_path, capsys, monkeyp
 
 
 def run(words, folder, until=None, stop=None):
-    """Run the command in a process group of its own; once ``until`` layers are finished, stop all of it, or kill it."""
+    """Run the command in a group of its own; once ``until`` layers are finished, interrupt the group, or kill it."""
     code = "import sys; from mlcomp.cli import main; sys.exit(main(sys.argv[1:]))"
     # The parent's Ctrl-C handling, whatever started pytest.
     reset = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}

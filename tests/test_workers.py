@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -320,6 +321,16 @@ def test_an_error_or_interrupt_stops_workers_in_the_middle_of_an_item(two_cores,
         raise problem
     assert time.monotonic() - begin < 60 and all(gone(process) for process in found)
     assert waiting is not None and len(list(tmp_path.iterdir())) == 2
+
+
+@linux
+def test_a_ctrl_c_of_the_terminal_is_for_the_parent(two_cores):
+    with process_map(2) as two:
+        before = dict(two(about_itself, range(8)))
+        for process in before:
+            os.kill(process, signal.SIGINT)
+        after = dict(two(about_itself, range(8)))
+    assert after.keys() & before.keys()
 
 
 @pytest.mark.slow
