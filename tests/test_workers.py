@@ -324,7 +324,10 @@ def test_an_error_or_interrupt_stops_workers_in_the_middle_of_an_item(two_cores,
 
 
 @linux
-def test_a_ctrl_c_of_the_terminal_is_for_the_parent(two_cores):
+def test_a_ctrl_c_of_the_terminal_is_for_the_parent(two_cores, request):
+    # New processes inherit that a signal is ignored, as it may be here, but no handler.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with process_map(2) as two:
         before = dict(two(about_itself, range(8)))
         for process in before:
