@@ -197,6 +197,8 @@ def _answers(map: Map, jobs: Sequence[_Job]) -> Generator[_Answer, None, None]:
     try:
         results = iter(map(_do, jobs))
         for answer in results:
+            if isinstance(answer, Exception):  # as Ray's imap tells of a worker that has died
+                raise answer
             yield answer
             at += 1
     except Exception as problem:

@@ -155,10 +155,13 @@ def test_a_map_that_does_not_keep_the_order_or_ends_too_soon():
         list(mapped(double, ITEMS, too_few))
 
 
-def test_an_error_of_the_map_says_where():
+@pytest.mark.parametrize("raised", [True, False])  # or handed out as a result
+def test_an_error_of_the_map_says_where(raised):
     def broken(function, items):
         yield function(items[0])
-        raise BrokenProcessPool("a process is gone")
+        if raised:
+            raise BrokenProcessPool("a process is gone")
+        yield BrokenProcessPool("a process is gone")
 
     found = mapped(double, ITEMS, broken)
     assert next(found) == 2
@@ -589,19 +592,40 @@ def test_samples_do_not_depend_on_the_number_of_workers(pools, tmp_path, workers
     assert len(made) == 4 and pieces(tmp_path / "there") == made
 
 
-def test_by_rays_pool(tmp_path):
-    """Run where Ray is installed: the extra ``cluster``."""
+@pytest.fixture
+def ray_nodes():
+    """Where Ray is installed, the extra ``cluster``: two nodes of one core, as two machines are, and Ray itself."""
     ray = pytest.importorskip("ray", reason='needs Ray: pip install -e ".[cluster]"')
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+    nodes.shutdown()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_by_rays_pool(ray_nodes, tmp_path, number):
     from ray.util.multiprocessing import Pool
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        for workers in (1, 2):
-            with Pool(workers) as rays:
-                assert compressed(map=rays.imap) == compressed()
-                with pytest.raises(RuntimeError, match=r"^the memory is full"):
-                    compressed(refuse_wide, map=rays.imap)
-                assert list(mapped(lambda x: 2 * x, ITEMS, rays.imap)) == [2, 4, 6]
-                assert sampled(rays.imap) == sampled(map)
-    finally:
-        ray.shutdown()
+    def node_of(x):
+        time.sleep(0.2)
+        return ray_nodes.get_runtime_context().get_node_id()
+
+    with Pool(number, ray_remote_args={"num_cpus": 1}) as rays:
+        assert len(set(rays.map(node_of, range(4 * number), chunksize=1))) == number
+        assert compressed(map=rays.imap) == compressed()
+        with pytest.raises(RuntimeError, match=r"^the memory is full") as caught:
+            compressed(refuse_wide, map=rays.imap, resume=tmp_path / "folder")
+        assert "raised for '0.down'" in caught.value.__notes__
+        assert len(list((tmp_path / "folder").glob("*.safetensors"))) == 4
+        assert list(mapped(lambda x: 2 * x, ITEMS, rays.imap)) == [2, 4, 6]
+        assert sampled(rays.imap) == sampled(map)
+        assert all_of(database(levels=LEVELS, map=rays.imap)) == all_of(database(levels=LEVELS))
+        there = by_gptq(net(), map=rays.imap).model.state_dict()
+        torch.testing.assert_close(there, by_gptq(net()).model.state_dict(), rtol=0, atol=0)
+        with pytest.raises(RuntimeError, match="map failed at 'one' or at one after it: ActorDiedError"):
+            list(mapped(die, ITEMS, rays.imap))
