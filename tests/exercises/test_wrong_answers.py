@@ -1,8 +1,11 @@
 """Each question rejects its known wrong answers, says what is wrong with them, and only they lose points."""
 
+import math
 import random
 import re
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -45,17 +48,30 @@ EITHER = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(WRONG))
-def graded(request, tmp_path_factory):
-    """The reference's process and its examiner, for each assignment; no sandbox, as this is our own code."""
-    limits, assignment = Limits(call=4.0, submission=1200.0), ASSIGNMENTS[request.param]
-    with Kernel(worker_command(), limits, env=environment(), cwd=tmp_path_factory.mktemp("work")) as kernel:
-        examiner = Examiner(assignment, kernel, seed=0)
-        kernel.start()
-        for cell in assignment.cells:
-            if cell["cell_type"] == "code" and not marks(cell).get("grade") and not is_left_out(cell):
-                assert kernel.run(source(cell))[0] == {}
-        yield examiner
+@pytest.fixture(scope="module")
+def graders(tmp_path_factory):
+    """The reference's process and its examiner by assignment, each started once; no sandbox: this is our own code."""
+    # Not a fixture with parameters: where they come from the tests, pytest would start a process for each test anew.
+    with ExitStack() as running:
+
+        @cache
+        def grader(folder):
+            limits, assignment = Limits(call=4.0, submission=math.inf), ASSIGNMENTS[folder]
+            cwd = tmp_path_factory.mktemp("work")
+            kernel = running.enter_context(Kernel(worker_command(), limits, env=environment(), cwd=cwd))
+            examiner = Examiner(assignment, kernel, seed=0)
+            kernel.start()
+            for cell in assignment.cells:
+                if cell["cell_type"] == "code" and not marks(cell).get("grade") and not is_left_out(cell):
+                    assert kernel.run(source(cell))[0] == {}
+            return examiner
+
+        yield grader
+
+
+@pytest.fixture
+def graded(graders, folder):
+    return graders(folder)
 
 
 def visible(graded, name):
@@ -95,6 +111,7 @@ def test_no_two_assignments_share_the_name_of_a_cell():
     assert sorted(set(names)) == sorted(names)
 
 
+@pytest.mark.parametrize("folder", sorted(WRONG))
 @pytest.mark.parametrize("seed", range(3))
 def test_the_reference_passes_every_question(graded, seed):
     graded.seed = seed
@@ -103,10 +120,9 @@ def test_the_reference_passes_every_question(graded, seed):
 
 
 @pytest.mark.parametrize(
-    ("graded", "question", "name", "code", "told"),
+    ("folder", "question", "name", "code", "told"),
     CASES,
     ids=[f"{folder} {q}: {n}" for folder, q, n, _, _ in CASES],
-    indirect=["graded"],
 )
 def test_a_wrong_answer_loses_exactly_its_points(graded, note, question, name, code, told):
     graded.seed = random.randrange(2**62)  # the weekly run moves it
