@@ -32,6 +32,7 @@ examples:
   mlcomp compress smollm2 --method sparsegpt --pattern 2:4 --layers "model.layers.0.*" --out first-block
   mlcomp compress torchvision:resnet18 --method adaround --bits 4 --data folder-of-images --out kept
   mlcomp compress convnet --method gptq --bits 3 --out kept
+  mlcomp compress minilm --method exact_obs --sparsity 0.5 --no-sequential --workers 8 --out kept
 
 All other options go to the method; `mlcomp methods NAME` lists them. A run that was stopped goes on when the same
 command is given again. In the folder: the model, report.html to read, report.csv, .json and .svg."""
@@ -150,6 +151,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--skip-unfit": {"action": "store_true", "help": "leave layers that the options do not fit, instead of refusing"},
     "--random-weights": {"action": "store_true", "help": "try the method on the shape of the network"},
     "--device": {"metavar": "NAME", "help": "for instance cuda"},
+    "--workers": {
+        "type": int,
+        "default": 1,
+        "metavar": "N",
+        "help": "processes that compress layers which do not wait for each other (default 1: this one alone); more "
+        "than three want --no-sequential",
+    },
     "--quiet": {"action": "store_true", "help": "no progress, only the result"},
 }
 
@@ -169,8 +177,9 @@ def _add_compress(parser: argparse.ArgumentParser) -> None:
 def _compress(args: argparse.Namespace, options: dict[str, str]) -> int:
     os.environ.setdefault("MPLBACKEND", "agg")
     from mlcomp.deploy.compress_model import compress_model
+    from mlcomp.workers import process_map
 
-    with _progress(shown=not args.quiet):
+    with process_map(args.workers) as map, _progress(shown=not args.quiet):
         done = compress_model(
             args.model,
             method=args.method,
@@ -188,6 +197,7 @@ def _compress(args: argparse.Namespace, options: dict[str, str]) -> int:
             pretrained=not args.random_weights,
             device=args.device,
             progress=not args.quiet,
+            map=map,
             **options,
         )
     print(done)

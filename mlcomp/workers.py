@@ -1,21 +1,29 @@
 """The same work on many items, wherever it is done: any callable like the built-in ``map`` says where.
 
 ``map(function, items)`` gives the results in the order of the items: the built-in, the ``map`` of a pool of processes
-or threads, ``imap`` of a pool of multiprocessing or of ``ray.util.multiprocessing``. None of them is imported here.
+or threads, ``imap`` of a pool of multiprocessing or of ``ray.util.multiprocessing``. The library takes what it is
+given; :func:`process_map` is there for the command line, which can be given none.
 """
 
+import multiprocessing
 import os
 import pickle
 import random
 import secrets
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+from mlcomp.checks import check_whole
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -81,6 +89,59 @@ def mapped(function: Callable[[T], R], items: Mapping[str, T], map: Map) -> Gene
             yield answer.result
 
 
+@contextmanager
+def process_map(workers: int) -> Iterator[Map]:
+    """Yield the built-in ``map`` for one worker, and for more the ``map`` of as many new processes.
+
+    Each of these has as many threads of torch as this process, but no more than its share of the cores.
+
+    Args:
+        workers: 1, …, as many as this process may use cores.
+    Raises:
+        ValueError: another number of workers.
+    Guarantee: no worker outlives the block, or this process. What ends by itself waits for nothing; where an error or
+        an interrupt ends the block, or somebody this process, they stop in the middle of an item.
+    """
+    check_whole("workers", workers, 1)
+    cores = _cores()
+    if workers > cores:
+        raise ValueError(f"workers must be at most {cores}, the cores that this process may use, got {workers}")
+    if workers == 1:
+        yield map
+        return
+    new = multiprocessing.get_context("spawn")  # a forked one has torch without the threads that it may wait for
+    end, held = new.Pipe(duplex=False)  # its other end is this process's alone, and closed with it
+    threads = max(1, min(torch.get_num_threads(), cores // workers))
+    pool = ProcessPoolExecutor(workers, mp_context=new, initializer=_begin, initargs=(end, threads))
+    try:
+        yield pool.map
+        pool.shutdown()
+    finally:
+        held.close()
+        pool.shutdown(cancel_futures=True)
+        end.close()
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # where a system has it
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def _begin(end: Connection, threads: int) -> None:
+    """Make a new process a worker: the terminal's Ctrl-C is for its parent, with whose end it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(end,), daemon=True).start()
+
+
+def _end_with(end: Connection) -> None:
+    try:
+        end.recv()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
 class Sent:
     """A value that is pickled as plain bytes: pools of processes would move a model's tensors to shared memory.
 
@@ -136,6 +197,8 @@ def _answers(map: Map, jobs: Sequence[_Job]) -> Generator[_Answer, None, None]:
     try:
         results = iter(map(_do, jobs))
         for answer in results:
+            if isinstance(answer, Exception):  # as Ray's imap tells of a worker that has died
+                raise answer
             yield answer
             at += 1
     except Exception as problem:

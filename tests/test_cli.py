@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 
 import mlcomp
+from mlcomp import workers
 from mlcomp.cli import OPTIONS, main, split_options
 from mlcomp.deploy import compress_model, open_model
 from mlcomp.layerwise import load
@@ -75,6 +77,8 @@ def test_progress_is_told_on_stderr(capsys):
         (["compress", "byte_lm_16", "--method", "rtn", "--tokens", "999"], "tokens must be a whole number"),
         (["compress", "mlp", "--method", "rtn", "--format", "onnx"], None),
         (["compress", "mlp", "--method", "rtn", "--device", "cuda:99"], "there is no device 'cuda:99' here"),
+        (["compress", "mlp", "--method", "rtn", "--workers", "0"], "workers must be a whole number of at least 1"),
+        (["compress", "mlp", "--method", "rtn", "--workers", "9999"], "workers must be at most "),
         (["compare", "nowhere"], "nowhere holds no model"),
         (["methods", "nothing-like-it"], "no method's line holds 'nothing-like-it'"),
     ],
@@ -93,6 +97,7 @@ def test_what_a_user_gets_wrong_is_told_in_one_line(words, told, capsys, tmp_pat
         (["compress", "--method", "rtn"], "the following arguments are required: MODEL"),
         (["compress", "mlp"], "the following arguments are required: --method"),
         (["compress", "mlp", "--method", "rtn", "--samples", "many"], "invalid int value: 'many'"),
+        (["compress", "mlp", "--method", "rtn", "--workers", "all"], "invalid int value: 'all'"),
         (["compress", "mlp", "other", "--method", "rtn"], "unrecognized arguments: other"),
         (["compare"], "the following arguments are required: FOLDER"),
         (["compare", "x", "--bits", "4"], "unrecognized arguments: --bits"),
@@ -168,26 +173,57 @@ def test_layers_with_the_same_problem_are_counted():
     assert one_line(ValueError("two\n  lines")) == "two lines" and one_line(OSError()) == "OSError"
 
 
+@pytest.mark.slow
+def test_workers_keep_the_same_model_and_show_progress(tmp_path, capsys, monkeypatch, request):
+    asked = []
+
+    class Spied(workers.ProcessPoolExecutor):
+        def map(self, function, jobs):
+            asked.extend(job.name for job in jobs)
+            return super().map(function, jobs)
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Spied)
+    monkeypatch.setattr(workers, "_cores", lambda: 2)
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(1)  # in this process, too: it has the same bits
+    words = ["compress", "byte_lm_16", "--method", "gptq", "--bits", "3", *QUICK, "--no-sequential"]
+    folders = {number: tmp_path / f"by-{number}" for number in (1, 2)}
+    for number, folder in folders.items():
+        assert main([*words, "--workers", str(number), "--out", str(folder)]) == 0
+        assert "4/4" in capsys.readouterr().err
+        assert ("blocks.0.up" in asked) == (number == 2)
+    one, two = (load(folder, model=open_model("byte_lm_16").model).state_dict() for folder in folders.values())
+    torch.testing.assert_close(two, one, rtol=0, atol=0)
+    assert {file.name for file in folders[1].iterdir()} == {file.name for file in folders[2].iterdir()}
+
+
 def run(words, folder, until=None, stop=None):
-    """Run the command in a process of its own; stop it when ``until`` layers are finished."""
+    """Run the command in a group of its own; once ``until`` layers are finished, interrupt the group, or kill it."""
     code = "import sys; from mlcomp.cli import main; sys.exit(main(sys.argv[1:]))"
     # The parent's Ctrl-C handling, whatever started pytest.
     reset = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-    process = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, **reset)
+    command = [sys.executable, "-c", code, *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, **reset)
     deadline = time.monotonic() + 300
     while until is not None and len(list(folder.glob(".resume/*.safetensors"))) < until:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    if stop is not None:
+    if stop == signal.SIGINT:
+        os.killpg(process.pid, stop)  # as a terminal does
+    elif stop is not None:
         process.send_signal(stop)
-    return process.communicate(timeout=600)[1], process.returncode
+    err = process.communicate(timeout=600)[1]  # at its end only when no worker holds the other end of the pipe
+    return err, process.returncode
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_stopped_killed_and_finished_by_the_same_command(tmp_path):
+@pytest.mark.parametrize("number", [1, 2])
+def test_stopped_killed_and_finished_by_the_same_command(tmp_path, number):
+    if number > workers._cores():
+        pytest.skip("needs two cores")
     folder = tmp_path / "kept"
-    options = ["--bits", "3", "--steps", "3000", "--samples", "2", "--tokens", "64"]
+    options = ["--bits", "3", "--steps", "3000", "--samples", "2", "--tokens", "64", "--workers", str(number)]
     words = ["compress", "byte_lm_16", "--method", "adaround", *options, "--out", str(folder)]
     err, code = run(words, folder, 2, signal.SIGINT)
     assert code == 130 and err.splitlines()[-1] == "stopped; the same command goes on from here"

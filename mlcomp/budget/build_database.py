@@ -8,8 +8,11 @@ Syllabus: 2.10
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -19,12 +22,14 @@ from mlcomp.context import isolated_run
 from mlcomp.formats.packing import packed_nbytes
 from mlcomp.formats.storage import sparse_nbytes
 from mlcomp.layerwise.hessian import output_loss
-from mlcomp.layerwise.matrix import find_layers, weight_matrix
+from mlcomp.layerwise.matrix import Layer, find_layers, weight_matrix
+from mlcomp.layerwise.task import as_bytes
 from mlcomp.obs.exact_obs import exact_obs, exact_obs_trace
 from mlcomp.obs.global_selection import select_counts
 from mlcomp.obs.obq import obq
 from mlcomp.obs.replay import replay
 from mlcomp.resume import ResumeFolder, hash_model, hash_values
+from mlcomp.workers import Map, Sent, check_map, mapped
 
 
 @isolated_run
@@ -38,6 +43,7 @@ def build_database(
     damp: float = 0.01,
     progress: bool = True,
     resume: str | os.PathLike | None = None,
+    map: Map = map,
 ) -> Database:
     """Compress each layer of ``model`` to each level, independently of the other layers.
 
@@ -54,17 +60,24 @@ def build_database(
         damp: damping of ExactOBS and OBQ, as a share of the mean live diagonal.
         progress: show a progress bar.
         resume: folder in which finished layers are kept.
+        map: by which all layers, none of which waits for another, are compressed: a callable like the built-in, such
+            as the ``map`` of a pool of processes (:mod:`mlcomp.workers`).
     Returns:
         The database. Weights are float32 (float64 for float64 models).
     Raises:
-        ValueError: no or repeated levels, unknown layer, an H that does not fit, a quantizer that moves a zero of a
-            joint level, a resume folder of other settings. What a method raises names the layer.
+        ValueError: before any work: no or repeated levels, unknown layer, an H that does not fit, a ``map`` that does
+            not work, a resume folder of other settings. Later: a quantizer that moves a zero of a joint level. What a
+            method raises names the layer.
+    Guarantee: the same for every ``map`` whose workers have as many threads of torch as this process: database,
+        resume folder, and the error of the first layer that has one.
     Cost: ExactOBS: one trace a layer and one replay of it for all levels; OBQ: one run a level.
     """
     levels = list(levels)
     if not levels or len(set(levels)) < len(levels):
         raise ValueError(f"levels must be at least one and all different, got {[level.name for level in levels]}")
-    chosen = find_layers(model, hessians)
+    how = _Levels(levels, prune, quantize or functools.partial(obq, damp=damp), damp)
+    tasks = {name: _task(name, layer, hessians[name], how) for name, layer in find_layers(model, hessians).items()}
+    check_map(map, how)
     store = None
     if resume is not None:
         store = ResumeFolder(
@@ -75,26 +88,69 @@ def build_database(
                 "options": hash_values((levels, prune, quantize, damp)),
             },
         )
-    quantize = quantize or functools.partial(obq, damp=damp)
+    todo = {name: task for name, task in tasks.items() if store is None or name not in store}
     layers = {}
-    for name in tqdm(hessians, disable=not progress, desc="database", unit="layer"):
-        if store is None or name not in store:
-            weight = weight_matrix(chosen[name])
-            hessian = hessians[name] if hessians[name].ndim == 3 else hessians[name][None]
-            if hessian.shape != (len(weight), weight.shape[2], weight.shape[2]):
-                raise ValueError(f"layer {name!r}: H {tuple(hessian.shape)} does not fit {tuple(weight.shape)}")
-            try:
-                entries = _layer_entries(weight, hessian, levels, prune, quantize, damp)
-            except ValueError as problem:
-                raise ValueError(f"layer {name!r}: {problem}") from problem
-            if store is not None:
-                tensors = {str(i): entry.weight for i, entry in enumerate(entries)}
-                store.save(name, tensors, {"entries": [entry_facts(entry) for entry in entries]})
-        else:
-            tensors, facts = store.load(name)
-            entries = tuple(make_entry(fact, tensors[str(i)]) for i, fact in enumerate(facts["entries"]))
-        layers[name] = entries
+    with closing(mapped(_compressed, todo, map)) as made:
+        for name in tqdm(tasks, disable=not progress, desc="database", unit="layer"):
+            if name in todo:
+                entries = next(made).value
+                if store is not None:
+                    tensors = {str(i): entry.weight for i, entry in enumerate(entries)}
+                    store.save(name, tensors, {"entries": [entry_facts(entry) for entry in entries]})
+            else:
+                assert store is not None
+                tensors, facts = store.load(name)
+                entries = tuple(make_entry(fact, tensors[str(i)]) for i, fact in enumerate(facts["entries"]))
+            layers[name] = entries
     return Database(layers)
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """What all layers share."""
+
+    levels: list[Level]
+    prune: Callable[..., Tensor] | None
+    quantize: Callable[..., object]
+    damp: float
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One layer's share: in this process it points to the layer, pickled it holds W and H as plain bytes."""
+
+    name: str
+    weight: Callable[[], Tensor]
+    hessian: Tensor
+    how: _Levels
+
+    def __reduce__(self) -> tuple:
+        weight = self.weight()
+        data = as_bytes({"weight": weight, "hessian": self.hessian})
+        return _arrived, (self.name, data, weight.device.type, self.how)
+
+
+def _arrived(name: str, data: bytes, device: str, how: _Levels) -> _Task:
+    tensors = {key: tensor.to(device) for key, tensor in load(data).items()}
+    return _Task(name, functools.partial(tensors.__getitem__, "weight"), tensors["hessian"], how)
+
+
+def _task(name: str, layer: Layer, hessian: Tensor, how: _Levels) -> _Task:
+    weight = functools.partial(weight_matrix, layer)
+    groups, _, inp = (shape := weight().shape)
+    whole = hessian if hessian.ndim == 3 else hessian[None]
+    if whole.shape != (groups, inp, inp):
+        raise ValueError(f"layer {name!r}: H {tuple(whole.shape)} does not fit {tuple(shape)}")
+    return _Task(name, weight, whole, how)
+
+
+def _compressed(task: _Task) -> Sent:
+    how = task.how
+    try:
+        entries = _layer_entries(task.weight(), task.hessian, how.levels, how.prune, how.quantize, how.damp)
+    except ValueError as problem:
+        raise ValueError(f"layer {task.name!r}: {problem}") from problem
+    return Sent(entries)
 
 
 def _layer_entries(

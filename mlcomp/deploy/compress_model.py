@@ -25,6 +25,7 @@ from mlcomp.deploy.transformers_models import kind_of, longest_text
 from mlcomp.layerwise.compress import compress
 from mlcomp.layerwise.report import CompressionReport
 from mlcomp.layerwise.report_tables import worst_layers
+from mlcomp.workers import Map, check_map
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ def compress_model(
     pretrained: bool = True,
     device: str | torch.device | None = None,
     progress: bool = True,
+    map: Map = map,
     **options: Any,
 ) -> CompressedModel:
     """Compress a model, measure it before and after, and keep it in a folder.
@@ -135,16 +137,22 @@ def compress_model(
         pretrained: False: random weights, to try a method on a network's shape.
         device: where to run; None: where the model is.
         progress: show a progress bar.
+        map: by which the method is called for layers that do not wait for each other, such as the ``map`` of a pool
+            of processes (:mod:`mlcomp.workers`); which these are, says :func:`mlcomp.layerwise.compress`. A run that
+            one has begun goes on with another.
         options: of the method, as values or as words ("2:4"); those of its recipe, where none are given.
     Raises:
         ValueError: an unknown model, method, option or layer, options that do not fit a layer, too few inputs, a
-            folder that holds something else or a run with other settings. All before any layer is compressed.
+            folder that holds something else or a run with other settings, a ``map`` that does not work. All before
+            any layer is compressed.
         ImportError: an optional library that the model needs.
     Guarantee: a run killed at any time and made again gives the same model; a finished folder is never overwritten.
+        So does every ``map`` whose workers have as many threads of torch as this process.
     """
     compressor = find_compressor(method)
     bound = bind(compressor, options, seed=seed)
     kept = None if out is None else KeptFolder(out, format, rest_dtype)
+    check_map(map, bound)
     opened = _opened(model, tokenizer, pretrained, seed)
     if kept is not None:
         kept.check(opened)
@@ -174,6 +182,7 @@ def compress_model(
             on_error=on_error,
             errors=inputs.held_out is None,
             inplace=isinstance(model, str),
+            map=map,
         )
     seconds = time.perf_counter() - start
     if len(report.skipped) == len(report.rows):

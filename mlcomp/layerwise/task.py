@@ -76,14 +76,15 @@ class Outcome:
 
     def __reduce__(self) -> tuple:
         piece = self.piece()
-        return _arrived, (_as_bytes(piece.tensors), piece.facts)
+        return _arrived, (as_bytes(piece.tensors), piece.facts)
 
 
 def _arrived(data: bytes, facts: Mapping[str, Any]) -> Piece:
     return Piece(load(data), facts)
 
 
-def _as_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def as_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the values of tensors as a safetensors file: of a view only what it shows, and no shared memory."""
     return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
 
 
@@ -143,7 +144,7 @@ class LayerTask:
         sent = {"weight": weight} | {str(i): part.hessian for i, part in enumerate(self.inputs) if part is not None}
         rest = [None if part is None else (part.samples, part.diagonal) for part in self.inputs]
         own = (self.name, self.method, self.shape, self.dtype, self.skip)
-        return _sent_task, (_as_bytes(sent), weight.device.type, rest, own)
+        return _sent_task, (as_bytes(sent), weight.device.type, rest, own)
 
 
 def _sent_task(data: bytes, device: str, rest: Sequence, own: tuple) -> LayerTask:

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,72 @@ def test_figures_are_those_of_the_file():
     told = subject.whole_model(method="quip_sharp", bits="3")
     assert f"perplexity {float(row['perplexity']):.1f} (dense " in told.quality
     assert told.size == f"{float(row['bits_per_weight']):.2f}" and told.seconds == float(row["total_seconds"])
+
+
+def mean_of(name, column, **key):
+    """Return the mean of a column over the rows with these entries: over the seeds."""
+    with (subject.TABLES / f"{name}.csv").open(newline="") as file:
+        found = [float(r[column]) for r in csv.DictReader(file) if all(r[k] == v for k, v in key.items())]
+    assert len(found) == 3
+    return sum(found) / 3
+
+
+def test_figures_of_several_seeds_are_their_means():
+    told = subject.onebit_byte_lm(part="OneBit")
+    plain = mean_of("onebit_byte_lm", "after", part="without norm")
+    assert f"{mean_of('onebit_byte_lm', 'after', part='OneBit'):.2f} nats a byte (dense 1.19;" in told.quality
+    assert f"normalization {plain:.2f})" in told.quality
+    told, part = subject.minillm_byte_lm(part="all three"), partial(mean_of, "minillm_byte_lm", "reverse_byte")
+    assert told.seconds == pytest.approx(mean_of("minillm_byte_lm", "cpu_seconds", part="all three"))
+    assert told.quality == (
+        f"{part(part='all three'):.2f} nats a byte from the teacher (before {part(part='start'):.2f}, "
+        f"word level {part(part='word level, equal seconds'):.2f})"
+    )
+    shots = partial(mean_of, "in_context_distillation", "shots_4")
+    teacher, hard = shots(part="untaught", method="teacher"), shots(part="students", method="hard")
+    assert subject.in_context_distillation(method="both").quality == (
+        f"{shots(part='students', method='both'):.1%} right after four examples (teacher {teacher:.1%}, "
+        f"written labels alone {hard:.1%})"
+    )
+    kinds = {"part": "students", "phrasings": "12", "learned": "response"}
+    seen, new = (mean_of("instruction_distillation", c, n_kinds="40", **kinds) for c in ("seen", "kinds"))
+    few = mean_of("instruction_distillation", "kinds", n_kinds="8", **kinds)
+    told = subject.instruction_distillation(kinds="40", phrasings="12")
+    assert told.quality == f"{seen:.0%} of known kinds right, {new:.0%} of new ones (taught eight kinds {few:.0%})"
+    many = {"part": "students_1000", "kind": "noisy"}
+    right = mean_of("rationales", "greedy", method="sampled", rationales="30", **many)
+    alone = mean_of("rationales", "greedy", method="label-only", **many)
+    assert subject.rationales(rationales="30").quality == f"{right:.1%} right (taught answers alone {alone:.1%})"
+
+
+def test_what_the_cases_of_small_networks_take_holds_in_the_tables():
+    nets = partial(mean_of, "tiny_and_large_nets", "held_out", length="16")
+    plain, augmented, longer = (nets(part="net_aug", method=m) for m in ("plain", "NetAug", "plain, equal FLOPs"))
+    assert plain < augmented < longer  # "longer training first, NetAug if epochs are what is short"
+    told = subject.tiny_and_large_nets("net_aug", "NetAug", "16").quality
+    assert told == f"accuracy {augmented:.1%} (plain {plain:.1%}, plain with equal FLOPs {longer:.1%})"
+    scratch, tuned, big = (nets(part="pruning", method=m) for m in ("scratch B", "L1, tuned E", "big"))
+    assert tuned < scratch < big
+    told = subject.tiny_and_large_nets("pruning", "scratch B", "16").quality
+    assert told == f"accuracy {scratch:.1%} (pruned and tuned {tuned:.1%}, all channels {big:.1%})"
+
+
+def test_single_weights_to_the_second_order_lose_least_of_what_needs_no_training():
+    by_seed = {}
+    for row in subject.table("llm_pruner_smollm2"):
+        if row["part"] == "strategies" and row["method"] != "dense":
+            by_seed.setdefault(row["seed"], {})[row["method"]] = float(row["reference"])
+    assert len(by_seed) == 3 and {min(found, key=found.get) for found in by_seed.values()} == {"element, second, sum"}
+    told = subject.llm_pruner_smollm2("strategies", "element, second, sum", "0")
+    perplexity = mean_of("llm_pruner_smollm2", "reference", part="strategies", method="element, second, sum")
+    assert told.quality == f"perplexity {perplexity:.1f} (dense 20.1)" and told.seconds == 81.7 / 11
+
+
+@pytest.mark.parametrize(
+    ("size", "told"), [("3.05", "3.05 bits a weight"), ("as it is", "as it is"), ("113 M parameters",) * 2]
+)
+def test_only_a_number_alone_is_of_bits_a_weight(size, told):
+    assert subject.stored(size) == told
 
 
 @pytest.mark.parametrize(
