@@ -147,8 +147,9 @@ def _round_rows(
     state.reset(rows)
     codes = torch.empty(rows, inp, dtype=torch.uint8, device=w.device)
     diagonal = inverse.diagonal().repeat(rows, 1)
-    done = torch.zeros(rows, inp, dtype=torch.bool, device=w.device)
-    # Beyond half a step a weight is off the grid; the margin keeps rounding to the midpoint from counting.
+    barred = torch.zeros(rows, inp, dtype=w.dtype, device=w.device)  # infinite where a weight is rounded
+    # Beyond half a step a weight is off the grid; the margin keeps rounding to the midpoint from counting. A rounded
+    # weight has no limit.
     limit = step * (0.5 + 1e-5)
     losses = w.new_zeros(rows, 1)
     for left in range(inp, 0, -1):
@@ -157,9 +158,9 @@ def _round_rows(
         cost = error.square()
         if saving:
             cost -= step.square() / 4
-        position = cost.div_(diagonal).masked_fill_(done, torch.inf).argmin(1)
+        position = cost.div_(diagonal).add_(barred).argmin(1)
         if outliers:
-            size = error.abs().masked_fill_(done, 0)
+            size = error.abs()
             off_grid = size > limit
             if off_grid.any():
                 largest = size.masked_fill_(~off_grid, 0).argmax(1)
@@ -171,12 +172,13 @@ def _round_rows(
         losses += scaled.square() / 2
         w.addcmul_(vector, scaled, value=-1)
         diagonal.addcmul_(vector, vector, value=-1).scatter_(1, at, 1)
-        done.scatter_(1, at, True)
+        barred.scatter_(1, at, torch.inf)
+        limit.scatter_(1, at, torch.inf)
         if left - 1 <= SHRINK * w.shape[1] and left > 1:
-            keep = (~done).nonzero()[:, 1].view(rows, left - 1)
+            keep = (barred == 0).nonzero()[:, 1].view(rows, left - 1)
             state.compact(keep)
             w, step, zero, limit = (x.gather(1, keep) for x in (w, step, zero, limit))
-            diagonal, done = diagonal.gather(1, keep), done.gather(1, keep)
+            diagonal, barred = diagonal.gather(1, keep), barred.gather(1, keep)
     return codes, losses[:, 0]
 
 

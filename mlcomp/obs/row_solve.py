@@ -7,6 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+# Bytes of systems that are solved together, at most: where they do not fit into a processor's cache, the passes over
+# them take longer than the arithmetic.
+CACHE = 2**23
+
 
 def solve_on_subsets(
     matrix: Float[Tensor, "d d"],
@@ -37,14 +41,14 @@ def solve_on_subsets(
         size = int(count[by_size[0]])
         if size == 0:
             break
-        # The submatrix, its index arithmetic and its factor: about four arrays of size².
-        together = max(1, max_bytes // (32 * size * size))
+        # Whole rows of the matrix, and about three arrays of size²: the submatrix, its factor and a copy.
+        together = max(1, min(max_bytes, CACHE) // (8 * size * (len(matrix) + 3 * size)))
         rows = torch.tensor(by_size[:together], device=matrix.device)
         by_size = by_size[together:]
         # Columns of the subset first; rows with fewer than `size` are filled up with equations x = 0.
         index = (~subset[rows]).to(torch.int8).argsort(dim=1, stable=True)[:, :size]
         filler = torch.arange(size, device=matrix.device) >= count[rows][:, None]
-        part = matrix[index[:, :, None], index[:, None, :]]
+        part = matrix[index].gather(2, index[:, None].expand(-1, size, -1))
         part.masked_fill_(filler[:, :, None] | filler[:, None, :], 0)
         part.diagonal(dim1=1, dim2=2).masked_fill_(filler, 1)
         factor, info = torch.linalg.cholesky_ex(part)

@@ -8,7 +8,7 @@ Source: Mishra et al. 2021, arXiv:2104.08378, section 3 (2:4).   Syllabus: 2.06
 """
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Shaped, UInt8
 from torch import Tensor
 
 from mlcomp.checks import check_pattern, check_tensor, check_whole
@@ -55,12 +55,14 @@ def smallest_mask(scores: Shaped[Tensor, "*rows n"], count: int) -> Bool[Tensor,
     return mask | ties
 
 
-def _ranks(scores: Shaped[Tensor, "*rows n"]) -> Int[Tensor, "*rows n"]:
+def _ranks(scores: Shaped[Tensor, "*rows n"]) -> UInt8[Tensor, "*rows n"]:
     """Return how many entries of its row come before each: all pairs are compared, for there are few."""
-    one, other = scores[..., :, None], scores[..., None, :]
     n = scores.shape[-1]
-    earlier = torch.ones(n, n, dtype=torch.bool, device=scores.device).tril(-1)
-    return ((other < one) | ((other == one) & earlier)).sum(-1)
+    entries = scores.movedim(-1, 0)  # sums over the first dimension are the fast ones
+    other, one = entries[:, None], entries[None]
+    earlier = torch.ones(n, n, dtype=torch.bool, device=scores.device).triu(1)
+    earlier = earlier.reshape(n, n, *[1] * (scores.ndim - 1))
+    return ((other < one) | ((other == one) & earlier)).sum(0, dtype=torch.uint8).movedim(0, -1)
 
 
 @isolated
@@ -86,5 +88,7 @@ def nm_mask(scores: Shaped[Tensor, "*rows n"], pattern: tuple[int, int]) -> Bool
     whole = width - width % block
     blocks = scores[..., :whole].unflatten(-1, (whole // block, block))
     marked = smallest_mask(blocks, zeros).flatten(-2)
+    if whole == width:
+        return marked
     tail = smallest_mask(scores[..., whole:], zeros * (width - whole) // block)
     return torch.cat([marked, tail], dim=-1)

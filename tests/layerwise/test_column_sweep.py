@@ -1,9 +1,12 @@
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
 from mlcomp.layerwise import ColumnSweep, column_order, inverse_factor, layer_hessian, output_loss
+from mlcomp.layerwise.column_sweep import PANEL, inverse_root
 
 
 @given(st.integers(1, 4), st.integers(1, 12), st.integers(1, 13), st.integers(0, 2**31))
@@ -62,3 +65,40 @@ def test_columns_beyond_a_part_of_a_block_know_of_all_errors():
         torch.testing.assert_close(one.now(i, 50), other.now(i, 50))
         for sweep in (one, other):
             sweep.fix(sweep.column(), sweep.column().round())
+
+
+@pytest.mark.parametrize("n", [1, 5, PANEL, PANEL + 1, 3 * PANEL - 2])
+def test_the_root_of_the_inverse_is_numpys(n):
+    """Row by row of panels, and as LAPACK finds it: a Cholesky factor with a positive diagonal is the only one."""
+    _, inputs, _ = make_layer(1, n, 3 * n)
+    hessian = layer_hessian(inputs.double())
+    found = inverse_root(hessian)
+    expected = np.linalg.cholesky(np.linalg.inv(hessian.numpy()), upper=True)
+    assert torch.equal(found, found.triu())
+    # Inverting and factoring in float64: the condition number of these H is below 1e6.
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [0, PANEL, 2 * PANEL])
+def test_a_matrix_that_is_not_positive_definite_has_no_root(bad):
+    matrix = torch.eye(2 * PANEL + 1, dtype=torch.float64)
+    matrix[bad, bad] = -1
+    assert inverse_root(matrix) is None
+
+
+def test_columns_in_another_order_have_the_factor_of_the_reordered_hessian():
+    _, inputs, _ = make_layer(1, 2 * PANEL, 6 * PANEL)
+    hessian = layer_hessian(inputs.double())
+    columns = column_order(hessian, "activation")
+    factor, _ = inverse_factor(hessian, columns, damp=0.0)
+    expected = np.linalg.inv(hessian.numpy())[columns][:, columns]
+    torch.testing.assert_close(factor.T @ factor, torch.from_numpy(expected), rtol=1e-7, atol=1e-9)
+
+
+def test_inputs_of_very_different_scales_are_regular_in_any_order():
+    # Their own products of H and its inverse are 1; those of one input with another would count as singular.
+    hessian = torch.diag(torch.tensor([1.0, 1e-12, 1e12]))
+    columns = column_order(hessian, "activation")
+    assert columns.tolist() == [2, 0, 1]
+    factor, _ = inverse_factor(hessian, columns, damp=0.0)
+    torch.testing.assert_close(factor.diagonal(), hessian.diagonal()[columns].double().rsqrt())

@@ -7,6 +7,7 @@ from torch import nn
 
 from mlcomp.data import make_layer
 from mlcomp.layerwise import collect_hessians, damped_hessian
+from mlcomp.layerwise.hessian import ROWS
 from mlcomp.obs import inverse_hessian, layer_hessian
 
 
@@ -95,6 +96,22 @@ def test_a_slightly_skew_matrix_is_made_symmetric():
     damped = damped_hessian(hessian)
     assert torch.equal(damped.matrix, damped.matrix.T)
     assert damped.matrix[0, 1] == (hessian[0, 1] + hessian[1, 0]) / 2
+
+
+@pytest.mark.parametrize("n", [1, ROWS, 2 * ROWS + 3])
+def test_the_mean_with_the_transpose_is_exact_in_every_block(n):
+    hessian = layer_hessian(inputs(n, 3 * n))
+    hessian += 1e-6 * hessian.abs().max() * torch.rand(n, n, generator=torch.Generator().manual_seed(0)).tril()
+    exact = (hessian.double() + hessian.double().T) / 2
+    assert torch.equal(damped_hessian(hessian).matrix, exact)
+
+
+@pytest.mark.parametrize("where", [(0, 1), (1, 0), (199, 0), (0, 199), (199, 198), (70, 130)])
+def test_a_skew_entry_is_seen_wherever_it_is(where):
+    hessian = layer_hessian(inputs(200, 600))
+    hessian[where] += 1e-3 * hessian.abs().max()
+    with pytest.raises(ValueError, match="symmetric"):
+        damped_hessian(hessian)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
