@@ -16,6 +16,7 @@ from experiments.every_method.run import FIELDS, run, run_all
 from mlcomp.compare.stored_layer import store
 from mlcomp.compare.subject import Subject, recall_of_neighbours
 from mlcomp.data import committed_table, make_layer
+from mlcomp.distill import cofi
 from mlcomp.formats import absmax_int8, sparse_nbytes, unpack
 from mlcomp.obs import exact_obs, gptq, obq
 from mlcomp.prune import bonsai, magnitude
@@ -55,7 +56,6 @@ NO_METHOD = {
     "4.03": "trained from a random start",
     "4.06": "what a machine can compute with",
     "4.07": "trains blocks as BRECQ does, with other losses",
-    "4.11": "learns its gates for longer than all of this table takes: beside the others in its own notebook",
     "4.13": "learns from data without labels",
     "4.14": "teaches another network",
     "4.15": "teaches another network",
@@ -138,7 +138,7 @@ def subject():
     return Subject(model, hessians, 0.5, x.T[:96], lambda network, batch: network(batch), ("0", "1"), quality)
 
 
-UNITS = ("heads, one by one", "Bonsai")  # need a transformer, and have one below
+UNITS = ("heads, one by one", "Bonsai", "CoFi")  # need a transformer, and have one below
 QUICK = [(e, s) for e in ENTRIES.values() for s in e.settings[:1] if e.name not in ("AdaQuant", "AQLM", *UNITS)]
 
 
@@ -214,6 +214,7 @@ def test_units_are_removed_and_written_back(name, encoder, monkeypatch):
     setting = dict(entry.settings[0])
     monkeypatch.setattr(structured, "UNITS", 8)
     monkeypatch.setattr(structured, "bonsai", lambda *a, samples, **k: bonsai(*a, samples=40, **k))
+    monkeypatch.setattr(structured, "cofi", partial(cofi, gate_lr=1.0))  # for six steps
     monkeypatch.setattr(structured, "trained", lambda model, *_, **__: small.append(model.eval()) or model)
     row = run(entry, setting, encoder)
     made = entry.method(encoder, **setting)
@@ -225,6 +226,25 @@ def test_units_are_removed_and_written_back(name, encoder, monkeypatch):
     whole = sum(p.numel() for n, p in encoder.model.named_parameters() if n.startswith("encoder.") and p.ndim == 2)
     assert stored < whole and float(row["bits_per_weight"]) == pytest.approx(16 * stored / whole, abs=1e-3)
     assert row["size"] == "counted" and float(row["similarity"]) > 0.5
+
+
+def test_cofi_trains_the_blocks_as_long_as_the_recipe(encoder, monkeypatch):
+    """Gates and tuning share the epochs; embeddings and the reader of the stream stay."""
+    spent, found = [], []
+
+    def watched(*args, epochs, **options):
+        found.append(cofi(*args, epochs=epochs, gate_lr=1.0, **options))
+        spent.append(epochs)
+        return found[-1]
+
+    monkeypatch.setattr(structured, "cofi", watched)
+    monkeypatch.setattr(structured, "trained", lambda model, *_, epochs, **__: spent.append(epochs) or model.eval())
+    made = ENTRIES["CoFi"].method(encoder, sparsity=0.3)
+    assert len(spent) == 2 and sum(spent) == networks.EPOCHS
+    before = encoder.model.state_dict()
+    changed = [name for name, value in made.model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed and all(name.startswith("encoder.layer.") for name in changed)
+    assert torch.equal(found[0].model.get_submodule("1").weight, torch.eye(32))
 
 
 def test_diffq_keeps_to_its_target(subject, monkeypatch):

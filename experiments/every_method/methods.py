@@ -6,6 +6,7 @@ import torch
 
 from experiments.every_method import composed, fisher, networks, structured
 from experiments.every_method.registry import register
+from mlcomp.distill import cofi
 from mlcomp.formats import absmax_int8
 from mlcomp.obs import (
     exact_obs,
@@ -252,4 +253,8 @@ register(
 register(
     "Bonsai", "4.12", "tuned", bonsai, {"sparsity": 0.3}, method=structured.structured(structured.by_bonsai),
     whole=True,
+)  # fmt: skip
+register(
+    "CoFi", "4.11", "tuned", cofi, {"sparsity": 0.3},
+    method=structured.structured(structured.by_cofi, networks.EPOCHS - structured.GATED), whole=True,
 )  # fmt: skip

@@ -6,6 +6,7 @@ others are. Its size is that of the small matrices in 16 bits: nothing says wher
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from experiments.every_method.networks import (
+    BATCH,
+    EPOCHS,
+    RATE,
     SEED,
     Compressed,
     Student,
@@ -21,10 +25,12 @@ from experiments.every_method.networks import (
     trained,
 )
 from mlcomp.compare.subject import Subject
+from mlcomp.distill import cofi
 from mlcomp.prune import attention_heads, bonsai, head_loss_changes, module_blocks, module_utility, remove_heads
 
 FEW = 16  # inputs on which units are judged
 UNITS = 16  # hidden units in a block of those that go together
+GATED = EPOCHS // 2  # of CoFi's epochs: half of the recipe learns the gates, half tunes what they leave
 # The names of BERT's sublayers: those whose rows are the units, and the one that reads them.
 SUBLAYERS = (
     (("attention.self.query", "attention.self.key", "attention.self.value"), "attention.output.dense"),
@@ -53,17 +59,18 @@ class Smaller:
         return 2 * self.count
 
 
-def structured(choose: Callable[..., tuple[nn.Module, nn.Module]]) -> Callable[..., Compressed]:
+def structured(choose: Callable[..., tuple[nn.Module, nn.Module]], epochs: int = EPOCHS) -> Callable[..., Compressed]:
     """Return the method that removes what ``choose(student, subject, **setting)`` leaves out, and tunes the rest.
 
     ``choose`` returns a small network, and the full one whose rows it keeps; both wrapped as the student is.
+    ``epochs`` are those of the recipe that ``choose`` has not spent.
     """
 
     def method(subject: Subject, **setting: float) -> Compressed:
         student = Student(copy.deepcopy(subject.model), subject.output)
         small, full = (net.get_submodule("model") for net in choose(student, subject, **setting))
         kept = {block: kept_units(full.get_submodule(block), small.get_submodule(block)) for block in subject.blocks}
-        tuned = trained(only_blocks(copy.deepcopy(small), subject), subject, targets(subject))
+        tuned = trained(only_blocks(copy.deepcopy(small), subject), subject, targets(subject), epochs=epochs)
         return written_back(subject, tuned, kept)
 
     return method
@@ -140,3 +147,21 @@ def by_bonsai(student: nn.Module, subject: Subject, *, sparsity: float) -> tuple
     utility = module_utility(student, modules, [batch], loss)
     made = bonsai(utility, modules.sizes, sparsity=sparsity, samples=100, layers=modules.layers, seed=SEED)
     return modules.remove(student, made.removed), student
+
+
+def by_cofi(student: nn.Module, subject: Subject, *, sparsity: float) -> tuple[nn.Module, nn.Module]:
+    """Remove heads and hidden units by gates that are learned with the weights, for ``GATED`` epochs.
+
+    Whole sublayers have no gates of their own: after so few steps these are half open, which counts as sparsity but
+    removes nothing. Dimensions of the stream stay, since LayerNorm averages over them. There are no logits: the loss
+    is that of an infinite temperature, a mean square of centred outputs.
+    """
+    only_blocks(student.get_submodule("model"), subject)
+    width = student(subject.inputs[:1]).shape[-1]
+    reader = nn.Linear(width, width, bias=False).requires_grad_(False)  # what a model returns is no stream to read
+    reader.weight.copy_(torch.eye(width))
+    found = cofi(
+        nn.Sequential(student, reader), subject.inputs, sparsity=sparsity, epochs=GATED, lr=RATE, batch_size=BATCH,
+        levels=("units",), temperature=math.inf, seed=SEED, progress=False,
+    )  # fmt: skip
+    return found.removed.get_submodule("0"), found.whole.get_submodule("0")
