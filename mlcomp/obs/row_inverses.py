@@ -82,21 +82,39 @@ class RowInverses:
 
         Cost: O(a·BLOCK) per row, and once in BLOCK calls a matrix product of 2·a²·BLOCK FLOPs.
         """
-        if self._used == BLOCK:
+        vectors, roots = self.eliminate_run(position, 1)
+        return vectors[:, 0], roots
+
+    def eliminate_run(
+        self, position: Int[Tensor, " R"], count: int
+    ) -> tuple[Float[Tensor, "R c a"], Float[Tensor, "R c"]]:
+        r"""Eliminate ``count`` ≤ BLOCK columns from ``position`` on in each row, one after the other.
+
+        Returns:
+            Their $v$ (valid until the next call) and $\sqrt{B_{pp}}$. They are read from memory all at once.
+        """
+        if self._used + count > BLOCK:
             self._fold()
         rows, width = self.index.shape
-        at = position[:, None]
-        column = self._matrix.view(rows * width, width).index_select(0, self._first + position)
-        if self._used:
-            recent = self._recent[:, : self._used]
-            share = recent.gather(2, at[:, :, None].expand(-1, self._used, -1))
-            column = torch.baddbmm(column[:, None], share.mT, recent, alpha=-1)[:, 0]
+        used = self._used
+        at = position[:, None] + torch.arange(count, device=position.device)
+        flat = (self._first[:, None] + at).flatten()
+        columns = self._matrix.view(rows * width, width).index_select(0, flat).view(rows, count, width)
+        if used:
+            recent = self._recent[:, :used]
+            share = recent.gather(2, at[:, None].expand(-1, used, -1))
+            columns = torch.baddbmm(columns, share.mT, recent, alpha=-1)
         floor = self._floor[self.index.gather(1, at)]
-        root = torch.maximum(column.gather(1, at), floor).sqrt()
-        vector = self._recent[:, self._used]
-        torch.div(column, root, out=vector)
-        self._used += 1
-        return vector, root
+        vectors = self._recent[:, used : used + count]
+        roots = []
+        for i in range(count):
+            column, here = columns[:, i], at[:, i, None]
+            for j in range(i):  # what this run has eliminated
+                column.addcmul_(vectors[:, j], vectors[:, j].gather(1, here), value=-1)
+            roots.append(torch.maximum(column.gather(1, here), floor[:, i, None]).sqrt())
+            torch.div(column, roots[i], out=vectors[:, i])
+        self._used += count
+        return vectors, torch.cat(roots, 1)
 
     def compact(self, keep: Int[Tensor, "R b"]) -> None:
         """Store only the positions ``keep``, ascending, of each row; the others can't be asked for any more."""

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlcomp.layerwise.hessian import damped_hessian, inverse_hessian
-from mlcomp.obs.row_inverses import SHRINK, RowInverses, power_of_two, rows_per_batch
+from mlcomp.obs.row_inverses import BLOCK, SHRINK, RowInverses, power_of_two, rows_per_batch
 
 
 def pattern_room(pattern: tuple[int, int], inp: int) -> list[int]:
@@ -100,12 +100,13 @@ class RowRemoval:
     def _remove(self, at: Tensor) -> None:
         """Remove unit ``at`` (rows, 1) from each row, input by input, and update weights, blocks and room."""
         rows, c = len(at), self.width
-        for i in range(c):
-            position = at * c + i
-            vector, root = self._inverses.eliminate(position[:, 0])
-            self._w.addcmul_(vector, self._w.gather(1, position) / root, value=-1)
-            part = vector.view(rows, -1, c).permute(2, 0, 1)
-            self._blocks.addcmul_(part[:, None], part[None], value=-1)
+        for first in range(0, c, BLOCK):
+            position = at * c + first
+            vectors, roots = self._inverses.eliminate_run(position[:, 0], min(BLOCK, c - first))
+            for i, vector in enumerate(vectors.unbind(1)):
+                self._w.addcmul_(vector, self._w.gather(1, position + i) / roots[:, i, None], value=-1)
+                part = vector.view(rows, -1, c).permute(2, 0, 1)
+                self._blocks.addcmul_(part[:, None], part[None], value=-1)
         self._barred.scatter_(1, at, torch.inf)
         # A regular block in place of the removed one keeps its score a number, to which infinity is added.
         self._blocks.scatter_(3, at.expand(c, c, rows, 1), self._eye)
