@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "book" / "_ext"))
+from mlcomp.data.committed_table import read_table
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
 import results_page
 
@@ -112,3 +115,22 @@ def test_the_roofline_stands_with_the_gpu_whose_ceilings_it_draws():
     assert all(name in words for name in results_page.kernels())
     assert results_page.ROOF in results_page.page(measured, [])
     assert results_page.ROOF not in results_page.page([ROW], [])
+
+
+def test_the_table_beside_the_authors_is_that_of_the_committed_run():
+    rows = read_table(ROOT / "benchmarks" / "results" / "obs_family.csv")
+    pairs = [
+        [
+            ours["case"], ours["layer"].replace("x", " × "), f"{float(ours['cpu_s']):.3g}",
+            f"{float(theirs['cpu_s']):.3g}", f"{float(theirs['ratio']):.1f}", f"{float(ours['error']):.5f}",
+            f"{float(theirs['error']):.5f}",
+        ]
+        for ours, theirs in zip(rows[::2], rows[1::2], strict=True)
+    ]  # fmt: skip
+    page = (ROOT / "book" / "results.md").read_text()
+    lines = [
+        line.strip("| ").split(" | ")
+        for line in page.splitlines()
+        if re.match(r"\| (ExactOBS|OBQ|GPTQ|Sparse)", line)
+    ]
+    assert lines == pairs and len(pairs) == 10
