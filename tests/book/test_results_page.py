@@ -7,10 +7,11 @@ import pytest
 
 from mlcomp.data.committed_table import read_table
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "book" / "_ext"))
 
 import results_page
+
+ROOT = Path(__file__).parents[2]
 
 ROW = {
     "date": "2030-01-02", "commit": "abc", "device": "GPU X", "torch": "1", "triton": "2", "operation": "fast",
