@@ -171,6 +171,9 @@ def run_alone(name, unpacked, folder, monkeypatch, *, triton):
     [
         "1_quantization_and_sparsification/02_uniform_quantizers.ipynb",
         "2_optimal_brain_compression/03_exact_obs.ipynb",
+        "3_sparsification_and_distillation/05_two_four.ipynb",
+        "4_quantization_pruning_distillation_nlp/04_gobo.ipynb",
+        "5_llm_compression/04_onebit.ipynb",
         "kernels/01_from_loop_to_kernel.ipynb",
         "kernels/02_signs_and_levels.ipynb",
     ],
