@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.record import append, common_options, origin
+from benchmarks.record import common_options, origin, show_and_keep
 from mlcomp.data import python_reference, token_batches
 from mlcomp.layerwise import compress
 from mlcomp.models import smollm2
@@ -89,13 +89,9 @@ def main(argv=None):
     source = origin(seed=None)
     print(source)
     print(f"{'case':24}{'blocks':>8}{'wall s':>9}{'method s':>10}{'before MB':>11}{'peak MB':>9}{'layers':>8}")
-    rows = []
-    for case in options.cases:
-        row = apart(case, options.blocks, torch.get_num_threads())
-        print("{:24}{:>8}{:>9}{:>10}{:>11}{:>9}{:>8}".format(*row.values()), flush=True)
-        rows.append(source | row)
-    if not options.no_record and options.blocks is None:
-        append(rows, RESULTS)
+    rows = (apart(case, options.blocks, torch.get_num_threads()) for case in options.cases)
+    kept = not options.no_record and options.blocks is None
+    show_and_keep(rows, "{:24}{:>8}{:>9}{:>10}{:>11}{:>9}{:>8}", source, RESULTS if kept else None)
 
 
 if __name__ == "__main__":

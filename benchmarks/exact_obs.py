@@ -8,11 +8,12 @@ first two are run on the first ROWS rows only, as the table says, and compared b
 """
 
 import argparse
+from itertools import chain
 from pathlib import Path
 
 import torch
 
-from benchmarks.record import append, common_options, origin, timed
+from benchmarks.record import common_options, origin, show_and_keep, timed
 from mlcomp.data import make_layer
 from mlcomp.metrics import relative_error
 from mlcomp.obs import exact_obs, layer_hessian, literal_exact_obs, obq, refit, sparsegpt
@@ -186,14 +187,9 @@ def main(argv=None):
         f"{'case':14}{'version':22}{'rows':>6}{'wall s':>9}{'CPU s':>9}"
         f"{'per row ×':>11}{'error':>10}{'held-out':>10}{'same rows':>11}"
     )
-    rows = []
-    for part in (compare(options.size, min(options.rows, options.size)), refits(options.size)):
-        for row in part:
-            values = ["" if v is None else v for v in row.values()]
-            print("{:14}{:22}{:>6}{:>9}{:>9}{:>11}{:>10}{:>10}{:>11}".format(*values), flush=True)
-            rows.append(source | row)
-    if not options.no_record:
-        append(rows, RESULTS)
+    rows = chain(compare(options.size, min(options.rows, options.size)), refits(options.size))
+    form = "{:14}{:22}{:>6}{:>9}{:>9}{:>11}{:>10}{:>10}{:>11}"
+    show_and_keep(rows, form, source, None if options.no_record else RESULTS)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from sklearn.cluster import KMeans as ScikitKMeans
 from threadpoolctl import threadpool_limits
 
-from benchmarks.record import append, common_options, origin, timed
+from benchmarks.record import common_options, origin, show_and_keep, timed
 from mlcomp.quant import kmeans
 
 RESULTS = Path(__file__).parent / "results" / "kmeans.csv"
@@ -89,14 +89,11 @@ def main(argv=None):
     }
     print(source)
     print(f"{'case':12}{'version':14}{'wall s':>9}{'CPU s':>9}{'ratio':>8}{'error':>11}")
-    rows, began = [], time.perf_counter()
+    began = time.perf_counter()
     with threadpool_limits(threads):
-        for row in compare(points, options.entries, options.steps):
-            print("{:12}{:14}{:>9}{:>9}{:>8}{:>11}".format(*row.values()), flush=True)
-            rows.append(source | row)
+        rows = compare(points, options.entries, options.steps)
+        show_and_keep(rows, "{:12}{:14}{:>9}{:>9}{:>8}{:>11}", source, None if options.no_record else RESULTS)
     print(f"{time.perf_counter() - began:.0f} s")
-    if not options.no_record:
-        append(rows, RESULTS)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.record import append, common_options, origin, timed
+from benchmarks.record import common_options, origin, show_and_keep, timed
 from mlcomp.data import make_layer
 from mlcomp.obs import gptq, layer_hessian, ldl, ldlq
 from mlcomp.quant.post_training.ldlq import feedback_rounding
@@ -73,14 +73,8 @@ def main(argv=None):
     options = common_options(parser, RESULTS, argv)
     source = origin(seed=0)
     print(source)
-    rows = []
-    for size in options.sizes:
-        for row in compare(size, options.rows):
-            values = ["" if v is None else v for v in row.values()]
-            print("{:>6}{:>6}  {:32}{:>9}{:>9}{:>8}{:>4}".format(*values), flush=True)
-            rows.append(source | row)
-    if not options.no_record:
-        append(rows, RESULTS)
+    rows = (row for size in options.sizes for row in compare(size, options.rows))
+    show_and_keep(rows, "{:>6}{:>6}  {:32}{:>9}{:>9}{:>8}{:>4}", source, None if options.no_record else RESULTS)
 
 
 if __name__ == "__main__":

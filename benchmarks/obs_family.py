@@ -26,7 +26,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from benchmarks.record import append, common_options, origin, timed
+from benchmarks.record import common_options, origin, show_and_keep, timed
 from mlcomp.data import make_layer
 from mlcomp.metrics import relative_error
 from mlcomp.obs import exact_obs, gptq, layer_hessian, obq, sparsegpt
@@ -187,14 +187,9 @@ def main(argv: list[str] | None = None) -> None:
         f"{'case':28}{'layer':10}{'version':10}{'rounds':>7}{'CPU s':>10}{'ratio':>8}{'error':>10}{'held-out':>10}"
         f"{'zeros':>8}"
     )
-    rows = []
-    for case in options.cases:
-        for shape in CASES[case][0]:
-            for row in compare(case, shape, modules):
-                print("{:28}{:10}{:10}{:>7}{:>10}{:>8}{:>10}{:>10}{:>8}".format(*row.values()), flush=True)
-                rows.append(source | row)
-    if not options.no_record:
-        append(rows, RESULTS)
+    rows = (row for case in options.cases for shape in CASES[case][0] for row in compare(case, shape, modules))
+    form = "{:28}{:10}{:10}{:>7}{:>10}{:>8}{:>10}{:>10}{:>8}"
+    show_and_keep(rows, form, source, None if options.no_record else RESULTS)
 
 
 if __name__ == "__main__":

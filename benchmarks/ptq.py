@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.record import append, common_options, origin
+from benchmarks.record import common_options, origin, show_and_keep
 from mlcomp.data import mnist_calibration
 from mlcomp.layerwise import call_model
 from mlcomp.models import convnet
@@ -137,12 +137,8 @@ def main(argv=None):
     options = common_options(parser, RESULTS, argv)
     source = origin(seed=None)
     print(source)
-    rows = []
-    for row in compare(options.images):
-        print("{:20}{:>10} {:15}{:>3} {:8}{:>9}{:>9}{:>11}{:>9}{:>9}{:>7}".format(*row.values()), flush=True)
-        rows.append(source | row)
-    if not options.no_record:
-        append(rows, RESULTS)
+    form = "{:20}{:>10} {:15}{:>3} {:8}{:>9}{:>9}{:>11}{:>9}{:>9}{:>7}"
+    show_and_keep(compare(options.images), form, source, None if options.no_record else RESULTS)
 
 
 if __name__ == "__main__":

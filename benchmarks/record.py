@@ -59,6 +59,16 @@ def timed(function: Callable[[], T]) -> tuple[T, float, float]:
     return result, time.perf_counter() - wall, time.process_time() - cpu
 
 
+def show_and_keep(rows: Iterable[dict], form: str, source: dict[str, object], path: Path | None) -> None:
+    """Print each row by ``form`` as it comes, None as nothing; append all after ``source``, if a path is given."""
+    found = []
+    for row in rows:
+        print(form.format(*("" if value is None else value for value in row.values())), flush=True)
+        found.append(source | row)
+    if path is not None:
+        append(found, path)
+
+
 def append(rows: list[dict[str, object]], path: Path) -> None:
     """Append rows to the CSV, with the header where it is new or empty; killed meanwhile, the file is as before.
 
