@@ -19,8 +19,8 @@ from mlcomp.layerwise.hessian import check_regular, computed_once, damped_hessia
 ORDERS = ("natural", "activation", "ascending")
 # Columns that an error reaches at once, within a block: few enough to lie in the cache nearest to the processor.
 PART = 16
-# Rows of the factor that are found together.
-PANEL = 96
+# Rows of the factor that are found together: on a CPU they lie in a cache; a GPU wants few launches.
+PANEL, GPU_PANEL = 96, 1024
 
 
 def check_sweep(order: str, block_size: int) -> None:
@@ -63,7 +63,7 @@ def _inverse_factor(hessian: Tensor, columns: Tensor, damp: float) -> tuple[Tens
     del damped  # before others of its size are made
     if not torch.equal(columns, torch.arange(len(columns), device=columns.device)):
         matrix = matrix[columns[:, None], columns]
-    factor = inverse_root(matrix)
+    factor = inverse_root(matrix, PANEL if matrix.device.type == "cpu" else GPU_PANEL)
     del matrix
     inverse = None  # its diagonal, not reordered
     if factor is not None:
@@ -74,20 +74,20 @@ def _inverse_factor(hessian: Tensor, columns: Tensor, damp: float) -> tuple[Tens
     return factor, dead
 
 
-def inverse_root(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"] | None:
+def inverse_root(matrix: Float[Tensor, "n n"], panel: int) -> Float[Tensor, "n n"] | None:
     r"""Return the upper triangular U with $U^\top U = M^{-1}$, or None if M is not positive definite.
 
-    A block of rows of U at a time, from the last. With A the block's part of the diagonal of M, B what is right of A,
-    and V what is found of U: in $M = RR^\top$, R has there the root of $A - XX^\top$, and right of it $X = BV^\top$.
+    ``panel`` rows of U at a time, from the last. With A their part of the diagonal of M, B what is right of A, and V
+    what is found of U: in $M = RR^\top$, R has there the root of $A - XX^\top$, and right of it $X = BV^\top$.
     So $U = R^{-1}$ has the inverse T of that root, and right of it $-TXV$. Products skip the zeros of V.
 
     Cost: about 2/3·n³ FLOPs, nearly all of it in matrix products; as much memory as M.
     """
     n = len(matrix)
     result = torch.zeros_like(matrix)
-    for first in reversed(range(0, n, PANEL)):
-        last = min(first + PANEL, n)
-        later = [(start, min(start + PANEL, n)) for start in range(last, n, PANEL)]
+    for first in reversed(range(0, n, panel)):
+        last = min(first + panel, n)
+        later = [(start, min(start + panel, n)) for start in range(last, n, panel)]
         x = matrix.new_empty(last - first, n - last)
         for start, end in later:
             torch.mm(matrix[first:last, start:], result[start:end, start:].T, out=x[:, start - last : end - last])

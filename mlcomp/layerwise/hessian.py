@@ -14,11 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlcomp.checks import check_hessian, check_interval, check_tensor, check_values
+from mlcomp.checks import check_hessian, check_interval, check_tensor, check_values, row_blocks
 from mlcomp.context import isolated
-
-# Rows that are compared, or averaged, with their columns at once: so few that both lie in a processor's cache.
-ROWS = 64
 
 
 @isolated
@@ -96,13 +93,12 @@ def damped_hessian(hessian: Float[Tensor, "inp inp"], *, damp: float = 0.0) -> D
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
-    """Return (M + Mᵀ)/2 in float64, a block of rows at a time: a transposed pass over it all misses every cache."""
+    """Return (M + Mᵀ)/2 in float64."""
     result = torch.empty_like(matrix, dtype=torch.float64)
-    for first in range(0, len(matrix), ROWS):
-        last = first + ROWS
-        mean = (matrix[first:last, first:].double() + matrix[first:, first:last].T).div_(2)
-        result[first:last, first:] = mean
-        result[first:, first:last] = mean.T
+    for i in row_blocks(matrix):
+        mean = (matrix[i, i.start :].double() + matrix[i.start :, i].T).div_(2)
+        result[i, i.start :] = mean
+        result[i.start :, i] = mean.T
     return result
 
 

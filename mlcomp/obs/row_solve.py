@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Bytes of systems that are solved together, at most: where they do not fit into a processor's cache, the passes over
-# them take longer than the arithmetic.
+# Bytes of systems that a CPU solves together, at most: where they do not fit into its cache, the passes over them
+# take longer than the arithmetic.
 CACHE = 2**23
 
 
@@ -37,12 +37,13 @@ def solve_on_subsets(
     count = subset.sum(1)
     solution = torch.zeros_like(target)
     by_size = count.argsort(descending=True).tolist()
+    room = min(max_bytes, CACHE) if matrix.device.type == "cpu" else max_bytes
     while by_size:
         size = int(count[by_size[0]])
         if size == 0:
             break
         # Whole rows of the matrix, and about three arrays of size²: the submatrix, its factor and a copy.
-        together = max(1, min(max_bytes, CACHE) // (8 * size * (len(matrix) + 3 * size)))
+        together = max(1, room // (8 * size * (len(matrix) + 3 * size)))
         rows = torch.tensor(by_size[:together], device=matrix.device)
         by_size = by_size[together:]
         # Columns of the subset first; rows with fewer than `size` are filled up with equations x = 0.

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mlcomp.data import make_layer
 from mlcomp.layerwise import ColumnSweep, column_order, inverse_factor, layer_hessian, output_loss
-from mlcomp.layerwise.column_sweep import PANEL, inverse_root
+from mlcomp.layerwise.column_sweep import GPU_PANEL, PANEL, inverse_root
 
 
 @given(st.integers(1, 4), st.integers(1, 12), st.integers(1, 13), st.integers(0, 2**31))
@@ -67,12 +67,13 @@ def test_columns_beyond_a_part_of_a_block_know_of_all_errors():
             sweep.fix(sweep.column(), sweep.column().round())
 
 
+@pytest.mark.parametrize("panel", [PANEL, 1, GPU_PANEL])
 @pytest.mark.parametrize("n", [1, 5, PANEL, PANEL + 1, 3 * PANEL - 2])
-def test_the_root_of_the_inverse_is_numpys(n):
+def test_the_root_of_the_inverse_is_numpys(n, panel):
     """Row by row of panels, and as LAPACK finds it: a Cholesky factor with a positive diagonal is the only one."""
     _, inputs, _ = make_layer(1, n, 3 * n)
     hessian = layer_hessian(inputs.double())
-    found = inverse_root(hessian)
+    found = inverse_root(hessian, panel)
     expected = np.linalg.cholesky(np.linalg.inv(hessian.numpy()), upper=True)
     assert torch.equal(found, found.triu())
     # Inverting and factoring in float64: the condition number of these H is below 1e6.
@@ -83,7 +84,7 @@ def test_the_root_of_the_inverse_is_numpys(n):
 def test_a_matrix_that_is_not_positive_definite_has_no_root(bad):
     matrix = torch.eye(2 * PANEL + 1, dtype=torch.float64)
     matrix[bad, bad] = -1
-    assert inverse_root(matrix) is None
+    assert inverse_root(matrix, PANEL) is None and inverse_root(matrix, GPU_PANEL) is None
 
 
 def test_columns_in_another_order_have_the_factor_of_the_reordered_hessian():

@@ -7,7 +7,6 @@ from torch import nn
 
 from mlcomp.data import make_layer
 from mlcomp.layerwise import collect_hessians, damped_hessian
-from mlcomp.layerwise.hessian import ROWS
 from mlcomp.obs import inverse_hessian, layer_hessian
 
 
@@ -98,7 +97,7 @@ def test_a_slightly_skew_matrix_is_made_symmetric():
     assert damped.matrix[0, 1] == (hessian[0, 1] + hessian[1, 0]) / 2
 
 
-@pytest.mark.parametrize("n", [1, ROWS, 2 * ROWS + 3])
+@pytest.mark.parametrize("n", [1, 64, 131])
 def test_the_mean_with_the_transpose_is_exact_in_every_block(n):
     hessian = layer_hessian(inputs(n, 3 * n))
     hessian += 1e-6 * hessian.abs().max() * torch.rand(n, n, generator=torch.Generator().manual_seed(0)).tril()
