@@ -26,6 +26,9 @@ CLIPS = ("minmax", "mse")
 CLIP_SHARES = tuple(1 - i / 100 for i in range(100))
 # Weights whose shares are tried together, so that they stay in the cache.
 CACHED = 2**16
+# How many shares are tried before it is looked whether a smaller one can win, and how far above the best error the
+# clipped part must be: more than rounding in float32 makes of the same sum.
+CHECKED, CERTAIN = 5, 1 + 1e-3
 # What a step may be stored in, and the integers of the same width: positive floats have the order of their patterns.
 SCALE_DTYPES = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
@@ -137,7 +140,7 @@ def fit_grid(
             for scale_dtype.
     Guarantee: with "minmax" every |w − ŵ| ≤ step/2, up to float rounding. With "mse" no group has a larger squared
         error than with "minmax", since the whole range is among the candidates.
-    Cost: "mse" makes 100 passes over the matrix, a part of it at a time.
+    Cost: "mse" makes up to 100 passes over the matrix, a part of it at a time; about 40 of them in 4 bits, groups of 64.
     """
     weight = check_weight(weight)
     check_bits(bits)
@@ -151,26 +154,41 @@ def fit_grid(
         high = torch.maximum(high, -low)
         low = -high
     make = partial(range_grid, bits=bits, symmetric=symmetric, scale_dtype=scale_dtype)
-    grid = make(low, high)
     if clip == "mse":
         count = max(1, CACHED // w.shape[1])
         parts = zip(w.split(count), low.split(count), high.split(count), strict=True)
         grids = [_least_squares_grid(*part, make) for part in parts]
-        grid = replace(grid, step=torch.cat([g.step for g in grids]), zero=torch.cat([g.zero for g in grids]))
+        grid = replace(grids[0], step=torch.cat([g.step for g in grids]), zero=torch.cat([g.zero for g in grids]))
+    else:
+        grid = make(low, high)
     return replace(grid, step=grid.step.reshape(out, -1), zero=grid.zero.reshape(out, -1))
 
 
 def _least_squares_grid(w: Tensor, low: Tensor, high: Tensor, make: Callable[[Tensor, Tensor], Grid]) -> Grid:
-    """Return the grids of the share of their ranges that has the least squared error, group by group."""
-    grid = make(low, high)
-    error = (w - grid.round(w)).square_().sum(1, keepdim=True)
-    for share in CLIP_SHARES[1:]:
-        tried = make(share * low, share * high)
-        tried_error = (w - tried.round(w)).square_().sum(1, keepdim=True)
-        better = tried_error < error
-        step, zero = torch.where(better, tried.step, grid.step), torch.where(better, tried.zero, grid.zero)
-        grid, error = replace(grid, step=step, zero=zero), torch.where(better, tried_error, error)
-    return grid
+    """Return the grids of the share of their ranges that has the least squared error, group by group.
+
+    What lies outside a range is clipped, and more of it the smaller the share: where the clipped part alone costs a
+    group as much as its best share so far, no smaller one can win. Once that holds for all groups, the search ends.
+    """
+    shares = torch.tensor(CLIP_SHARES, dtype=w.dtype, device=w.device)
+    grids = make(shares * low, shares * high)
+    best, error = torch.zeros_like(low, dtype=torch.long), torch.full_like(low, torch.inf)
+    buffer, last = torch.empty_like(w), 2**grids.bits - 1
+    info = torch.finfo(grids.scale_dtype or w.dtype)
+    for i, (step, zero) in enumerate(zip(grids.step.split(1, dim=1), grids.zero.split(1, dim=1), strict=True)):
+        torch.div(w, step, out=buffer)
+        buffer.round_().add_(zero).clamp_(0, last).sub_(zero).mul_(step).sub_(w)
+        tried = buffer.square_().sum(1, keepdim=True)
+        better = tried < error
+        best, error = torch.where(better, i, best), torch.where(better, tried, error)
+        if i % CHECKED == CHECKED - 1:
+            # The ends of a grid lie within half a step of its range, further by what a step was rounded up.
+            slack = step * (0.5 + last * info.eps) + last * info.smallest_normal
+            torch.clamp(w, low * CLIP_SHARES[i] - slack, high * CLIP_SHARES[i] + slack, out=buffer)
+            clipped = buffer.sub_(w).square_().sum(1, keepdim=True)
+            if bool((clipped >= error * CERTAIN).all()):
+                break
+    return replace(grids, step=grids.step.gather(1, best), zero=grids.zero.gather(1, best))
 
 
 @isolated

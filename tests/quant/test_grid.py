@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlcomp.formats import NUMBER_FORMATS
@@ -67,6 +67,36 @@ def test_mse_clip_is_the_best_of_the_100_shares():
     rounded = fit_grid(weight, bits=3, clip="mse").round(weight)
     assert float((weight - rounded).square().sum()) == pytest.approx(min(errors), rel=1e-12)
     assert min(errors) < errors[0]
+
+
+SHAPES = {
+    "normal": lambda w: w,
+    "heavy tails": lambda w: w**5,
+    "one side": lambda w: w.abs() + 1,
+    "mostly zeros": lambda w: w * (w.abs() > 1),
+    "tiny": lambda w: w * 1e-43,
+    "two levels": lambda w: w.sign() * 3e-5,
+    "one level": lambda w: torch.full_like(w, -1),
+}
+
+
+@example(1, True, 0, "one level", None)  # the grid {−2h, 0}: its end lies a whole h outside of the range ±h
+@given(BITS, st.booleans(), SEED, st.sampled_from([*SHAPES]), st.sampled_from([None, torch.float16, torch.bfloat16]))
+def test_leaving_out_shares_that_cannot_win_changes_nothing(bits, symmetric, seed, shape, scale_dtype):
+    # All hundred shares by the definition, where fit_grid stops as soon as the clipped part alone costs too much.
+    weight = SHAPES[shape](weight_of(seed, rows=3, n=16))
+    low, high = weight.amin(1, keepdim=True).clamp(max=0), weight.amax(1, keepdim=True).clamp(min=0)
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    step, zero, least = torch.zeros(3, 1), torch.zeros(3, 1), torch.full((3, 1), torch.inf)
+    for share in (1 - i / 100 for i in range(100)):
+        grid = range_grid(share * low, share * high, bits=bits, symmetric=symmetric, scale_dtype=scale_dtype)
+        error = (weight - grid.round(weight)).square().sum(1, keepdim=True)
+        step, zero = torch.where(error < least, grid.step, step), torch.where(error < least, grid.zero, zero)
+        least = torch.minimum(error, least)
+    found = fit_grid(weight, bits=bits, symmetric=symmetric, clip="mse", scale_dtype=scale_dtype)
+    assert torch.equal(found.step, step) and torch.equal(found.zero, zero)
 
 
 def test_mse_clip_reaches_the_optimum_of_a_tensor_with_outliers():
