@@ -161,7 +161,7 @@ class ColumnSweep:
     def fix(self, w: Float[Tensor, " out"], q: Float[Tensor, " out"]) -> None:
         """Change the next column from ``w``, as it stands by now, to ``q``."""
         i, end = self._next, self._next + 1
-        error = torch.sub(w, q.to(w.dtype), out=self._errors[i]).div_(self._pivots[i])
+        error = torch.sub(w, q, out=self._errors[i]).div_(self._pivots[i])
         self._next = end
         if end < self._part_end:
             self._columns[end : self._part_end].addr_(self._factor[i, end : self._part_end], error, alpha=-1)

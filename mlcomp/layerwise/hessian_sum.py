@@ -16,10 +16,14 @@ from mlcomp.context import isolated
 from mlcomp.layerwise.chains import Token, Tokens
 from mlcomp.layerwise.matrix import Layer, input_matrices, weight_matrix
 
+# Rows of H that are summed together. H is symmetric: what lies left of such a panel's own square is a panel's above.
+PANEL = 256
+
 
 class HessianSum:
     """Running sum of $2XX^\top$ of one layer, (groups, inp, inp); with ``diagonal`` of its diagonal, (groups, inp).
 
+    Until :meth:`finish` the sum is in the panels of rows from their own square to the right; the rest is not written.
     ``samples`` counts the columns of X: input vectors of a linear layer, patches of a convolution. Each group of a
     grouped convolution has an X of its own, with as many columns as every other; they are counted once, not summed.
     """
@@ -31,6 +35,13 @@ class HessianSum:
         self.samples = 0
         shape = (groups, inp) if diagonal else (groups, inp, inp)
         self.hessian = torch.zeros(shape, dtype=dtype, device=module.weight.device)
+        self.linear = not isinstance(module, _ConvNd)
+
+    def same(self, other: "HessianSum") -> bool:
+        """Return whether both sums come out the same where their layers read the same tensors."""
+        mine, theirs = self.hessian, other.hessian
+        alike = mine.shape == theirs.shape and mine.device == theirs.device  # a diagonal has a dimension less
+        return alike and self.linear and other.linear
 
     @isolated
     def add(self, module: Layer, x: Tensor, valid: Tensor | None = None) -> None:
@@ -42,8 +53,20 @@ class HessianSum:
             self.samples += columns.shape[-1]
             if self.diagonal:
                 self.hessian += 2 * columns.square().sum(-1)
-            else:
-                self.hessian.baddbmm_(columns, columns.mT, alpha=2)
+                continue
+            for start, end in self._panels():
+                rows = self.hessian[:, start:end, start:]
+                rows.baddbmm_(columns[:, start:end], columns[:, start:].mT, alpha=2)
+
+    def finish(self) -> None:
+        """Write what is left of the squares."""
+        if not self.diagonal:
+            for start, end in self._panels():
+                self.hessian[:, end:, start:end] = self.hessian[:, start:end, end:].mT
+
+    def _panels(self) -> list[tuple[int, int]]:
+        inp = self.hessian.shape[-1]
+        return [(start, min(start + PANEL, inp)) for start in range(0, inp, PANEL)]
 
 
 def check_input(name: str, x: Tensor) -> None:
@@ -97,7 +120,7 @@ class SharedSums:
     def add(self, name: str, x: Tensor, valid: Tensor | None) -> None:
         """Add the samples of one call; see :meth:`HessianSum.add`."""
         total = self.sums[name]
-        if total.diagonal or isinstance(self.layers[name], _ConvNd):
+        if total.diagonal or not total.linear:
             total.add(self.layers[name], x, valid)
             return
         token = self._tokens.of(x)
@@ -119,14 +142,13 @@ class SharedSums:
         """End the sums: a layer that has not read the last tensor of the others parts with them."""
         for readers in list(self._readers.values()):
             self._part(readers.behind)
+        for total in {total.hessian.data_ptr(): total for total in self.sums.values()}.values():
+            total.finish()
 
     def _at_their_first_call(self, name: str, token: Token, valid: Tensor | None) -> _Readers | None:
         """Return those who have read this tensor just now, as the first one, and have an H of the same shape."""
-        mine = self.sums[name].hessian
         for other, readers in self._readers.items():
-            there = self.sums[other].hessian
-            alike = mine.shape == there.shape and mine.device == there.device
-            if alike and readers.first and readers.are_at(token, valid):
+            if self.sums[name].same(self.sums[other]) and readers.first and readers.are_at(token, valid):
                 return readers
         return None
 

@@ -202,10 +202,13 @@ class CompressionReport:
 
 @isolated
 def output_error(weight: Tensor, compressed: Tensor, hessian: Tensor) -> float:
-    """Return ‖(W − Ŵ)X‖²/‖WX‖² over all groups (groups, out, inp), in float64; 0/0 is 0, more over 0 is inf."""
-    w, h = weight.double(), hessian.double()
-    delta = compressed.double() - w
-    loss, reference = float(output_loss(delta, h).sum()), float(output_loss(w, h).sum())
+    """Return ‖(W − Ŵ)X‖²/‖WX‖² over all groups (groups, out, inp); 0/0 is 0, more over 0 is inf.
+
+    In the wider dtype of W and H: of an H that was summed in float32, products in float64 would say no more.
+    """
+    dtype = torch.promote_types(torch.promote_types(weight.dtype, hessian.dtype), torch.float32)
+    w, h = weight.to(dtype), hessian.to(dtype)
+    loss, reference = (float(output_loss(x, h).sum(dtype=torch.float64)) for x in (compressed.to(dtype) - w, w))
     if reference <= 0:
         return 0.0 if loss <= 0 else math.inf
     return max(0.0, loss / reference)  # rounding may take a zero loss below zero
@@ -216,8 +219,8 @@ def skipped_row(name: str, module: Layer, reason: str) -> LayerRow:
     weight = module.weight.detach()
     nbytes = weight.numel() * weight.element_size()
     known = not weight.is_meta and weight.layout == torch.strided and weight.numel()
-    # Counted without floats in between: an output head can be the largest weight of all.
-    zeros = int((weight == 0).sum()) if known else 0  # float8 cannot count_nonzero
+    # A sum of truth values would take 8 bytes for each, and an output head can be the largest weight of all.
+    zeros = int((weight == 0).count_nonzero()) if known else 0  # of float8 itself torch counts nothing
     sparsity = zeros / max(weight.numel(), 1)
     return LayerRow(name, tuple(weight.shape), f"skipped: {reason}", 0.0, None, 0, nbytes, nbytes, sparsity, 0.0)
 

@@ -69,6 +69,7 @@ def one_after_the_other(run: "CompressionRun", plan: Plan, bar: tqdm) -> Rows:
 
 
 def _stage_sums(run: "CompressionRun", names: list[str], walk: Walk | None, *, stop: bool) -> Sums:
+    """Return the sums of a stage; ``stop``: its layers are called once, on one tensor, so a run can end there."""
     result = run.empty_sums(names)
     block = None if walk is None else walk.block_of(names)
     if walk is not None and block is not None and any(result):
@@ -76,7 +77,13 @@ def _stage_sums(run: "CompressionRun", names: list[str], walk: Walk | None, *, s
     for part, (batches, sums) in enumerate(zip(run.parts, result, strict=True)):
         if sums and batches is not None:
             runs = whole_runs(run.model, batches, run.valid) if walk is None else walk.runs(part)
-            add_hessians(run.model, runs, run.layers, sums, stop=stop)
+            # Of layers with one sum only the first is watched: the run ends before it, and none of them is computed.
+            first = next(iter(sums.values()))
+            watched = dict([(first.name, first)]) if stop and all(map(first.same, sums.values())) else sums
+            add_hessians(run.model, runs, run.layers, watched, stop=stop)
+            for total in sums.values():
+                if total.name not in watched:
+                    total.hessian, total.samples = first.hessian, first.samples
     return result
 
 

@@ -79,7 +79,7 @@ def with_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 def network_sparsity(model: nn.Module, layers: Iterable[str] | None = None) -> float:
     """Return the share of zeros among the weights of the chosen layers (None: all linear and convolutional ones)."""
     weights = layer_weights(model, layers).values()
-    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    return sum(int((w == 0).count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
 
 
 @isolated

@@ -8,7 +8,7 @@ Source: Jacob et al. 2018, arXiv:1712.05877, eq. (1).   Syllabus: 1.02, 1.03
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -25,7 +25,7 @@ CLIPS = ("minmax", "mse")
 # than 0.20.
 CLIP_SHARES = tuple(1 - i / 100 for i in range(100))
 # Weights whose shares are tried together, so that they stay in the cache.
-CACHED = 2**16
+CACHED = 2**17
 # How many shares are tried before it is looked whether a smaller one can win, and how far above the best error the
 # clipped part must be: more than rounding in float32 makes of the same sum.
 CHECKED, CERTAIN = 5, 1 + 1e-3
@@ -89,11 +89,22 @@ class Grid:
         step, zero = (part.repeat_interleave(width, dim=1) for part in (self.step, self.zero))
         return replace(self, step=step, zero=zero)
 
+    def groups(self) -> "list[Grid]":
+        """Return the grids of each group of columns on their own, (rows, 1)."""
+        parts = zip(self.step.split(1, dim=1), self.zero.split(1, dim=1), strict=True)
+        return [replace(self, step=step, zero=zero) for step, zero in parts]
+
     def nearest(self, column: Float[Tensor, " out"]) -> tuple[Float[Tensor, " out"], Float[Tensor, " out"]]:
         """Return the nearest codes of one column, as floats, and their values; the grids must be of one group."""
-        step, zero = self.step[:, 0], self.zero[:, 0]
-        codes = torch.div(column.to(step.dtype), step).round_().add_(zero).clamp_(0, 2**self.bits - 1)
-        return codes, (codes - zero).mul_(step)
+        step, low, high = self._of_one_group
+        signed = torch.div(column.to(step.dtype), step).round_().clamp_(low, high)
+        return signed - low, signed.mul_(step)
+
+    @cached_property
+    def _of_one_group(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The step, the least and the largest signed code of each row: a sweep asks for them at every column."""
+        zero = self.zero[:, 0]
+        return self.step[:, 0].contiguous(), -zero, 2**self.bits - 1 - zero
 
     def _spread(self, like: Tensor) -> "Grid":
         """Return the grid of each column of a matrix; one group broadcasts as it is."""
@@ -140,7 +151,7 @@ def fit_grid(
             for scale_dtype.
     Guarantee: with "minmax" every |w − ŵ| ≤ step/2, up to float rounding. With "mse" no group has a larger squared
         error than with "minmax", since the whole range is among the candidates.
-    Cost: "mse" makes up to 100 passes over the matrix, a part of it at a time; about 40 of them in 4 bits, groups of 64.
+    Cost: "mse" makes up to 100 passes over the matrix, a part of it at a time; about 40 in 4 bits, groups of 64.
     """
     weight = check_weight(weight)
     check_bits(bits)

@@ -102,7 +102,7 @@ def gptq(
     static = group_size is None or static_groups
 
     fit = partial(fit_grid, bits=bits, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
-    grids = [fit(part) for part in live.split(size, dim=1)] if static else []
+    grids = fit(live, group_size=group_size).groups() if static else []
     group = columns // size if static else torch.arange(inp, device=weight.device) // size
     codes = torch.empty(inp, out, dtype=torch.uint8, device=weight.device)
 
