@@ -28,6 +28,7 @@ KINDS = {
     "packed_w4": "mlcomp.quant.w4a16:PackedW4",
     "blockwise": "mlcomp.quant.scalar.blockwise:Blockwise",
     "double_quantized": "mlcomp.quant.scalar.double_quantization:DoubleQuantized",
+    "gobo": "mlcomp.quant.scalar.gobo:Gobo",
     "mixed_bits": "mlcomp.quant.scalar.mixed_bits:MixedBits",
     "table": "mlcomp.quant.scalar.table_quantization:TableQuantized",
     "vector": "mlcomp.quant.vector.vector_quantized:VectorQuantized",

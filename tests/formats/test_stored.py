@@ -18,6 +18,7 @@ from mlcomp.quant import (
     aqlm,
     blockwise,
     double_quantize,
+    gobo,
     gptq,
     nf4_codebook,
     onebit_decompose,
@@ -65,6 +66,9 @@ def results() -> dict[str, object]:
         "double_quantized": double_quantize(weight, block_size=16, scale_block=3),
         "double_quantized_int": double_quantize(weight, block_size=8, data_type="float", scale_type="int"),
         "double_quantized_across": double_quantize(weight[:3, :7], block_size=4, scale_block=2),
+        "gobo": gobo(weight, bits=3),
+        "gobo_float64": gobo(wide, bits=1, log_density=-2.5),
+        "gobo_without_outliers": gobo(weight, log_density=-100),
         "mixed": quantize_mixed(weight, mixed, group_size=8),
         "mixed_one": quantize_mixed(weight, mixed[:1], group_size=None),
         "table": table_quantize(weight, book, group_size=8),
@@ -137,7 +141,7 @@ def test_tensors_and_facts_are_what_a_file_can_hold(name):
 
 def test_which_kinds_are_decoded_by_rows():
     whole = {name for name, result in RESULTS.items() if not store(result).by_rows}
-    assert whole == {name for name in RESULTS if name.startswith(("mixed", "spqr", "quip", "bitmask", "pruned"))} | {
+    assert whole == {name for name in RESULTS if name.startswith(("gobo", "mixed", "spqr", "quip", "bitmask", "pruned"))} | {
         "blockwise_float",
         "blockwise_nf4",
         "double_quantized_across",

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mlcomp.checks import check_bits, check_interval, check_weight, check_whole, narrowed
 from mlcomp.context import isolated
-from mlcomp.formats.packing import packed_nbytes
+from mlcomp.formats.packing import pack_planes, packed_nbytes, unpack_planes
+from mlcomp.formats.stored import Stored
 from mlcomp.quant.scalar.codebook import nearest
 
 
@@ -54,6 +55,21 @@ class Gobo:
     def bits_per_weight(self) -> float:
         """``nbytes`` in bits over the number of weights."""
         return self.nbytes * 8 / self.codes.numel()
+
+    def stored(self) -> Stored:
+        """Return codes, the table, and the outliers with their places."""
+        tensors = {"codes": pack_planes(self.codes, (len(self.levels) - 1).bit_length()), "levels": self.levels}
+        tensors |= {"positions": pack_planes(self.positions, (self.codes.numel() - 1).bit_length())}
+        facts = {"shape": list(self.codes.shape), "outliers": len(self.values), "iterations": self.iterations}
+        return Stored("gobo", tensors | {"values": self.values.contiguous()}, facts)
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> "Gobo":
+        """Return what was stored."""
+        tensors, facts, (out, inp) = stored.tensors, stored.facts, stored.shape
+        codes = unpack_planes(tensors["codes"], (len(tensors["levels"]) - 1).bit_length(), (out, inp))
+        places = unpack_planes(tensors["positions"], (out * inp - 1).bit_length(), (facts["outliers"],))
+        return cls(codes, tensors["levels"], places.long(), tensors["values"], facts["iterations"])
 
 
 @isolated
