@@ -141,7 +141,8 @@ def test_tensors_and_facts_are_what_a_file_can_hold(name):
 
 def test_which_kinds_are_decoded_by_rows():
     whole = {name for name, result in RESULTS.items() if not store(result).by_rows}
-    assert whole == {name for name in RESULTS if name.startswith(("gobo", "mixed", "spqr", "quip", "bitmask", "pruned"))} | {
+    kinds = ("gobo", "mixed", "spqr", "quip", "bitmask", "pruned")
+    assert whole == {name for name in RESULTS if name.startswith(kinds)} | {
         "blockwise_float",
         "blockwise_nf4",
         "double_quantized_across",
