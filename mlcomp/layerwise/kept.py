@@ -13,6 +13,8 @@ from torch import Tensor
 from mlcomp.formats.stored import Stored, restore
 from mlcomp.layerwise.matrix import Layer, weight_rows
 
+CHECKED = 2**15  # weights that are decoded at once to see whether they can be: 128 kB in float32
+
 
 def pack_parts(parts: Sequence[Stored], prefix: str = "") -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Return the tensors of all parts, each under a name of its own that begins with ``prefix``, and their facts."""
@@ -47,7 +49,29 @@ def kept_matrix(layer: Layer, parts: Sequence[Stored]) -> Float[Tensor, "groups 
     weight = layer.weight
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
     rows = torch.cat([restore(part).dequantize().to(wide) for part in parts])
+    _check_rows(layer, rows.shape)
     groups = getattr(layer, "groups", 1)
-    if rows.shape != weight_rows(layer, weight.detach()).shape:
-        raise ValueError(f"rows {tuple(rows.shape)} do not fit a layer with a weight of {tuple(weight.shape)}")
     return rows.to(weight.dtype).to(wide).reshape(groups, len(rows) // groups, -1)
+
+
+def check_parts(layer: Layer, parts: Sequence[Stored]) -> None:
+    """Raise what :func:`kept_matrix` raises.
+
+    Where their kind allows it, parts are decoded few rows at a time: what is kept of a layer lies beside what is let
+    go, and a hole as large as a weight, for each layer, would be lost to the process.
+    """
+    rows, widths = 0, set()
+    for part in parts:
+        out, inp = part.shape
+        step = max(1, CHECKED // max(1, inp)) if part.by_rows else max(1, out)
+        for start in range(0, out, step):
+            some = (start, min(start + step, out)) if step < out else ()
+            found = restore(part, *some).dequantize().shape
+            rows += found[0]
+            widths.add(found[1])
+    _check_rows(layer, torch.Size((rows, *widths)))
+
+
+def _check_rows(layer: Layer, shape: torch.Size) -> None:
+    if shape != weight_rows(layer, layer.weight.detach()).shape:
+        raise ValueError(f"rows {tuple(shape)} do not fit a layer with a weight of {tuple(layer.weight.shape)}")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlcomp.formats.stored import Stored, dtype_name, float_dtype, restore
-from mlcomp.layerwise.kept import kept_matrix
+from mlcomp.layerwise.kept import check_parts
 from mlcomp.layerwise.matrix import Layer, weight_from_rows
 from mlcomp.layerwise.weights import Replacement
 
@@ -37,7 +37,7 @@ class Packed(Replacement):
     _like: Tensor
 
     def __init__(self, layer: Layer, parts: Sequence[Stored]) -> None:
-        kept_matrix(layer, parts)  # raises where they do not fit
+        check_parts(layer, parts)
         super().__init__(_without_weight(layer))
         self.held = dtype_name(layer.weight.dtype)
         device = layer.weight.device if not layer.weight.is_meta else next(iter(parts[0].tensors.values())).device

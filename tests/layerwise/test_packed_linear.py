@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from mlcomp.formats import Stored, TwoFour, store
+from mlcomp.formats import Stored, TwoFour, restore, store
 from mlcomp.layerwise import (
     PackedConv,
     PackedLinear,
     compress,
     is_layer,
+    kept,
     packed_linear,
     set_weight_matrix,
     weight_matrix,
@@ -163,6 +164,20 @@ def test_a_packed_model_is_not_compressed_again(as_user):
         compress(nn.Sequential(packed), [torch.randn(3, 16)], KINDS["three_bits"], progress=False)
 
 
+@pytest.mark.parametrize("kind", ["four_bits", "tensor", "one_bit", "two_four", "plain"])
+def test_a_weight_is_looked_through_some_rows_at_a_time(kind, monkeypatch):
+    sizes = []
+
+    def watched(part, *rows):
+        sizes.append(restore(part, *rows).dequantize().numel())
+        return restore(part, *rows)
+
+    monkeypatch.setattr(kept, "CHECKED", 64)  # four rows of 16
+    monkeypatch.setattr(kept, "restore", watched)
+    pair(kind)
+    assert max(sizes) == 64 and sum(sizes) == 20 * 16
+
+
 def test_bad_input(as_user):
     layer, packed = pair("four_bits")
     good = packed.parts[0]
@@ -170,6 +185,9 @@ def test_bad_input(as_user):
         PackedLinear(nn.Linear(16, 21), (good,))
     with pytest.raises(ValueError, match="do not fit"):
         PackedLinear(layer, (good, good))
+    cut = {key: tensor[:-1] if key == "codes" else tensor for key, tensor in good.tensors.items()}
+    with pytest.raises(ValueError):
+        PackedLinear(layer, (Stored(good.kind, cut, good.facts),))
     with pytest.raises(ValueError, match="one of dense"):
         PackedLinear(layer, (Stored("strange", good.tensors, good.facts),))
     with pytest.raises(RuntimeError):  # torch's own, as for a dense layer
