@@ -4,7 +4,8 @@ Each kind of check is stated once; every message says what was given and what is
 """
 
 import math
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from numbers import Real
 
 import torch
@@ -205,6 +206,11 @@ def check_group_size(group_size: int | None, inp: int) -> None:
         check_divides("group_size", group_size, inp)
 
 
+# The tensor that check_hessian returned last, which no caller from outside has in hand, and its version: a method hands
+# it on to functions that check it, too, and each look at a large matrix takes as long as some of its columns.
+_checked: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
+
+
 def check_hessian(hessian: Tensor, inp: int | None = None) -> Tensor:
     """Return ``hessian`` as values, without gradient; raise unless it is one.
 
@@ -219,6 +225,9 @@ def check_hessian(hessian: Tensor, inp: int | None = None) -> Tensor:
         raise ValueError(
             f"hessian must be ({inp}, {inp}) to match a weight with {inp} inputs, got {tuple(hessian.shape)}"
         )
+    global _checked
+    if _checked[0]() is hessian and _checked[1] == hessian._version:  # handed on by whoever had it checked
+        return hessian
     check_dtype("hessian", hessian.dtype, (torch.float32, torch.float64))
     check_finite("hessian", hessian)
     hessian = hessian.detach()
@@ -226,11 +235,14 @@ def check_hessian(hessian: Tensor, inp: int | None = None) -> Tensor:
         check_size("hessian", hessian)
     scale = float(hessian.abs().max())
     # X·Xᵀ accumulated in float32 is symmetric up to rounding; anything beyond is another matrix.
-    skew = max(float((hessian[i, i.start :] - hessian[i.start :, i].T).abs().max()) for i in row_blocks(hessian))
+    ends = [torch.aminmax(hessian[i, i.start :] - hessian[i.start :, i].T) for i in row_blocks(hessian)]
+    skew = max(max(-float(low), float(high)) for low, high in ends)
     if skew > 1e-4 * scale:
         raise ValueError(f"hessian must be symmetric: max |H − Hᵀ| = {skew:.3g} at a scale of {scale:.3g}")
     if float(hessian.diagonal().min()) < 0:
         raise ValueError("hessian has a negative diagonal entry, so it is not 2·X·Xᵀ of any inputs X")
+    if not hessian.is_inference():
+        _checked = weakref.ref(hessian), hessian._version
     return hessian
 
 

@@ -75,33 +75,33 @@ def _inverse_factor(hessian: Tensor, columns: Tensor, damp: float) -> tuple[Tens
 
 
 def inverse_root(matrix: Float[Tensor, "n n"], panel: int) -> Float[Tensor, "n n"] | None:
-    r"""Return the upper triangular U with $U^\top U = M^{-1}$, or None if M is not positive definite.
+    r"""Make of M, in place, the upper triangular U with $U^\top U = M^{-1}$; None if M is not positive definite.
 
     ``panel`` rows of U at a time, from the last. With A their part of the diagonal of M, B what is right of A, and V
     what is found of U: in $M = RR^\top$, R has there the root of $A - XX^\top$, and right of it $X = BV^\top$.
     So $U = R^{-1}$ has the inverse T of that root, and right of it $-TXV$. Products skip the zeros of V.
 
-    Cost: about 2/3·n³ FLOPs, nearly all of it in matrix products; as much memory as M.
+    Cost: about 2/3·n³ FLOPs, nearly all of it in matrix products, and the memory of two panels.
     """
     n = len(matrix)
-    result = torch.zeros_like(matrix)
     for first in reversed(range(0, n, panel)):
         last = min(first + panel, n)
         later = [(start, min(start + panel, n)) for start in range(last, n, panel)]
         x = matrix.new_empty(last - first, n - last)
-        for start, end in later:
-            torch.mm(matrix[first:last, start:], result[start:end, start:].T, out=x[:, start - last : end - last])
+        for start, end in later:  # the rows below are those of U
+            torch.mm(matrix[first:last, start:], matrix[start:end, start:].T, out=x[:, start - last : end - last])
         # torch finds lower triangular roots: this is one with rows and columns reversed.
         root, failed = torch.linalg.cholesky_ex((matrix[first:last, first:last] - x @ x.T).flip(0, 1))
         if int(failed):
             return None
-        own = result[first:last, first:last]
+        own = matrix[first:last, first:last]
         one = torch.eye(last - first, dtype=matrix.dtype, device=matrix.device)
         own.copy_(torch.linalg.solve_triangular(root.flip(0, 1), one, upper=True))
-        x = own @ x
+        x = (own @ x).neg_()
+        matrix[first:last, :first] = 0
         for start, end in later:
-            result[first:last, start:end] = -(x[:, : end - last] @ result[last:end, start:end])
-    return result
+            torch.mm(x[:, : end - last], matrix[last:end, start:end], out=matrix[first:last, start:end])
+    return matrix
 
 
 class ColumnSweep:

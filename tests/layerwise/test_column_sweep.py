@@ -73,7 +73,7 @@ def test_the_root_of_the_inverse_is_numpys(n, panel):
     """Row by row of panels, and as LAPACK finds it: a Cholesky factor with a positive diagonal is the only one."""
     _, inputs, _ = make_layer(1, n, 3 * n)
     hessian = layer_hessian(inputs.double())
-    found = inverse_root(hessian, panel)
+    found = inverse_root(hessian.clone(), panel)
     expected = np.linalg.cholesky(np.linalg.inv(hessian.numpy()), upper=True)
     assert torch.equal(found, found.triu())
     # Inverting and factoring in float64: the condition number of these H is below 1e6.
@@ -84,7 +84,7 @@ def test_the_root_of_the_inverse_is_numpys(n, panel):
 def test_a_matrix_that_is_not_positive_definite_has_no_root(bad):
     matrix = torch.eye(2 * PANEL + 1, dtype=torch.float64)
     matrix[bad, bad] = -1
-    assert inverse_root(matrix, PANEL) is None and inverse_root(matrix, GPU_PANEL) is None
+    assert inverse_root(matrix.clone(), PANEL) is None and inverse_root(matrix, GPU_PANEL) is None
 
 
 def test_columns_in_another_order_have_the_factor_of_the_reordered_hessian():
