@@ -206,8 +206,8 @@ def check_group_size(group_size: int | None, inp: int) -> None:
         check_divides("group_size", group_size, inp)
 
 
-# The tensor that check_hessian returned last, which no caller from outside has in hand, and its version: a method hands
-# it on to functions that check it, too, and each look at a large matrix takes as long as some of its columns.
+# The tensor that check_hessian returned last, which no caller from outside has in hand, and its version. A method
+# hands it on to functions that check it, too, and each look at a large matrix takes as long as some of its columns.
 _checked: tuple[Callable[[], Tensor | None], int] = (lambda: None, 0)
 
 
