@@ -117,6 +117,15 @@ def test_committed_table_holds_the_registered_runs_and_no_others():
     assert all(rows[key]["kind"] == e.kind and rows[key]["syllabus"] == e.syllabus for key, e in registered.items())
 
 
+def test_codes_of_so_many_bits_take_hardly_more_in_the_committed_table():
+    for row in committed_table("every_method"):
+        words = dict(word.split("=") for word in row["setting"].split() if "=" in word)
+        asked = words.get("bits", words.get("weight_bits"))
+        if asked is not None and row["kind"] != "both":
+            # SpQR at two bits has the largest share of outliers and statistics, 1.1 bits.
+            assert int(asked) <= float(row["bits_per_weight"]) <= int(asked) + 1.2, row
+
+
 @pytest.fixture(scope="module")
 def subject():
     """Two small blocks of one layer with real Hessians; quality: agreement of the outputs."""
@@ -154,8 +163,10 @@ def test_every_registered_method_gives_an_honest_row(entry, setting, subject):
     large = entry.kind == "vector" or entry.name.startswith(("AQLM", "sparse plus low rank"))
     assert 0 < bits <= (100 if large else 16)
     assert float(row["megabytes"]) == pytest.approx(bits * 8192 / 8e6, abs=6e-4)
-    if "bits" in setting and entry.kind != "both":
-        assert bits >= setting["bits"]
+    asked = setting.get("bits", setting.get("weight_bits"))
+    if asked is not None and entry.kind != "both":
+        # Steps, outliers and tables of so small a layer; a weight that lost its codes would count 16 bits, or nearly.
+        assert asked <= bits <= asked + (100 if large else 4)
     assert 0 <= float(row["layer_error"]) < 1 and -1 <= float(row["similarity"]) <= 1.0001
     assert (row["hessian_seconds"] == "0") == (entry.data_free or entry.whole)
 

@@ -98,14 +98,14 @@ def plain_layers(model: nn.Module, names: Mapping[str, Any]) -> nn.Module:
 def post_training(subject: Subject, *, weight_bits: int, input_bits: int) -> Compressed:
     """PTQ, inputs of the layers rounded, too."""
     made = ptq(subject.model, subject.inputs.split(BATCH), weight_bits=weight_bits, input_bits=input_bits)
-    return Compressed(made.model, {name: made.model.get_submodule(name).weight for name in subject.hessians})
+    return Compressed(made.model, {name: made.model.get_submodule(name).quantized for name in subject.hessians})
 
 
 def aware_training(subject: Subject, *, bits: int) -> Compressed:
     """QAT with learned steps, weights only."""
     model = prepare_qat(subject.model, subject.inputs.split(BATCH), weight_bits=bits, input_bits=None)
     made = finish_qat(trained(only_blocks(model, subject), subject, targets(subject))).model
-    return Compressed(made, {name: made.get_submodule(name).weight for name in subject.hessians})
+    return Compressed(made, {name: made.get_submodule(name).quantized for name in subject.hessians})
 
 
 def learned_bits(subject: Subject, *, target_bits: float) -> Compressed:
