@@ -7,7 +7,6 @@ from tools.inventory import modules
 
 # Classes with a weight and a size that have no stored form, and why.
 NO_RESULT: dict[str, str] = {
-    "mlcomp.quant.scalar.gobo:Gobo": "read and compared, no model is saved in it",
     "mlcomp.quant.scalar.nf4_matmul:PackedNF4": "the stored form of DoubleQuantized, as the kernel reads it",
 }
 
