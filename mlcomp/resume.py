@@ -131,14 +131,19 @@ def load_piece(path: str | os.PathLike, *, of: object = None) -> tuple[dict[str,
         ValueError: the file is cut short, changed, or another one's.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors, about = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+        tensors, about = _tensors(path)
         whole = about.get("sha256") == hash_values((tensors, about.get("facts"), of))
     except SafetensorError as problem:
         raise ValueError(f"{path} is damaged ({problem}): delete it and make it again") from problem
     if not whole:
         raise ValueError(f"{path} is damaged, or another one's: its hash does not fit; delete it and make it again")
     return tensors, json.loads(about["facts"])
+
+
+def _tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file, mapped into memory, and what it says about them."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
 
 
 class ResumeFolder:
@@ -205,6 +210,14 @@ class ResumeFolder:
             ValueError: it is damaged, or of another name or other settings.
         """
         return load_piece(self._file(name), of=(name, self.settings))
+
+    def mapped(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors (on the CPU) of a piece that was saved or loaded just now, still in its file.
+
+        They take memory once they are looked at, and the file's place on the disk until they are let go, even where
+        it is deleted before.
+        """
+        return _tensors(self._file(name))[0]
 
 
 def _read_manifest(path: Path) -> dict[str, str]:

@@ -62,7 +62,10 @@ def _inverse_factor(hessian: Tensor, columns: Tensor, damp: float) -> tuple[Tens
     matrix, dead, diagonal = damped.matrix, damped.dead, damped.matrix.diagonal().clone()
     del damped  # before others of its size are made
     if not torch.equal(columns, torch.arange(len(columns), device=columns.device)):
-        matrix = matrix[columns[:, None], columns]
+        for rows in matrix.split(PANEL):  # in place, for a second matrix would be as large as all else together
+            rows.copy_(rows[:, columns])
+        for some in matrix.split(PANEL, dim=1):
+            some.copy_(some[columns])
     factor = inverse_root(matrix, PANEL if matrix.device.type == "cpu" else GPU_PANEL)
     del matrix
     inverse = None  # its diagonal, not reordered
@@ -121,17 +124,18 @@ class ColumnSweep:
         """Begin a sweep.
 
         Args:
-            weight: (inp, out), the transposed weight, so that a column is a contiguous row; float64; not modified.
+            weight: (inp, out), the transposed weight, of any float dtype; not modified. What is worked on is float64,
+                a column a contiguous row.
             factor: U, (inp, inp).
             block_size: columns whose errors are collected before the columns after the block are rewritten.
         """
         self._factor, self._pivots = factor, factor.diagonal().tolist()
-        self._columns = weight.clone()
-        self._errors = torch.empty_like(weight)
+        self._columns = weight.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
         # A block is cut once more: an error moves the few columns of its own part at once, those after it when the
-        # part ends. Each start is that of the block, or part, under way.
+        # part ends. Each start is that of the block, or part, under way. Errors are kept until their block ends.
         self._block_size, self._part_size = block_size, min(PART, block_size)
         self._block = self._part = self._next = 0
+        self._errors = torch.empty_like(self._columns[:block_size])
         self._ends()
 
     def _ends(self) -> None:
@@ -150,7 +154,7 @@ class ColumnSweep:
         ):
             first, last = max(first, a), min(last, b)
             if first < last and start < self._next:  # errors on their way to these columns
-                errors = self._errors[start : self._next]
+                errors = self._errors[start - self._block : self._next - self._block]
                 columns[first - a : last - a] -= self._factor[start : self._next, first:last].T @ errors
         return columns
 
@@ -161,13 +165,14 @@ class ColumnSweep:
     def fix(self, w: Float[Tensor, " out"], q: Float[Tensor, " out"]) -> None:
         """Change the next column from ``w``, as it stands by now, to ``q``."""
         i, end = self._next, self._next + 1
-        error = torch.sub(w, q, out=self._errors[i]).div_(self._pivots[i])
+        error = torch.sub(w, q, out=self._errors[i - self._block]).div_(self._pivots[i])
         self._next = end
         if end < self._part_end:
             self._columns[end : self._part_end].addr_(self._factor[i, end : self._part_end], error, alpha=-1)
             return
         start, stop = (self._part, self._block_end) if end < self._block_end else (self._block, len(self._columns))
-        self._columns[end:stop].addmm_(self._factor[start:end, end:stop].T, self._errors[start:end], alpha=-1)
+        errors = self._errors[start - self._block : end - self._block]
+        self._columns[end:stop].addmm_(self._factor[start:end, end:stop].T, errors, alpha=-1)
         self._part = end
         if end == self._block_end:
             self._block = end

@@ -20,6 +20,7 @@ from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.fit import copy_model
 from mlcomp.layerwise.hessian_sum import HessianSum
 from mlcomp.layerwise.inputs import collect_hessians
+from mlcomp.layerwise.kept import unpack_parts
 from mlcomp.layerwise.matrix import Layer
 from mlcomp.layerwise.plan import Chosen, Method, check_layers, make_plan, needed_inputs
 from mlcomp.layerwise.report import CompressionReport, LayerRow, left_out, skipped_row
@@ -82,7 +83,8 @@ def compress(
             the dense model.
         progress: show a progress bar.
         resume: folder in which finished layers are stored, packed as the report counts them; a run with the same
-            settings continues after the last.
+            settings continues after the last. The report's results stay in these files, and take no memory until
+            they are looked at.
         held_out: batches on which the error is also measured.
         valid: padded positions to ignore, see :func:`collect_hessians`.
         tied: a weight whose memory another module holds, too (an output head tied to the embedding, a transposed
@@ -120,9 +122,9 @@ def compress(
         all, or on a CPU little more than two, as outputs of finished layers are kept while there is room; with
         sequential=False, once. Layers that read the same tensor share one H and its factor. A model without such
         blocks is run from its beginning for each stage, up to its layers: stages/2 passes. Both give the same bits.
-        Memory: a second model (none with inplace=True), the H of one stage (of one block with sequential=False), and
-        the inputs of one block for all batches; on a CPU also outputs of that block's layers, up to a quarter of the
-        model's bytes.
+        Memory: a second model (none with inplace=True), the H of one stage (of one block with sequential=False), the
+        inputs of one block for all batches, and the packed results (none with ``resume``); on a CPU also outputs of
+        that block's layers, up to a sixteenth of the model's bytes.
     """
     _check_options(tied, on_error, sequential, layers_per_pass)
     if batches is not None:
@@ -200,19 +202,23 @@ class CompressionRun:
 
     def keep(self, name: str, made: Outcome | Piece) -> tuple[Tensor, LayerRow]:
         """Store what a layer's task gave, and return its new weight matrices (groups, out, inp) and row."""
+        piece = None
         if self.store is not None:
             piece = made.piece()
             self.store.save(name, piece.tensors, piece.facts)
-        return self._read(name, made)
+        return self._read(name, made, piece)
 
     def finished(self, name: str) -> tuple[Tensor, LayerRow]:
         """Return what :meth:`keep` did for a layer that is in the store."""
         assert self.store is not None
-        return self._read(name, Piece(*self.store.load(name)))
+        piece = Piece(*self.store.load(name))
+        return self._read(name, piece, piece)
 
-    def _read(self, name: str, made: Outcome | Piece) -> tuple[Tensor, LayerRow]:
+    def _read(self, name: str, made: Outcome | Piece, stored: Piece | None) -> tuple[Tensor, LayerRow]:
         matrix, row, parts = made.read(self.layers[name])
         if parts:
+            if self.store is not None and stored is not None:  # in its file the result takes no memory
+                parts = unpack_parts(self.store.mapped(name), stored.facts["parts"])
             self.results[name] = parts
         return matrix, row
 

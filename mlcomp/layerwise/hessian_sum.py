@@ -14,10 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from mlcomp.checks import all_finite
 from mlcomp.context import isolated
 from mlcomp.layerwise.chains import Token, Tokens
+from mlcomp.layerwise.hessian import PANEL
 from mlcomp.layerwise.matrix import Layer, input_matrices, weight_matrix
-
-# Rows of H that are summed together. H is symmetric: what lies left of such a panel's own square is a panel's above.
-PANEL = 256
 
 
 class HessianSum:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 # What may be kept, as a share of the bytes of the model's parameters: the outputs of a small model's block on a few
 # thousand tokens; of a large one's on many, those of some of the batches.
-SHARE = 0.25
+SHARE = 1 / 16
 
 
 @dataclass

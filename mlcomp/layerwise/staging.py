@@ -79,7 +79,7 @@ def _stage_sums(run: "CompressionRun", names: list[str], walk: Walk | None, *, s
             runs = whole_runs(run.model, batches, run.valid) if walk is None else walk.runs(part)
             # Of layers with one sum only the first is watched: the run ends before it, and none of them is computed.
             first = next(iter(sums.values()))
-            watched = dict([(first.name, first)]) if stop and all(map(first.same, sums.values())) else sums
+            watched = {first.name: first} if stop and all(map(first.same, sums.values())) else sums
             add_hessians(run.model, runs, run.layers, watched, stop=stop)
             for total in sums.values():
                 if total.name not in watched:

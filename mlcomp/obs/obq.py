@@ -6,7 +6,6 @@ Source: Frantar, Singh, Alistarh 2022, arXiv:2208.11580, section 5, algorithm 3 
 Syllabus: 2.08
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,8 +85,8 @@ def obq(
     inverse = inverse_hessian(hessian, damp=damp)
     live = weight.to(torch.promote_types(weight.dtype, torch.float32)).masked_fill(inverse.dead, 0)
     grid = fit_grid(live, bits=bits, group_size=group_size, symmetric=symmetric, clip=clip, scale_dtype=scale_dtype)
-    own = grid.spread(inp)  # each weight's own grid, (out, inp), so that weights can be gathered with their grids
     if order in OWN_ORDERS:
+        own = grid.spread(inp)  # each weight's own grid, (out, inp), so that weights can be gathered with their grids
         damped = damped_hessian(hessian, damp=damp).matrix
         rule = {"top": 2**bits - 1, "saving": order == "saving", "outliers": outliers}
 
@@ -102,7 +101,7 @@ def obq(
         if wrong.any() and working_dtype(weight, hessian) != torch.float64:
             codes[wrong], _ = rounded(wrong, torch.float64)
     else:
-        codes = _round_in_order(live, hessian, own, order, damp)
+        codes = _round_in_order(live, hessian, grid, order, damp)
     return grid.quantized(codes)
 
 
@@ -188,10 +187,10 @@ def _round_in_order(weight: Tensor, hessian: Tensor, grid: Grid, order: str, dam
     columns = column_order(hessian, order)
     factor, _ = inverse_factor(hessian, columns, damp=damp)
     codes = torch.empty(out, inp, dtype=torch.uint8, device=weight.device)
-    sweep = ColumnSweep(weight.double().T[columns], factor, block_size=128)
+    grids, size = grid.groups(), inp // grid.step.shape[1]
+    sweep = ColumnSweep(weight.T[columns], factor, block_size=128)
     for column in columns.tolist():
-        own = replace(grid, step=grid.step[:, column, None], zero=grid.zero[:, column, None])
         w = sweep.column()
-        codes[:, column], value = own.nearest(w)
+        codes[:, column], value = grids[column // size].nearest(w)
         sweep.fix(w, value)
     return codes

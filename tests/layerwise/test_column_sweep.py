@@ -54,6 +54,17 @@ def test_orders_keep_ties_in_place():
     assert column_order(hessian, "ascending").tolist() == [2, 0, 3, 1]
 
 
+def test_a_weight_of_another_dtype_and_layout_is_worked_on_in_float64():
+    weight, inputs, _ = make_layer(3, 10, 40)
+    factor, _ = inverse_factor(layer_hessian(inputs.double()), torch.arange(10), damp=0.0)
+    one, other = (ColumnSweep(w, factor, block_size=4) for w in (weight.T, weight.T.double().contiguous()))
+    for _ in range(10):
+        w = one.column()
+        assert w.is_contiguous() and torch.equal(w, other.column())
+        one.fix(w, w.round())
+        other.fix(w, w.round())
+
+
 def test_columns_beyond_a_part_of_a_block_know_of_all_errors():
     """Parts are of 16 columns: those after a part, and after a block, are asked for in the middle of it."""
     weight, inputs, _ = make_layer(3, 50, 200)
@@ -88,7 +99,7 @@ def test_a_matrix_that_is_not_positive_definite_has_no_root(bad):
 
 
 def test_columns_in_another_order_have_the_factor_of_the_reordered_hessian():
-    _, inputs, _ = make_layer(1, 2 * PANEL, 6 * PANEL)
+    _, inputs, _ = make_layer(1, 2 * PANEL + 5, 6 * PANEL)
     hessian = layer_hessian(inputs.double())
     columns = column_order(hessian, "activation")
     factor, _ = inverse_factor(hessian, columns, damp=0.0)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mlcomp.data import make_layer
-from mlcomp.layerwise import collect_hessians, damped_hessian
+from mlcomp.layerwise import collect_hessians, damped_hessian, hessian, output_loss
 from mlcomp.obs import inverse_hessian, layer_hessian
 
 
@@ -27,6 +27,17 @@ def test_quadratic_form_is_twice_the_output_error(seed, inp, samples):
     delta = torch.randn(3, inp, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     error = ((delta @ layer_hessian(x)) * delta).sum(1) / 2
     torch.testing.assert_close(error, (delta @ x).square().sum(1))
+
+
+@pytest.mark.parametrize("panel", [1, 3, 7, 20])
+def test_the_loss_by_panels_is_the_whole_quadratic_form(panel, monkeypatch):
+    monkeypatch.setattr(hessian, "PANEL", panel)
+    h = torch.stack([layer_hessian(inputs(7, 20, seed)) for seed in (0, 1)])
+    delta = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64, requires_grad=True)
+    loss = output_loss(delta, h)
+    torch.testing.assert_close(loss, torch.einsum("goi,gij,goj->go", delta, h, delta))
+    (slope,) = torch.autograd.grad(loss.sum(), delta)
+    torch.testing.assert_close(slope, 2 * delta.detach() @ h)
 
 
 def test_equals_what_a_layer_collects_over_batches():

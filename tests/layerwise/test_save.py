@@ -1,6 +1,8 @@
 import functools
 import os
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -279,6 +281,24 @@ def test_resume_folders_hold_packed_layers(tmp_path):
     assert same(pruned, again)
     stored = sum(t.nbytes for p in (tmp_path / "s").glob("*.safetensors") for t in load_file(p).values())
     assert stored == report.nbytes_after
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells which files are mapped")
+def test_results_stay_in_the_files_of_a_resume_folder(tmp_path):
+    make, inputs = MODELS["convolutions"]
+    model, x = make().eval(), inputs()
+    _, inside = compress(model, [x], FOUR, progress=False)
+    for _ in ("made", "read again"):
+        result, report = compress(model, [x], FOUR, progress=False, resume=tmp_path / "r")
+        mapped = Path("/proc/self/maps").read_text()
+        assert all(f"{tmp_path / 'r' / row.name}.safetensors" in mapped for row in report.rows)
+        for name, parts in inside.results.items():
+            for part, other in zip(parts, report.results[name], strict=True):
+                assert (part.kind, part.facts, part.tensors.keys()) == (other.kind, other.facts, other.tensors.keys())
+                assert all(torch.equal(t, other.tensors[key]) for key, t in part.tensors.items())
+    shutil.rmtree(tmp_path / "r")
+    save(result, report.results, tmp_path / "m")
+    assert same(load(tmp_path / "m", make()), result)
 
 
 def test_a_users_own_result_is_compressed_as_before(tmp_path):

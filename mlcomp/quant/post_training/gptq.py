@@ -106,7 +106,7 @@ def gptq(
     group = columns // size if static else torch.arange(inp, device=weight.device) // size
     codes = torch.empty(inp, out, dtype=torch.uint8, device=weight.device)
 
-    sweep = ColumnSweep(live.T.double()[columns], factor, block_size=block_size)
+    sweep = ColumnSweep(live.T[columns], factor, block_size=block_size)
     for i, g in enumerate(group.tolist()):
         if g == len(grids):  # the sweep enters a new group: its grid follows the updated weights
             grids.append(fit(sweep.now(i, i + size).T.to(dtype)))
