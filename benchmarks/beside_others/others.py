@@ -34,8 +34,15 @@ def save_pretrained(model: nn.Module, folder: Path, **options: Any) -> None:
 
 
 def dense(model: nn.Module, tokenizer: Any, batches: list[Tensor]) -> Prepared:
-    """Leave the model as it is."""
-    return Prepared(lambda: model, save_pretrained)
+    """Run the calibration text through the model, and leave it as it is."""
+
+    def run() -> nn.Module:
+        with torch.no_grad():
+            for batch in batches:
+                model(batch)
+        return model
+
+    return Prepared(run, save_pretrained)
 
 
 def llm_compressor(model: nn.Module, tokenizer: Any, batches: list[Tensor], *, recipe: Callable) -> Prepared:

@@ -18,6 +18,7 @@ from mlcomp.context import isolated_run
 from mlcomp.formats.stored import Stored
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.fit import copy_model
+from mlcomp.layerwise.heap import give_back
 from mlcomp.layerwise.hessian_sum import HessianSum
 from mlcomp.layerwise.inputs import collect_hessians
 from mlcomp.layerwise.kept import unpack_parts
@@ -164,6 +165,7 @@ def compress(
                 rows = all_from_the_dense(run, plan, layers_per_pass, bar)
         rows |= {name: skipped_row(name, plan.layers[name], reason) for name, reason in plan.skipped.items()}
         left = left_out(split, plan.parameters(split, rows))
+    give_back()
     ordered = tuple(rows[name] for name in plan.layers if name in rows)
     results = {name: run.results[name] for name in plan.layers if name in run.results}
     return result, CompressionReport(ordered, left, sum(p.numel() for p in model.parameters()), results)

@@ -14,6 +14,7 @@ from torch import nn
 
 from mlcomp.layerwise.chains import Arguments, Chain, find_chains, on_calls
 from mlcomp.layerwise.follow import Beside, Follower, next_given, own_copy, prove, run_block
+from mlcomp.layerwise.heap import give_back
 from mlcomp.layerwise.inputs import Run
 from mlcomp.layerwise.matrix import Layer
 from mlcomp.layerwise.nested import entry_at
@@ -51,6 +52,8 @@ class Walk:
 
     def reach(self, index: int) -> None:
         """Bring all batches to block ``index``, through the blocks before it as they are now."""
+        if self.at == index:
+            return
         if self.at is None or self.at > index:
             self._start()
         while self.at is not None and self.at < index:
@@ -59,6 +62,7 @@ class Walk:
                     run()
             self.at += 1
             self._finished = {}
+        give_back()
 
     def runs(self, part: int, *, onward: bool = False) -> Iterator[Run]:
         """Yield what runs the block on each batch of a part; ``onward`` has its output become the next one's input.
@@ -74,6 +78,7 @@ class Walk:
         self.at = None if self.at is None or self.at + 1 == len(self.chain.blocks) else self.at + 1
         if self.at is None:
             self._kept = []
+        give_back()
 
     def finished(self, layers: Mapping[str, Layer]) -> None:
         """Note that these layers have changed, and will not change again.
