@@ -1,8 +1,8 @@
 """The tables of the page *Beside other libraries*, made from the committed measurements, and `{beside}` for a figure.
 
 `{beside-others} bits` and `{beside-others} zeros` are the runs; `{beside-codes}` the agreement of codes;
-`{beside-left}` what each library leaves alone; `{not-beside}` the libraries that were not run; `{beside-made}` where
-the numbers come from.
+`{beside-recipes}` GPTQ's options one by one; `{beside-left}` what each library leaves alone; `{not-beside}` the
+libraries that were not run; `{beside-made}` where the numbers come from.
 """
 
 import csv
@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 RUNS, CODES = TABLES / "beside_others.csv", TABLES / "beside_others_codes.csv"
+RECIPES = TABLES / "four_bit_recipes.csv"
 LISTED = ROOT / "benchmarks" / "beside_others" / "runs.py"
 QUIET = 0.2  # cores that other programs may have used; above it the time of a run says little
 PRUNING = ("SparseGPT",)
@@ -42,6 +43,21 @@ SAID: dict[str, Callable[[str], str]] = {
     "zeros": lambda value: f"{float(value):.1%}",
     "as_rounded": lambda value: f"{float(value):.2%}",
     "moved": lambda value: f"{float(value):.2%}",
+}
+
+# Recipe → what it changes.
+CHANGES = {
+    "dense": "the dense model",
+    "rtn": "rounding, symmetric, steps in float32",
+    "rtn_affine_mse": "rounding, affine, steps in float16, of least squared error: `rtn`'s recipe",
+    "natural": "GPTQ, symmetric, natural order, grids fitted on the way",
+    "natural_static": "grids fitted beforehand",
+    "by_activation": "and the order by activation",
+    "affine": "and affine, steps in float16",
+    "affine_mse": "and steps of least squared error: **`gptq`'s recipe**",
+    "affine_mse_natural": "the recipe in natural order, grids fitted on the way",
+    "affine_mse_dense_inputs": "the recipe, inputs from the dense model",
+    "affine_mse_damp_0.1": "the recipe with ten times the damping",
 }
 
 
@@ -151,6 +167,28 @@ class BesideCodes(Generated):
         return lines
 
 
+class BesideRecipes(Generated):
+    """Perplexity of each recipe, on each draw of calibration text."""
+
+    def lines(self) -> list[str]:
+        """Return the table."""
+        self.watch(RECIPES)
+        with RECIPES.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        draws = sorted({row["draw"] for row in rows})
+        lines = [
+            f"| | Bits a weight | {' | '.join(f'Draw {int(draw) + 1}' for draw in draws)} | Mean |",
+            f"|---|---:|{'---:|' * len(draws)}---:|",
+        ]
+        for name, change in CHANGES.items():
+            found = {row["draw"]: row for row in rows if row["recipe"] == name}
+            values = [f"{float(found[draw]['perplexity']):.2f}" if draw in found else "" for draw in draws]
+            average = mean(float(row["perplexity"]) for row in found.values())
+            bits = float(next(iter(found.values()))["bits_per_weight"])
+            lines.append(f"| {change} | {bits:.4g} | {' | '.join(values)} | {average:.2f} |")
+        return lines
+
+
 class BesideLeft(Generated):
     """What each library left alone, as measured, and how it is chosen and told."""
 
@@ -235,6 +273,7 @@ def setup(app) -> dict:
     for name, directive in (
         ("beside-others", BesideOthers),
         ("beside-codes", BesideCodes),
+        ("beside-recipes", BesideRecipes),
         ("beside-left", BesideLeft),
         ("not-beside", NotBeside),
         ("beside-made", BesideMade),

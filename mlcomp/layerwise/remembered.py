@@ -14,8 +14,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-# What may be kept, as a share of the bytes of the model's parameters: the outputs of a small model's block on a few
-# thousand tokens; of a large one's on many, those of some of the batches.
+# What may be kept, as a share of the bytes of the model's parameters. It goes to the layers that are finished first:
+# of a small model's block on a few thousand tokens to those of the attention, which are asked for most often.
 SHARE = 1 / 16
 
 
