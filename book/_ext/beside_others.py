@@ -56,6 +56,7 @@ CHANGES = {
     "affine": "and affine, steps in float16",
     "affine_mse": "and steps of least squared error: **`gptq`'s recipe**",
     "affine_mse_natural": "the recipe in natural order, grids fitted on the way",
+    "affine_mse_on_the_way": "the recipe, grids fitted on the way",
     "affine_mse_dense_inputs": "the recipe, inputs from the dense model",
     "affine_mse_damp_0.1": "the recipe with ten times the damping",
 }
