@@ -51,10 +51,10 @@ CHANGES = {
     "rtn": "rounding, symmetric, steps in float32",
     "rtn_affine_mse": "rounding, affine, steps in float16, of least squared error: `rtn`'s recipe",
     "natural": "GPTQ, symmetric, natural order, grids fitted on the way",
-    "natural_static": "grids fitted beforehand",
-    "by_activation": "and the order by activation",
-    "affine": "and affine, steps in float16",
-    "affine_mse": "and steps of least squared error: **`gptq`'s recipe**",
+    "natural_static": "GPTQ, symmetric, natural order, grids fitted beforehand",
+    "by_activation": "+ order by activation",
+    "affine": "+ affine, steps in float16",
+    "affine_mse": "+ least squared error: **`gptq`'s recipe**",
     "affine_mse_natural": "the recipe in natural order, grids fitted on the way",
     "affine_mse_on_the_way": "the recipe, grids fitted on the way",
     "affine_mse_dense_inputs": "the recipe, inputs from the dense model",
@@ -80,6 +80,12 @@ def compared(path: Path = CODES) -> dict[str, list[dict[str, str]]]:
     for row in sorted(rows.values(), key=lambda row: int(row["block"])):
         found[row["run"]].append(row)
     return found
+
+
+def recipes() -> list[dict[str, str]]:
+    """Return the rows of all recipes, a row for each draw."""
+    with RECIPES.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def registered(pruning: bool | None = None) -> dict[str, bool]:
@@ -174,8 +180,7 @@ class BesideRecipes(Generated):
     def lines(self) -> list[str]:
         """Return the table."""
         self.watch(RECIPES)
-        with RECIPES.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = recipes()
         draws = sorted({row["draw"] for row in rows})
         lines = [
             f"| | Bits a weight | {' | '.join(f'Draw {int(draw) + 1}' for draw in draws)} | Mean |",

@@ -173,3 +173,36 @@ def test_the_names_are_there_where_the_library_is_installed(library, path):
     module, _, name = path.rpartition(".")
     pytest.importorskip(module.partition(".")[0], reason=f"{library} is not installed")
     assert hasattr(importlib.import_module(module), name)
+
+
+def test_each_recipe_is_told_about_and_was_measured_on_each_draw(monkeypatch):
+    from experiments.four_bit_recipes import DRAWS, RECIPES, UNDRAWN
+
+    assert subject.CHANGES.keys() == {"dense", *RECIPES}
+    wanted = {(name, str(draw)) for name in subject.CHANGES for draw in range(1 if name in UNDRAWN else DRAWS)}
+    assert sorted(wanted) == sorted((row["recipe"], row["draw"]) for row in subject.recipes())
+    monkeypatch.setattr(subject.BesideRecipes, "watch", lambda self, *paths: None)
+    head, _, *shown = lines(subject.BesideRecipes)
+    assert len(shown) == len(subject.CHANGES) and len({line.count("|") for line in (head, *shown)}) == 1
+    (ours,) = [line for line in shown if "`gptq`'s recipe" in line]
+    assert ours.split("|")[2:-1] == [" 4.312 ", " 18.30 ", " 18.42 ", " 18.36 ", " 18.36 "]
+
+
+def test_what_the_page_says_of_the_recipes_holds():
+    found = {name: {} for name in subject.CHANGES}
+    for row in subject.recipes():
+        found[row["recipe"]][row["draw"]] = float(row["perplexity"])
+    means = {name: sum(draws.values()) / len(draws) for name, draws in found.items()}
+
+    def gains(one, other):
+        return means[one] - means[other]
+
+    assert abs(gains("natural_static", "rtn_affine_mse")) < 0.25
+    assert round(2 * gains("natural_static", "natural")) / 2 == 2.5
+    assert round(gains("natural_static", "by_activation")) == 3
+    assert round(2 * gains("by_activation", "affine")) / 2 == 1.5
+    assert round(gains("affine", "affine_mse"), 1) == 0.4
+    spread = max(found["affine_mse"].values()) - min(found["affine_mse"].values())
+    assert abs(gains("affine_mse_on_the_way", "affine_mse")) < spread
+    assert abs(gains("affine_mse_dense_inputs", "affine_mse")) < spread
+    assert all(found["affine_mse_damp_0.1"][draw] > value for draw, value in found["affine_mse"].items())
