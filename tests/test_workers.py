@@ -271,7 +271,8 @@ def test_one_worker_is_the_built_in_map(two_cores):
         assert one is map
 
 
-@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
 def test_workers_share_the_cores(two_cores, threads):
     torch.set_num_threads(threads)
     with process_map(2) as two:
@@ -315,7 +316,8 @@ linux = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks 
 
 
 @linux
-@pytest.mark.parametrize("problem", [KeyboardInterrupt, pytest.param(ValueError, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, ValueError])
 def test_an_error_or_interrupt_stops_workers_in_the_middle_of_an_item(two_cores, tmp_path, problem):
     with pytest.raises(problem), process_map(2) as two:
         waiting = two(sleep, [tmp_path / "item"] * 4)
@@ -327,6 +329,7 @@ def test_an_error_or_interrupt_stops_workers_in_the_middle_of_an_item(two_cores,
 
 
 @linux
+@pytest.mark.slow
 def test_a_ctrl_c_of_the_terminal_is_for_the_parent(two_cores, request):
     # New processes inherit that a signal is ignored, as it may be here, but no handler.
     request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
