@@ -211,6 +211,7 @@ def test_no_map(bad, error, message):
         check_map(bad)
 
 
+@pytest.mark.slow
 def test_a_thread_has_the_callers_settings(pools):
     with torch.no_grad(), ThreadPoolExecutor(2) as threads:
         assert list(mapped(settings, ITEMS, threads.map)) == [(torch.float32, False)] * 3

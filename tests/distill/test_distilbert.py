@@ -154,6 +154,7 @@ def test_a_step_is_that_of_the_loss():
     assert equal(teacher, before) and teacher.training and not start.training
 
 
+@pytest.mark.slow
 def test_one_loss_alone_reaches_its_goal():
     teacher = seeded(Small, 1).eval()
     tokens = torch.arange(8)[None]

@@ -102,6 +102,7 @@ def test_no_steps_are_rounding_and_what_is_outside_stays():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_training_lowers_the_error_and_student_inputs_that_of_the_network():
     model, data = network(), batches(8)
     held = torch.randn(200, 5)

@@ -80,6 +80,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @example(1, True, 0, "one level", None)  # the grid {−2h, 0}: its end lies a whole h outside of the range ±h
 @given(BITS, st.booleans(), SEED, st.sampled_from([*SHAPES]), st.sampled_from([None, torch.float16, torch.bfloat16]))
 def test_leaving_out_shares_that_cannot_win_changes_nothing(bits, symmetric, seed, shape, scale_dtype):
