@@ -30,8 +30,8 @@ NOT_YET = "(not measured yet)"
 
 
 def megabytes(value: str) -> str:
-    """Return a size in MB with a thin space between thousands."""
-    return f"{round(float(value)):,} MB".replace(",", "\u202f")
+    """Return a size in MB with a thin space between thousands, in one piece."""
+    return f"{round(float(value)):,}\u00a0MB".replace(",", "\u202f")
 
 
 # Column → how it is said.
@@ -117,9 +117,10 @@ def table(rows: dict[str, dict[str, str]], pruning: bool) -> list[str]:
         row = rows[name]
         mark = "**" if row["library"] == "mlcomp" else ""
         library = "" if row["method"] == "dense" else f"{mark}{named[row['library']]['name']}{mark}"
+        setting = row["setting"].removeprefix("4 bits, ").removeprefix("groups of 64, ")  # said above the table
         time = "" if row["method"] == "dense" else took(float(row["seconds"])) + ("\\*" if busy(row) else "")
         lines.append(
-            f"| {library} | {row['method']} | {row['setting']} | {SAID['perplexity'](row['perplexity'])} | {time} "
+            f"| {library} | {row['method']} | {setting} | {SAID['perplexity'](row['perplexity'])} | {time} "
             f"| {megabytes(row['peak_mb'])} | {megabytes(row['file_mb'])}{exported(row)} |"
         )
     if any("\\*" in line for line in lines):
