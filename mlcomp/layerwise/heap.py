@@ -1,7 +1,7 @@
 """Memory that the process has freed and the C library has kept.
 
-torch asks for memory that begins at multiples of 64 bytes, and glibc before 2.38 seldom hands out such a piece for a
-second time (its bug 14581): so the process grows by what it frees, until it is asked to give that back.
+What is freed between pieces that stay is a hole in the heap. torch wants pieces at multiples of 64 bytes, for which glibc
+looks for holes a little larger than what it gave before: so the process grows, until it is asked to give holes back.
 
 Syllabus: 2.01
 """
