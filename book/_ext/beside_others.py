@@ -192,7 +192,7 @@ class BesideRecipes(Generated):
             values = [f"{float(found[draw]['perplexity']):.2f}" if draw in found else "" for draw in draws]
             average = mean(float(row["perplexity"]) for row in found.values())
             bits = float(next(iter(found.values()))["bits_per_weight"])
-            lines.append(f"| {change} | {bits:.4g} | {' | '.join(values)} | {average:.2f} |")
+            lines.append(f"| {change} | {bits:.2f} | {' | '.join(values)} | {average:.2f} |")
         return lines
 
 
