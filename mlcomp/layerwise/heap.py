@@ -1,7 +1,8 @@
 """Memory that the process has freed and the C library has kept.
 
-What is freed between pieces that stay is a hole in the heap. torch wants pieces at multiples of 64 bytes, for which glibc
-looks for holes a little larger than what it gave before: so the process grows, until it is asked to give holes back.
+What is freed between pieces that stay is a hole in the heap. torch wants pieces at multiples of 64 bytes, for which
+glibc looks for holes a little larger than what it gave before: so the process grows, until it is asked to give holes
+back.
 
 Syllabus: 2.01
 """

@@ -68,7 +68,10 @@ def test_the_newest_row_of_a_run_counts(tmp_path):
 def test_the_table_has_a_row_for_each_run_and_says_what_is_missing():
     bits, zeros = (subject.table(ROWS, pruning) for pruning in (False, True))
     assert "| llm-compressor | GPTQ | 4 bits | 19.67 | 44 s | 1\u202f023\u00a0MB | 538\u00a0MB |" in bits
-    assert "| **ours** | GPTQ | 4 bits | 19.67 | 66 s | 1\u202f023\u00a0MB | 538\u00a0MB<br>(173\u00a0MB exported) |" in bits
+    assert (
+        "| **ours** | GPTQ | 4 bits | 19.67 | 66 s | 1\u202f023\u00a0MB | 538\u00a0MB<br>(173\u00a0MB exported) |"
+        in bits
+    )
     assert not any("SparseGPT" in line for line in bits)
     longer = {"mlcomp_gptq": OURS | {"setting": "4 bits, groups of 64, affine"}}
     assert "| GPTQ | affine | " in subject.table(longer, pruning=False)[2]
