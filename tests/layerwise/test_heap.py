@@ -29,7 +29,17 @@ def test_freed_memory_between_what_is_kept_goes_back_to_the_system():
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    asked = []
+
+    class Library:
+        def __getattr__(self, name):
+            asked.append(name)
+            raise AttributeError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    monkeypatch.setattr(sys, "platform", "linux")
     give_back()
+    assert asked == ["malloc_trim"]
     monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("opened"))
     give_back()
