@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
+import which_method
 import yaml
 from docutils import nodes
 from method_index import Generated
@@ -80,12 +81,6 @@ def compared(path: Path = CODES) -> dict[str, list[dict[str, str]]]:
     for row in sorted(rows.values(), key=lambda row: int(row["block"])):
         found[row["run"]].append(row)
     return found
-
-
-def recipes() -> list[dict[str, str]]:
-    """Return the rows of all recipes, a row for each draw."""
-    with RECIPES.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def registered(pruning: bool | None = None) -> dict[str, bool]:
@@ -181,7 +176,7 @@ class BesideRecipes(Generated):
     def lines(self) -> list[str]:
         """Return the table."""
         self.watch(RECIPES)
-        rows = recipes()
+        rows = which_method.table(RECIPES.stem)
         draws = sorted({row["draw"] for row in rows})
         lines = [
             f"| | Bits a weight | {' | '.join(f'Draw {int(draw) + 1}' for draw in draws)} | Mean |",

@@ -185,7 +185,7 @@ def test_each_recipe_is_told_about_and_was_measured_on_each_draw(monkeypatch):
 
     assert subject.CHANGES.keys() == {"dense", *RECIPES}
     wanted = {(name, str(draw)) for name in subject.CHANGES for draw in range(1 if name in UNDRAWN else DRAWS)}
-    assert sorted(wanted) == sorted((row["recipe"], row["draw"]) for row in subject.recipes())
+    assert sorted(wanted) == sorted((row["recipe"], row["draw"]) for row in which_method.table(subject.RECIPES.stem))
     monkeypatch.setattr(subject.BesideRecipes, "watch", lambda self, *paths: None)
     head, _, *shown = lines(subject.BesideRecipes)
     assert len(shown) == len(subject.CHANGES) and len({line.count("|") for line in (head, *shown)}) == 1
@@ -195,7 +195,7 @@ def test_each_recipe_is_told_about_and_was_measured_on_each_draw(monkeypatch):
 
 def test_what_the_page_says_of_the_recipes_holds():
     found = {name: {} for name in subject.CHANGES}
-    for row in subject.recipes():
+    for row in which_method.table(subject.RECIPES.stem):
         found[row["recipe"]][row["draw"]] = float(row["perplexity"])
     means = {name: sum(draws.values()) / len(draws) for name, draws in found.items()}
 
