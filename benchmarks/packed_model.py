@@ -3,10 +3,11 @@
 Run: python -m benchmarks.packed_model [--bits 4] [--group-size 64] [--prompt 128] [--tokens 32] [--device cpu|cuda]
      [--folder SAVED] [--threads N] [--no-record]
 
-SmolLM2 is rounded to nearest and saved; each version then loads that folder in a process of its own. "dense" decodes
-once, "packed" at every call, "kernels" (GPU) multiplies by Triton. On a GPU all of them compute in float16. Decoding
-is greedy with a cache of keys and values. The peak is that of the process (CPU) or of the allocator (GPU) from the
-loading on; "alive" is what parameters and buffers hold.
+SmolLM2 is rounded to nearest and saved twice, what is not rounded in float32 and in float16; each version then loads
+a folder in a process of its own. "dense" decodes once, "packed" at every call, "packed, rest float16" does so from the
+other folder, "kernels" (GPU) multiplies by Triton. On a GPU all of them compute in float16. Decoding is greedy with a
+cache of keys and values. The peak is that of the process (CPU) or of the allocator (GPU) from the loading on; "alive"
+is what parameters and buffers hold.
 """
 
 import argparse
@@ -26,10 +27,11 @@ from mlcomp.quant import rtn
 
 RESULTS = Path(__file__).parent / "results" / "packed_model.csv"
 REPEATS = 3
+HALF = "packed, rest float16"
 
 
 def saved_model(folder: Path, bits: int, group_size: int) -> None:
-    """Round SmolLM2 to nearest and write it into ``folder``."""
+    """Round SmolLM2 to nearest and write it into ``folder``, and once more with the rest in float16 beside it."""
     from mlcomp.models import smollm2
 
     model, _ = smollm2()
@@ -37,6 +39,12 @@ def saved_model(folder: Path, bits: int, group_size: int) -> None:
     batch = torch.arange(8)[None]  # the method does not look at inputs
     result, report = compress(model, [batch], method, sequential=False, progress=False, layers_per_pass=1)
     save(result, report.results, folder)
+    save(result, report.results, narrow(folder), dtype=torch.float16)
+
+
+def narrow(folder: Path) -> Path:
+    """Return where the same model lies with the rest in float16."""
+    return folder.with_name(f"{folder.name}-float16")
 
 
 def measure(version: str, folder: str, device: str, prompt: int, tokens: int, threads: int) -> dict[str, object]:
@@ -110,10 +118,15 @@ def main(argv: list[str] | None = None) -> None:
         folder = options.folder or Path(scratch) / "model"
         if options.folder is None:
             saved_model(folder, options.bits, options.group_size)
-        size = (folder / "model.safetensors").stat().st_size / 1e6
+        versions = {"dense": folder, "packed": folder}
+        if options.folder is None:
+            versions[HALF] = narrow(folder)
+        if options.device == "cuda":
+            versions["kernels"] = folder
         rows, first = [], None
-        for version in ("dense", "packed", *(["kernels"] if options.device == "cuda" else [])):
-            arguments = (version, str(folder), options.device, options.prompt, options.tokens, about["threads"])
+        for version, home in versions.items():
+            size = (home / "model.safetensors").stat().st_size / 1e6
+            arguments = (version, str(home), options.device, options.prompt, options.tokens, about["threads"])
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
                 found = pool.submit(measure, *arguments).result()
             chosen = found.pop("chosen")

@@ -20,6 +20,7 @@ def folder(tmp_path):
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=64, **sizes)).eval()
     method = functools.partial(rtn, bits=4, group_size=16)
     result, report = compress(model, [torch.arange(8)[None]], method, sequential=False, progress=False)
+    save(result, report.results, packed_model.narrow(tmp_path / "tiny"), dtype=torch.float16)
     return save(result, report.results, tmp_path / "tiny")
 
 
@@ -27,8 +28,11 @@ def test_versions_choose_the_same_tokens_and_packed_holds_less(folder):
     threads = torch.get_num_threads()
     dense, packed = (packed_model.measure(v, str(folder), "cpu", 6, 5, threads) for v in ("dense", "packed"))
     assert dense["chosen"] == packed["chosen"] and len(packed["chosen"]) == 5
-    assert packed["alive_mb"] < 0.5 * dense["alive_mb"]
-    for numbers in (dense, packed):
+    half = packed_model.measure(packed_model.HALF, str(packed_model.narrow(folder)), "cpu", 6, 5, threads)
+    assert packed["alive_mb"] < 0.5 * dense["alive_mb"] and half["chosen"] == dense["chosen"]
+    # Embeddings (the head is another layer, and is rounded): 64 vectors of 32 numbers, at two bytes less.
+    assert packed["alive_mb"] - half["alive_mb"] == pytest.approx(64 * 32 * 2 / 1e6)
+    for numbers in (dense, packed, half):
         assert all(numbers[key] > 0 for key in ("peak_mb", "prefill_tokens_s", "decode_tokens_s"))
 
 

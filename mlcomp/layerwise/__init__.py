@@ -21,7 +21,7 @@ from mlcomp.layerwise.hessian import (
 from mlcomp.layerwise.inputs import LayerTrace, collect_hessians, trace_layers
 from mlcomp.layerwise.load import load, load_results
 from mlcomp.layerwise.matrix import input_matrices, is_layer, set_weight_matrix, weight_matrix
-from mlcomp.layerwise.packed_linear import PackedConv, PackedLinear
+from mlcomp.layerwise.packed_linear import PackedConv, PackedEmbedding, PackedLinear
 from mlcomp.layerwise.report import CompressionReport, LayerRow, LeftOut, output_error
 from mlcomp.layerwise.running import StopForward, call_model, hooked
 from mlcomp.layerwise.save import save
@@ -36,6 +36,7 @@ __all__ = [
     "LayerTrace",
     "LeftOut",
     "PackedConv",
+    "PackedEmbedding",
     "PackedLinear",
     "StopForward",
     "analytic_correction",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlcomp.formats.stored import Stored, restore
 from mlcomp.layerwise.matrix import Layer, weight_rows
@@ -54,7 +54,7 @@ def kept_matrix(layer: Layer, parts: Sequence[Stored]) -> Float[Tensor, "groups 
     return rows.to(weight.dtype).to(wide).reshape(groups, len(rows) // groups, -1)
 
 
-def check_parts(layer: Layer, parts: Sequence[Stored]) -> None:
+def check_parts(layer: Layer | nn.Embedding, parts: Sequence[Stored]) -> None:
     """Raise what :func:`kept_matrix` raises.
 
     Where their kind allows it, parts are decoded few rows at a time: what is kept of a layer lies beside what is let
@@ -72,6 +72,6 @@ def check_parts(layer: Layer, parts: Sequence[Stored]) -> None:
     _check_rows(layer, torch.Size((rows, *widths)))
 
 
-def _check_rows(layer: Layer, shape: torch.Size) -> None:
+def _check_rows(layer: Layer | nn.Embedding, shape: torch.Size) -> None:
     if shape != weight_rows(layer, layer.weight.detach()).shape:
         raise ValueError(f"rows {tuple(shape)} do not fit a layer with a weight of {tuple(layer.weight.shape)}")

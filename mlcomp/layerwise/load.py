@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from mlcomp.context import isolated_run
-from mlcomp.formats.stored import FLOATS, Stored, dtype_name
+from mlcomp.formats.stored import FLOATS, Dense, Stored, dtype_name
 from mlcomp.layerwise.attention import is_attention
 from mlcomp.layerwise.build import build_model
 from mlcomp.layerwise.contents import FORMAT, layer_homes
 from mlcomp.layerwise.fit import copy_model, own_forward
 from mlcomp.layerwise.kept import kept_matrix, unpack_parts
-from mlcomp.layerwise.matrix import is_layer, set_weight_matrix
-from mlcomp.layerwise.packed_linear import packed_layer
+from mlcomp.layerwise.matrix import is_layer, set_weight_matrix, weight_rows
+from mlcomp.layerwise.packed_linear import Packed, packed_layer
 from mlcomp.layerwise.save import DOCUMENT, MODEL
 from mlcomp.layerwise.weights import replace_module
 from mlcomp.resume import load_piece
@@ -38,10 +38,12 @@ def load(folder: str | os.PathLike, model: nn.Module | None = None, *, packed: b
         model: a model of the same form, for one that no library builds by name; its weights do not matter, it is not
             modified, and the result has its modes and devices. None: built as the folder says, in eval mode, on the
             CPU.
-        packed: linear layers and convolutions keep their packed weight and decode it when they are called
-            (:class:`mlcomp.layerwise.PackedLinear`): the memory is about that of the file, a call takes longer. What
-            has no such layer is dense all the same: experts, projections of ``nn.MultiheadAttention``, tied weights,
-            layers with a forward of their own.
+        packed: linear layers, convolutions and embeddings keep their weight as the file holds it, packed or in the
+            narrower ``dtype`` of :func:`mlcomp.layerwise.save`, and decode it when they are called
+            (:class:`mlcomp.layerwise.PackedLinear`): the memory is about that of the file, a call takes longer. An
+            output head that is tied to its embedding stays so. What has no such layer is dense all the same:
+            experts, projections of ``nn.MultiheadAttention``, compressed weights that are tied, layers with a
+            forward of their own.
     Raises:
         ValueError: no such folder; a file that is missing, cut short, changed, or of another folder; a newer format;
             a model of another form; a model that the folder does not say how to build, and none given. ImportError:
@@ -144,11 +146,12 @@ def _filled(model: nn.Module, document: Mapping[str, Any], tensors: dict[str, Te
     layers, tied = document["layers"], document["tied"]
     homes = {about["weight"] for about in layers.values()}
     stays = {layers[name]["weight"] for name in _packable(model, document)} if packed else set()
+    narrow = _narrow(model, document, tensors) if packed else {}
     for key, about in document["tensors"].items():
         shape, dtype = tuple(about["shape"]), FLOATS.get(about["dtype"])
-        if key in homes:
+        if key in homes or key in narrow:
             # What is replaced by a packed layer soon takes no memory until then.
-            size = (1,) * len(shape) if key in stays else shape
+            size = (1,) * len(shape) if key in stays or key in narrow else shape
             _assign(model, key, torch.empty(size, dtype=dtype, device=_device(_value(model, key))).expand(shape))
             continue
         tensor = tensors.pop(key)
@@ -168,27 +171,64 @@ def _filled(model: nn.Module, document: Mapping[str, Any], tensors: dict[str, Te
             model = replace_module(model, name, packed_layer(layer, parts))
         else:
             set_weight_matrix(layer, kept_matrix(layer, parts).to(layer.weight.device))
+    for key, names in narrow.items():
+        holder: Packed | None = None
+        for name in names:
+            home: Any = model.get_submodule(name)
+            parts = (Dense(weight_rows(home, tensors[key])).stored(),) if holder is None else holder.parts
+            module = packed_layer(home, parts, holder)
+            model, holder = replace_module(model, name, module), holder or module
     return model
 
 
 def _packable(model: nn.Module, document: Mapping[str, Any]) -> set[str]:
     """Return the names of those layers that may keep their packed weight: nothing else reads it."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    tied: dict[str, list[str]] = {}
-    for key, first in document["tied"].items():
-        tied.setdefault(first, []).append(key)
     found = set()
     for name, about in document["layers"].items():
-        layer = modules.get(name)
-        if layer is None or not is_layer(layer) or about["weight"] != f"{name}.weight".lstrip("."):
-            continue
-        parent = modules.get(name.rpartition(".")[0])
-        shared = any(modules.get(key.rpartition(".")[0]) is not layer for key in tied.get(about["weight"], []))
-        read_past = parent is not None and parent is not layer and is_attention(parent)
+        key = about["weight"]
         dense = all(part["kind"] == "dense" for part in about["parts"])
-        if not (shared or read_past or dense) and own_forward(layer) is None:
+        if not dense and key == f"{name}.weight".lstrip(".") and _homes(modules, document, key) == [name]:
             found.add(name)
     return found
+
+
+def _narrow(model: nn.Module, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return weight → the modules that may hold it in the narrower dtype of the file: nothing else reads it."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = {}
+    for key, about in document["tensors"].items():
+        dtype, tensor = FLOATS.get(about["dtype"]), tensors.get(key)
+        if tensor is None or dtype is None or list(tensor.shape) != about["shape"]:
+            continue
+        if not tensor.is_floating_point() or tensor.element_size() >= dtype.itemsize:
+            continue
+        names = _homes(modules, document, key)
+        plain = all(isinstance(modules[name], nn.Linear | nn.Embedding) for name in names)
+        if names and (plain or len(names) == 1):
+            found[key] = names
+    return found
+
+
+def _homes(modules: Mapping[str, nn.Module], document: Mapping[str, Any], key: str) -> list[str]:
+    """Return the names of the modules whose weight the tensor is, each once; [] if anything else may read it."""
+    found: dict[int, str] = {}
+    for held in (key, *(other for other, first in document["tied"].items() if first == key)):
+        name, _, leaf = held.rpartition(".")
+        module, parent = modules.get(name), modules.get(name.rpartition(".")[0])
+        read_past = parent is not None and parent is not module and is_attention(parent)
+        if module is None or leaf != "weight" or read_past or not _stands_alone(module):
+            return []
+        found.setdefault(id(module), name)
+    return list(found.values())
+
+
+def _stands_alone(module: nn.Module) -> bool:
+    """Return whether all that the module does with its weight is what a packed layer does."""
+    if isinstance(module, nn.Embedding):
+        own = type(module) is not nn.Embedding or "forward" in vars(module)
+        return not own and module.max_norm is None  # which writes into the weight
+    return is_layer(module) and own_forward(module) is None
 
 
 def _value(model: nn.Module, key: str) -> Tensor:

@@ -90,11 +90,11 @@ def _layer(modules: Mapping[str, nn.Module], name: str) -> Layer:
     return module
 
 
-def weight_rows(module: Layer, weight: Tensor | None = None) -> Float[Tensor, "out inp"]:
+def weight_rows(module: Layer | nn.Embedding, weight: Tensor | None = None) -> Float[Tensor, "out inp"]:
     """Return the layer's weight as one matrix, a row for each output channel, in its own dtype; differentiable.
 
     Args:
-        module: its ``weight`` is read where none is given.
+        module: of an embedding a row is a vector; its ``weight`` is read where none is given.
         weight: a tensor of that shape (a mask, a gradient).
     Returns:
         (out, inp/groups·taps); a view where the layer's memory allows it.
@@ -106,7 +106,7 @@ def weight_rows(module: Layer, weight: Tensor | None = None) -> Float[Tensor, "o
     return weight.T if isinstance(module, TurnedLinear) else weight.flatten(1)
 
 
-def weight_from_rows(module: Layer, rows: Float[Tensor, "out inp"]) -> Tensor:
+def weight_from_rows(module: Layer | nn.Embedding, rows: Float[Tensor, "out inp"]) -> Tensor:
     """Return the tensor of the shape of ``module.weight`` that :func:`weight_rows` turns into ``rows``."""
     shape = module.weight.shape
     if isinstance(module, _ConvTransposeNd):

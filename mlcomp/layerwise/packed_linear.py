@@ -30,19 +30,25 @@ class Packed(Replacement):
     They are uint8, whatever they hold, so ``half()`` and ``to(dtype)`` leave them alone: they change the dtype in
     which the layer computes, as for a dense layer. Only the bias can be trained; gradients reach the inputs.
 
+    Args:
+        layer: whose weight is not kept.
+        parts: the packed weight; those of ``holder`` where there is one.
+        holder: a packed layer that holds the same weight: the two stay tied, wherever they are moved.
+
     Attributes:
         layer: the layer without its weight.
     """
 
     _like: Tensor
 
-    def __init__(self, layer: Layer, parts: Sequence[Stored]) -> None:
+    def __init__(self, layer: Layer | nn.Embedding, parts: Sequence[Stored], holder: "Packed | None" = None) -> None:
         check_parts(layer, parts)
         super().__init__(_without_weight(layer))
         self.held = dtype_name(layer.weight.dtype)
+        self.holder = holder
         device = layer.weight.device if not layer.weight.is_meta else next(iter(parts[0].tensors.values())).device
         self.forms: list[tuple[str, dict[str, Any], dict[str, tuple[torch.dtype, torch.Size]]]] = []
-        for i, part in enumerate(parts):
+        for i, part in enumerate(parts if holder is None else ()):
             for key, tensor in part.tensors.items():
                 held = tensor.detach().to(device).contiguous()
                 self.register_buffer(_name(i, key), held.reshape(-1).view(torch.uint8))
@@ -55,6 +61,8 @@ class Packed(Replacement):
     @property
     def parts(self) -> tuple[Stored, ...]:
         """The packed weight, one part for each group: views of the buffers."""
+        if self.holder is not None:
+            return self.holder.parts
         found = []
         for i, (kind, facts, shapes) in enumerate(self.forms):
             buffers = {key: (self.get_buffer(_name(i, key)), *shape) for key, shape in shapes.items()}
@@ -75,11 +83,13 @@ class Packed(Replacement):
 
     def extra_repr(self) -> str:
         """Name the kind of the packed weight and its size."""
-        return f"kind={self.forms[0][0]}, nbytes={self.nbytes}"
+        return f"kind={self.parts[0].kind}, nbytes={self.nbytes}"
 
     def _cast(self, rows: Tensor) -> Tensor:
         """Return decoded rows in the dtype of the layer, as a dense layer would hold them."""
         held = float_dtype(self.held)
+        if rows.dtype == self._like.dtype and torch.promote_types(rows.dtype, held) == held:
+            return rows  # there and back
         wide = torch.float64 if held == torch.float64 else torch.float32
         return rows.to(wide).to(held).to(self._like.dtype)
 
@@ -90,6 +100,7 @@ class PackedLinear(Packed):
     Args:
         layer: nn.Linear or transformers' Conv1D; its weight is not kept.
         parts: the packed weight: one part, see :func:`mlcomp.formats.store`.
+        holder: a packed layer that holds the same weight, as an embedding tied to this layer.
     Raises:
         ValueError: parts that do not fit the layer.
     Guarantee: the outputs are those of the dense layer with the decoded weight, up to the order of summation.
@@ -105,9 +116,16 @@ class PackedLinear(Packed):
 
     def product(self, x: Tensor) -> Tensor:
         """Return x Ŵᵀ + b, without a gradient in x."""
-        bias = self.bias
-        tiles = [F.linear(x, rows, None if bias is None else bias[at]) for at, rows in self.tiles(x.is_cuda)]
-        return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=-1)
+        bias, out = self.bias, self.parts[0].shape[0]
+        whole = None
+        for at, rows in self.tiles(x.is_cuda):
+            tile = F.linear(x, rows, None if bias is None else bias[at])
+            if tile.shape[-1] == out:
+                return tile
+            whole = tile.new_empty(*tile.shape[:-1], out) if whole is None else whole
+            whole[..., at] = tile
+        assert whole is not None
+        return whole
 
     def tiles(self, on_gpu: bool) -> Iterator[tuple[slice, Tensor]]:
         """Yield which rows, and these rows decoded, one tile after the other."""
@@ -142,6 +160,24 @@ class _Product(torch.autograd.Function):
         return by_input, by_bias, None
 
 
+class PackedEmbedding(Packed):
+    """An embedding whose vectors are in a narrower dtype than the model computes in.
+
+    Args:
+        layer: nn.Embedding; its weight is not kept, and not trained any more.
+        parts: the vectors, of kind "dense".
+        holder: a packed layer that holds the same weight.
+    Raises:
+        ValueError: parts that do not fit the layer.
+    Guarantee: the vectors are those of the same numbers in the layer's own dtype.
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the vectors of these numbers: (…) → (…, embedding_dim)."""
+        (part,) = self.parts
+        return self._cast(F.embedding(ids, restore(part).dequantize()))
+
+
 class PackedConv(Packed):
     """A convolution on a packed weight: it is decoded whole, and the layer runs as it does.
 
@@ -159,12 +195,14 @@ class PackedConv(Packed):
         return layer(x, *args)
 
 
-def packed_layer(layer: Layer, parts: Sequence[Stored]) -> Packed:
+def packed_layer(layer: Layer | nn.Embedding, parts: Sequence[Stored], holder: Packed | None = None) -> Packed:
     """Return the packed module that computes what ``layer`` does with this weight."""
-    return (PackedConv if isinstance(layer, nn.modules.conv._ConvNd) else PackedLinear)(layer, parts)
+    if isinstance(layer, nn.Embedding):
+        return PackedEmbedding(layer, parts, holder)
+    return (PackedConv if isinstance(layer, nn.modules.conv._ConvNd) else PackedLinear)(layer, parts, holder)
 
 
-def _without_weight(layer: Layer) -> Layer:
+def _without_weight(layer: Layer | nn.Embedding) -> Layer | nn.Embedding:
     """Return the same layer with a bias of its own; in the place of its weight stands one that has a shape only."""
     bare = copy.copy(layer)
     bare._parameters = {key: copy.deepcopy(held) for key, held in layer._parameters.items() if key != "weight"}

@@ -7,7 +7,7 @@ Source: Han et al. 2015, arXiv:1506.02626, section 3 (training of what is left).
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ def keep_zeros(model: nn.Module, layers: Iterable[str] | None = None) -> Callabl
 
 
 class Replacement(nn.Module):
-    """A module that stands in the place of a linear or convolutional layer and computes with another weight.
+    """A module that stands in the place of a linear or convolutional layer, or of an embedding, with another weight.
 
     Whoever reads ``weight``, ``bias`` or the sizes of the layer there finds them.
 
@@ -120,9 +120,9 @@ class Replacement(nn.Module):
         layer: the layer itself.
     """
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer | nn.Embedding) -> None:
         super().__init__()
-        self.layer: Layer = layer
+        self.layer: Layer = cast(Layer, layer)  # only what stands for an embedding knows that it does
 
     @property
     def bias(self) -> Tensor | None:

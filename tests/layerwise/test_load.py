@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -6,9 +7,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mlcomp.formats import restore
-from mlcomp.layerwise import compress, load, load_results, save
+from mlcomp.layerwise import compress, layer_weights, load, load_results, save
+from mlcomp.layerwise.fit import copy_model
 from mlcomp.resume import save_piece
-from tests.layerwise.test_save import EVERY, FOUR, Shared, compressed, mlp, same
+from tests.layerwise.test_save import EVERY, FOUR, MODELS, Shared, compressed, mlp, same
 
 
 @EVERY
@@ -165,3 +167,114 @@ def test_another_models_folder_is_refused(tmp_path):
         load(tmp_path / "m")
     with pytest.raises(ValueError, match="holds no saved model"):
         load(tmp_path / "nowhere", fresh)
+
+
+NARROW = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+
+
+@EVERY
+@NARROW
+def test_what_the_file_holds_in_a_narrower_dtype_stays_so_where_it_is_packed(name, dtype, tmp_path):
+    model, report, fresh, x = compressed(name)
+    save(model, report.results, tmp_path / "m", dtype=dtype)
+    dense, packed = (load(tmp_path / "m", fresh.eval(), packed=packed) for packed in (False, True))
+    y = packed(x)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, dense(x), rtol=1e-6, atol=1e-6)
+    if name == "tied":
+        assert [type(m).__name__ for m in packed.children()] == ["PackedEmbedding", "PackedLinear", "PackedLinear"]
+        assert torch.equal(packed.embedding.weight, dense.embedding.weight)
+        assert torch.equal(packed.embedding(x), dense.embedding(x))
+
+
+@NARROW
+def test_a_model_that_is_not_compressed_at_all_stays_as_narrow_as_its_file(dtype, tmp_path):
+    torch.manual_seed(0)
+    for model, x in ((mlp(), torch.randn(5, 12)), (MODELS["convolutions"][0](), torch.randn(3, 4, 6, 6))):
+        folder = save(model.eval(), {}, tmp_path / type(model[0]).__name__, dtype=dtype)
+        dense, packed = (load(folder, copy.deepcopy(model), packed=packed) for packed in (False, True))
+        torch.testing.assert_close(packed(x), dense(x), rtol=1e-6, atol=1e-6)
+        for name, layer in packed.named_children():
+            if hasattr(layer, "weight"):
+                assert torch.equal(layer.weight, dense.get_submodule(name).weight)
+        kept = sum(b.nbytes for name, b in packed.named_buffers() if ".packed_" in f".{name}")
+        assert kept == sum(weight.nbytes // 2 for weight in layer_weights(model).values())
+
+
+def test_a_tied_head_stays_tied_wherever_the_model_is_taken(tmp_path):
+    model, report, fresh, x = compressed("tied")
+    save(model, report.results, tmp_path / "m", dtype=torch.float16)
+    packed = load(tmp_path / "m", fresh.eval(), packed=True)
+    y = packed(x)
+    for other in (packed, copy.deepcopy(packed), copy_model(packed), copy.deepcopy(packed).half(), packed.to("cpu")):
+        held = {t.untyped_storage().data_ptr(): t.nbytes for t in other.buffers() if t.dtype == torch.uint8}
+        whole = [b for b in other.embedding.buffers() if b.dtype == torch.uint8]
+        assert sum(held.values()) == whole[0].nbytes + other.body.nbytes and whole[0].nbytes == 16 * 8 * 2
+        with torch.no_grad():
+            whole[0][:2] = whole[0][2:4].clone()  # who writes into the embedding's bytes changes the head
+        assert torch.equal(other.head.weight, other.embedding.weight)
+        assert other.head.weight[0, 0] == other.embedding.weight[0, 1]
+    assert not torch.equal(packed(x), y) or 0 not in x
+
+
+def test_the_dtype_of_a_packed_embedding_is_that_of_the_model(tmp_path):
+    model, report, fresh, x = compressed("tied")
+    save(model, report.results, tmp_path / "m", dtype=torch.bfloat16)
+    dense, packed = (load(tmp_path / "m", fresh.eval(), packed=packed) for packed in (False, True))
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        a, b = dense.embedding.to(dtype)(x), packed.embedding.to(dtype)(x)
+        assert a.dtype == b.dtype == dtype and torch.equal(a, b)
+
+
+class Doubled(nn.Embedding):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Bag(nn.Module):
+    """Reads weights in ways that no packed layer does."""
+
+    def __init__(self):
+        super().__init__()
+        self.doubled, self.cut = Doubled(16, 8), nn.Embedding(16, 8, max_norm=1.0)
+        self.first, self.body, self.free = nn.Embedding(16, 8), nn.Linear(8, 8), nn.Parameter(torch.randn(16, 8))
+        self.second = nn.Embedding(16, 8)
+        self.second.weight = self.free
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        return self.norm(
+            self.body(self.doubled(x) + self.cut(x) + self.first(x) + self.second(x)) @ self.free.T[:, :8]
+        )
+
+
+def test_what_a_packed_layer_does_not_do_stays_dense(tmp_path):
+    model = Bag().eval()
+    x = torch.randint(0, 16, (4, 5))
+    model(x)  # cuts the vectors that it looks at
+    result, report = compress(model, [x], FOUR, progress=False)
+    save(result, report.results, tmp_path / "m", dtype=torch.float16)
+    dense, packed = (load(tmp_path / "m", Bag().eval(), packed=packed) for packed in (False, True))
+    torch.testing.assert_close(packed(x), dense(x), rtol=1e-5, atol=1e-5)
+    kinds = {name: type(module).__name__ for name, module in packed.named_children()}
+    assert kinds == {
+        "doubled": "Doubled",
+        "cut": "Embedding",
+        "first": "PackedEmbedding",
+        "body": "PackedLinear",
+        "second": "Embedding",
+        "norm": "LayerNorm",
+    }
+    assert packed.second.weight is packed.free
+
+
+def test_a_narrow_weight_of_another_shape_is_refused(tmp_path):
+    model, report, fresh, _ = compressed("tied")
+    save(model, report.results, tmp_path / "m", dtype=torch.float16)
+    file, document = tmp_path / "m" / "model.safetensors", json.loads((tmp_path / "m" / "mlcomp.json").read_text())
+    tensors = load_file(file) | {"embedding.weight": torch.zeros(15, 8, dtype=torch.float16)}
+    file.unlink()
+    save_piece(file, tensors, None, of=document)
+    for packed in (False, True):
+        with pytest.raises(ValueError, match=r"embedding\.weight is torch\.float16 \(15, 8\) in the file"):
+            load(tmp_path / "m", fresh, packed=packed)
