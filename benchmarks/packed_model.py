@@ -4,10 +4,10 @@ Run: python -m benchmarks.packed_model [--bits 4] [--group-size 64] [--prompt 12
      [--folder SAVED] [--threads N] [--no-record]
 
 SmolLM2 is rounded to nearest and saved twice, what is not rounded in float32 and in float16; each version then loads
-a folder in a process of its own. "dense" decodes once, "packed" at every call, "packed, rest float16" does so from the
-other folder, "kernels" (GPU) multiplies by Triton. On a GPU all of them compute in float16. Decoding is greedy with a
-cache of keys and values. The peak is that of the process (CPU) or of the allocator (GPU) from the loading on; "alive"
-is what parameters and buffers hold.
+a folder in a process of its own. "dense" decodes once, "packed" at every call, "packed, rest float16" does so from
+the other folder, "kernels" (GPU) multiplies by Triton. On a GPU all of them compute in float16. Decoding is greedy
+with a cache of keys and values. The peak is that of the process (CPU) or of the allocator (GPU) from the loading on;
+"alive" is what parameters and buffers hold.
 """
 
 import argparse

@@ -104,8 +104,7 @@ def check_size(name: str, x: Tensor, *, squared: bool = True) -> None:
     The largest may be 1e15, or 1e36 if it is not ``squared`` in float32; in float64 it may be 1e60, and there not
     below 1e-60 unless all are zero. (In float32 small numbers do no harm: float64 holds their products.)
     """
-    ends = torch.aminmax(x.detach()) if x.numel() else (0.0, 0.0)
-    largest = max(-float(ends[0]), float(ends[1]))
+    largest = _largest(x.detach())
     wide = x.dtype == torch.float64
     high, low = (LARGEST_FLOAT64, 1 / LARGEST_FLOAT64) if wide else (LARGEST_SQUARED if squared else LARGEST, 0.0)
     if largest > high or 0 < largest < low:
@@ -114,6 +113,12 @@ def check_size(name: str, x: Tensor, *, squared: bool = True) -> None:
             f"{name} must be {allowed} in size, got {largest:.3g}: what is computed from it would leave the range "
             f"of {x.dtype}; divide it by a constant"
         )
+
+
+def _largest(x: Tensor) -> float:
+    """Return max |x|, 0 of nothing, without a copy of ``x``."""
+    low, high = torch.aminmax(x) if x.numel() else (0.0, 0.0)
+    return max(-float(low), float(high))
 
 
 def check_values(name: str, x: Tensor, *, squared: bool = True) -> None:
@@ -233,10 +238,9 @@ def check_hessian(hessian: Tensor, inp: int | None = None) -> Tensor:
     hessian = hessian.detach()
     if hessian.dtype == torch.float64:  # products with a float32 one are taken in float64
         check_size("hessian", hessian)
-    scale = float(hessian.abs().max())
+    scale = _largest(hessian)
     # X·Xᵀ accumulated in float32 is symmetric up to rounding; anything beyond is another matrix.
-    ends = [torch.aminmax(hessian[i, i.start :] - hessian[i.start :, i].T) for i in row_blocks(hessian)]
-    skew = max(max(-float(low), float(high)) for low, high in ends)
+    skew = max(_largest(hessian[i, i.start :] - hessian[i.start :, i].T) for i in row_blocks(hessian))
     if skew > 1e-4 * scale:
         raise ValueError(f"hessian must be symmetric: max |H − Hᵀ| = {skew:.3g} at a scale of {scale:.3g}")
     if float(hessian.diagonal().min()) < 0:

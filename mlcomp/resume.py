@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -131,19 +132,14 @@ def load_piece(path: str | os.PathLike, *, of: object = None) -> tuple[dict[str,
         ValueError: the file is cut short, changed, or another one's.
     """
     try:
-        tensors, about = _tensors(path)
+        with safe_open(path, framework="pt") as file:
+            tensors, about = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
         whole = about.get("sha256") == hash_values((tensors, about.get("facts"), of))
     except SafetensorError as problem:
         raise ValueError(f"{path} is damaged ({problem}): delete it and make it again") from problem
     if not whole:
         raise ValueError(f"{path} is damaged, or another one's: its hash does not fit; delete it and make it again")
     return tensors, json.loads(about["facts"])
-
-
-def _tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a safetensors file, mapped into memory, and what it says about them."""
-    with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
 
 
 class ResumeFolder:
@@ -211,13 +207,24 @@ class ResumeFolder:
         """
         return load_piece(self._file(name), of=(name, self.settings))
 
-    def mapped(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors (on the CPU) of a piece that was saved or loaded just now, still in its file.
+    def mapped(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a piece that were saved or loaded just now, as they lie in its file.
 
         They take memory once they are looked at, and the file's place on the disk until they are let go, even where
         it is deleted before.
         """
-        return _tensors(self._file(name))[0]
+        # safetensors would read some of each: what it has looked at lies in memory, in pieces of the disk's choosing.
+        path = self._file(name)
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            places = json.loads(file.read(size))
+        memory = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+        found = {}
+        for key, tensor in tensors.items():
+            first = (8 + size + places[key]["data_offsets"][0]) // tensor.itemsize  # the format keeps them aligned
+            whole = torch.empty(0, dtype=tensor.dtype).set_(memory)  # type: ignore[arg-type]
+            found[key] = whole[first : first + tensor.numel()].view(tensor.shape)
+        return found
 
 
 def _read_manifest(path: Path) -> dict[str, str]:

@@ -119,18 +119,26 @@ class ColumnSweep:
 
     @isolated
     def __init__(
-        self, weight: Float[Tensor, "inp out"], factor: Float[Tensor, "inp inp"], *, block_size: int
+        self,
+        weight: Float[Tensor, "inp out"],
+        factor: Float[Tensor, "inp inp"],
+        *,
+        block_size: int,
+        columns: Int[Tensor, " inp"] | None = None,
     ) -> None:
         """Begin a sweep.
 
         Args:
             weight: (inp, out), the transposed weight, of any float dtype; not modified. What is worked on is float64,
                 a column a contiguous row.
-            factor: U, (inp, inp).
+            factor: U, (inp, inp), its rows and columns in the order of the sweep.
             block_size: columns whose errors are collected before the columns after the block are rewritten.
+            columns: in which order those of ``weight`` are fixed. None: as they are.
         """
         self._factor, self._pivots = factor, factor.diagonal().tolist()
-        self._columns = weight.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+        self._columns = torch.empty(weight.shape, dtype=torch.float64, device=weight.device)
+        for some in torch.arange(len(weight), device=weight.device).split(PANEL):  # no second copy of the weight
+            self._columns[some] = weight[some if columns is None else columns[some]].double()
         # A block is cut once more: an error moves the few columns of its own part at once, those after it when the
         # part ends. Each start is that of the block, or part, under way. Errors are kept until their block ends.
         self._block_size, self._part_size = block_size, min(PART, block_size)

@@ -18,10 +18,9 @@ from mlcomp.context import isolated_run
 from mlcomp.formats.stored import Stored
 from mlcomp.layerwise.attention import attention_split
 from mlcomp.layerwise.fit import copy_model
-from mlcomp.layerwise.heap import give_back
 from mlcomp.layerwise.hessian_sum import HessianSum
 from mlcomp.layerwise.inputs import collect_hessians
-from mlcomp.layerwise.kept import unpack_parts
+from mlcomp.layerwise.kept import pack_parts, unpack_parts
 from mlcomp.layerwise.matrix import Layer
 from mlcomp.layerwise.plan import Chosen, Method, check_layers, make_plan, needed_inputs
 from mlcomp.layerwise.report import CompressionReport, LayerRow, left_out, skipped_row
@@ -165,7 +164,6 @@ def compress(
                 rows = all_from_the_dense(run, plan, layers_per_pass, bar)
         rows |= {name: skipped_row(name, plan.layers[name], reason) for name, reason in plan.skipped.items()}
         left = left_out(split, plan.parameters(split, rows))
-    give_back()
     ordered = tuple(rows[name] for name in plan.layers if name in rows)
     results = {name: run.results[name] for name in plan.layers if name in run.results}
     return result, CompressionReport(ordered, left, sum(p.numel() for p in model.parameters()), results)
@@ -204,23 +202,22 @@ class CompressionRun:
 
     def keep(self, name: str, made: Outcome | Piece) -> tuple[Tensor, LayerRow]:
         """Store what a layer's task gave, and return its new weight matrices (groups, out, inp) and row."""
-        piece = None
         if self.store is not None:
             piece = made.piece()
             self.store.save(name, piece.tensors, piece.facts)
-        return self._read(name, made, piece)
+        return self._read(name, made)
 
     def finished(self, name: str) -> tuple[Tensor, LayerRow]:
         """Return what :meth:`keep` did for a layer that is in the store."""
         assert self.store is not None
-        piece = Piece(*self.store.load(name))
-        return self._read(name, piece, piece)
+        return self._read(name, Piece(*self.store.load(name)))
 
-    def _read(self, name: str, made: Outcome | Piece, stored: Piece | None) -> tuple[Tensor, LayerRow]:
+    def _read(self, name: str, made: Outcome | Piece) -> tuple[Tensor, LayerRow]:
         matrix, row, parts = made.read(self.layers[name])
+        if parts and self.store is not None:  # in its file the result takes no memory
+            tensors, facts = pack_parts(parts)
+            parts = unpack_parts(self.store.mapped(name, tensors), facts)
         if parts:
-            if self.store is not None and stored is not None:  # in its file the result takes no memory
-                parts = unpack_parts(self.store.mapped(name), stored.facts["parts"])
             self.results[name] = parts
         return matrix, row
 

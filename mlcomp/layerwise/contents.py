@@ -145,11 +145,13 @@ def _narrow(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same tensors; those that share memory with others get one of their own, as the file needs it."""
-    seen: set[int] = set()
-    found = {}
-    for key, tensor in tensors.items():
-        memory = tensor.untyped_storage().data_ptr()
-        found[key] = tensor.clone() if memory in seen and tensor.numel() else tensor
-        seen.add(memory)
+    """Return the same tensors; those that share bytes with others get some of their own, as the file needs it."""
+    found, end = dict(tensors), (0, 0)
+    places = {key: where for key, tensor in tensors.items() if (where := place(tensor)) is not None}
+    for key in sorted(places, key=places.__getitem__):
+        memory, start, last = places[key]
+        if memory == end[0] and start < end[1]:
+            found[key] = tensors[key].clone()
+        else:
+            end = (memory, last)
     return found

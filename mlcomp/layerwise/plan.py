@@ -85,6 +85,13 @@ def with_own_draws(method: Method) -> Method:
     return partial(with_own_draws(method.func), *args, **dict(zip(method.keywords, named, strict=True)))
 
 
+def is_own(method: Method) -> bool:
+    """Return whether the method is a function of this library, with options bound to it or not."""
+    while isinstance(method, partial):
+        method = method.func
+    return inspect.isfunction(method) and method.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 def _second_argument(method: Method) -> str | None:
     """Return the name of the second argument by position that a method has, "hessian" where that cannot be told."""
     try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from tqdm import tqdm
 
+from mlcomp.layerwise.heap import give_back
 from mlcomp.layerwise.hessian import SharedHessian
 from mlcomp.layerwise.hessian_sum import HessianSum
 from mlcomp.layerwise.inputs import add_hessians, trace_layers, whole_runs
@@ -147,6 +148,7 @@ def _compress(
     run: "CompressionRun", plan: Plan, names: list[str], sums: Sums, rows: Rows, bar: tqdm, later: Weights | None
 ) -> None:
     """Compress layers that do not wait for each other; their weights go into the model, or into ``later``."""
+    give_back()  # holes that the runs of the model leave do not fit what a method needs, nor the other way round
     shared: list[SharedHessian] = []
     tasks = {
         name: LayerTask.of(
@@ -168,6 +170,8 @@ def _compress(
             else:
                 later[name] = weight
             bar.update()
+    shared.clear()
+    give_back()
 
 
 def _shared(known: list[SharedHessian], name: str, sums: dict[str, HessianSum]) -> SharedHessian | None:

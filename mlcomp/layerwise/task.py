@@ -24,7 +24,7 @@ from mlcomp.layerwise.hessian import SharedHessian, sharing
 from mlcomp.layerwise.hessian_sum import HessianSum
 from mlcomp.layerwise.kept import kept_matrix, pack_parts, unpack_parts
 from mlcomp.layerwise.matrix import Layer, weight_matrix
-from mlcomp.layerwise.plan import Method, call_method, with_own_draws
+from mlcomp.layerwise.plan import Method, call_method, is_own, with_own_draws
 from mlcomp.layerwise.report import LayerRow, output_error
 from mlcomp.layerwise.running import no_sample
 
@@ -198,14 +198,16 @@ def _error(weight: Tensor, matrix: Tensor, inputs: Inputs | None) -> float | Non
 def _apply(method: Method, weight: Tensor, hessian: Tensor | None) -> tuple[Tensor, int | None, tuple[Stored, ...]]:
     """Run the method on each group; return the matrices, and bytes and packed form of quantized results.
 
-    A result that has no stored form, and a plain weight, is not kept.
+    A result that has no stored form, and a plain weight, is not kept. The methods of this library leave their
+    arguments as they are; whatever another one writes into them, it writes into copies.
     """
+    own = is_own(method)
     matrices: list[Tensor] = []
     parts: list[Stored] = []
     nbytes = None
     for w, h in zip(weight, [None] * len(weight) if hessian is None else hessian, strict=True):
-        copied = None if h is None else h.clone()
-        result = call_method(method, w.clone(), copied)  # a method that writes into its arguments does no harm
+        given = (w, h) if own else (w.clone(), None if h is None else h.clone())
+        result = call_method(method, *given)
         if not isinstance(result, Tensor):
             if not (hasattr(result, "dequantize") and hasattr(result, "nbytes")):
                 raise TypeError(f"the method must return a tensor or a Quantized, got {type(result).__name__}")

@@ -14,7 +14,6 @@ from torch import nn
 
 from mlcomp.layerwise.chains import Arguments, Chain, find_chains, on_calls
 from mlcomp.layerwise.follow import Beside, Follower, next_given, own_copy, prove, run_block
-from mlcomp.layerwise.heap import give_back
 from mlcomp.layerwise.inputs import Run
 from mlcomp.layerwise.matrix import Layer
 from mlcomp.layerwise.nested import entry_at
@@ -62,7 +61,6 @@ class Walk:
                     run()
             self.at += 1
             self._finished = {}
-        give_back()
 
     def runs(self, part: int, *, onward: bool = False) -> Iterator[Run]:
         """Yield what runs the block on each batch of a part; ``onward`` has its output become the next one's input.
@@ -78,7 +76,6 @@ class Walk:
         self.at = None if self.at is None or self.at + 1 == len(self.chain.blocks) else self.at + 1
         if self.at is None:
             self._kept = []
-        give_back()
 
     def finished(self, layers: Mapping[str, Layer]) -> None:
         """Note that these layers have changed, and will not change again.

@@ -188,7 +188,7 @@ def _round_in_order(weight: Tensor, hessian: Tensor, grid: Grid, order: str, dam
     factor, _ = inverse_factor(hessian, columns, damp=damp)
     codes = torch.empty(out, inp, dtype=torch.uint8, device=weight.device)
     grids, size = grid.groups(), inp // grid.step.shape[1]
-    sweep = ColumnSweep(weight.T[columns], factor, block_size=128)
+    sweep = ColumnSweep(weight.T, factor, block_size=128, columns=columns)
     for column in columns.tolist():
         w = sweep.column()
         codes[:, column], value = grids[column // size].nearest(w)

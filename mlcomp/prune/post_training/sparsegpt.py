@@ -108,7 +108,7 @@ def sweep_with_zeros(
         mask_block=mask_block,
     )
     sweep = ColumnSweep(zeros.start, zeros.factor, block_size=block_size)
-    result = torch.empty_like(zeros.start)
+    result = zeros.start  # the sweep has a copy
     for i, column in enumerate(zeros.columns.tolist()):
         if i in zeros.choices:
             zeros.choose(i, sweep.now(i, zeros.end(i)))
@@ -147,7 +147,7 @@ class ZerosOfSweep:
         self.factor, dead = inverse_factor(hessian, self.columns, damp=damp)
         self.dead, self._pattern = dead[self.columns], pattern
         out, inp = weight.shape
-        self.start = weight.T.double()[self.columns].masked_fill(self.dead[:, None], 0)
+        self.start = weight.T[self.columns].double().masked_fill_(self.dead[:, None], 0)
         self._quota = _quota(sparsity, out, self.dead) if sparsity is not None else []
         if mask is None:
             self.removed = torch.zeros(inp, out, dtype=torch.bool, device=weight.device)

@@ -97,7 +97,8 @@ def gptq(
     columns = column_order(hessian, order)
     factor, dead = inverse_factor(hessian, columns, damp=damp)
     dtype = torch.promote_types(weight.dtype, torch.float32)  # of the grids: float64 for float64 weights only
-    live = weight.to(dtype).masked_fill(dead, 0)
+    live = weight.to(dtype)
+    live = live.masked_fill(dead, 0) if dead.any() else live
     size = group_size or inp
     static = group_size is None or static_groups
 
@@ -106,7 +107,7 @@ def gptq(
     group = columns // size if static else torch.arange(inp, device=weight.device) // size
     codes = torch.empty(inp, out, dtype=torch.uint8, device=weight.device)
 
-    sweep = ColumnSweep(live.T[columns], factor, block_size=block_size)
+    sweep = ColumnSweep(live.T, factor, block_size=block_size, columns=columns)
     for i, g in enumerate(group.tolist()):
         if g == len(grids):  # the sweep enters a new group: its grid follows the updated weights
             grids.append(fit(sweep.now(i, i + size).T.to(dtype)))
