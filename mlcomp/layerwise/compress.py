@@ -24,7 +24,7 @@ from mlcomp.layerwise.kept import pack_parts, unpack_parts
 from mlcomp.layerwise.matrix import Layer
 from mlcomp.layerwise.plan import Chosen, Method, check_layers, make_plan, needed_inputs
 from mlcomp.layerwise.report import CompressionReport, LayerRow, left_out, skipped_row
-from mlcomp.layerwise.running import check_batches
+from mlcomp.layerwise.running import check_batches, without_cache
 from mlcomp.layerwise.staging import all_from_the_dense, one_after_the_other, without_inputs
 from mlcomp.layerwise.task import Outcome, Piece
 from mlcomp.layerwise.valid import Valid, check_valid
@@ -154,6 +154,7 @@ def compress(
         run = CompressionRun(split, plan.layers, (batches, held_out), needs, valid, on_error, dtype, store, map)
         with (
             evaluating(split),
+            without_cache(split),
             tqdm(total=len(plan.methods), disable=not progress, desc="layers", unit="layer") as bar,
         ):
             if not reads:

@@ -28,6 +28,23 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Within this, models of transformers keep no keys and values of a text unless a batch asks for it.
+
+    Nobody goes on with the text here, and each run of a block would have to begin with a copy of what was kept.
+    """
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in found if getattr(config, "use_cache", None) is True}
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
+
+
 def call_model(model: nn.Module, batch: Any) -> Any:
     """Call ``model`` on one batch: a tensor, a tuple or list of positional or a mapping of keyword arguments.
 

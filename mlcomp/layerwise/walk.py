@@ -1,7 +1,7 @@
 """A model run block by block: the inputs of one block are kept for all batches, and only that block is run.
 
 Memory: the inputs of one block for all batches, in the dtype that the model made, and what one batch needs; on a CPU
-also outputs of layers that are finished (``remembered.py``), up to a sixteenth of the model.
+also outputs of what is finished in it (``remembered.py``), up to a sixteenth of the model.
 Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 4 (block by block).   Syllabus: 2.01
 """
 
@@ -13,7 +13,7 @@ from functools import partial
 from torch import nn
 
 from mlcomp.layerwise.chains import Arguments, Chain, find_chains, on_calls
-from mlcomp.layerwise.follow import Beside, Follower, next_given, own_copy, prove, run_block
+from mlcomp.layerwise.follow import Arms, Beside, Follower, next_given, own_copy, prove, run_block
 from mlcomp.layerwise.inputs import Run
 from mlcomp.layerwise.matrix import Layer
 from mlcomp.layerwise.nested import entry_at
@@ -35,14 +35,17 @@ class _Kept:
 class Walk:
     """A chain of blocks of ``model``, and the kept inputs of the block ``at`` (an index; None: of none).
 
-    ``model`` is in eval mode, and may change on the way. ``parts`` are sets of batches (None: there is none).
+    ``model`` is in eval mode, and may change on the way. ``arms`` are those of :func:`prove`; ``parts`` are sets of
+    batches (None: there is none).
     """
 
-    def __init__(self, model: nn.Module, chain: Chain, parts: Sequence[Iterable | None], valid: Valid) -> None:
-        self.model, self.chain, self.parts, self.valid = model, chain, parts, valid
+    def __init__(
+        self, model: nn.Module, chain: Chain, arms: list[Arms], parts: Sequence[Iterable | None], valid: Valid
+    ) -> None:
+        self.model, self.chain, self.arms, self.parts, self.valid = model, chain, arms, parts, valid
         self.at: int | None = None
         self._kept: list[list[_Kept]] = []
-        self._finished: dict[str, nn.Linear] = {}  # of the block at which the walk stands
+        self._finished: dict[str, nn.Module] = {}  # of the block at which the walk stands: layers, and whole arms
 
     def block_of(self, names: Iterable[str]) -> int | None:
         """Return the block that all these layers are in, if there is one."""
@@ -80,7 +83,7 @@ class Walk:
     def finished(self, layers: Mapping[str, Layer]) -> None:
         """Note that these layers have changed, and will not change again.
 
-        Inputs that are no longer those of the model are let go; what layers of the block at hand return is kept.
+        Inputs that are no longer those of the model are let go; what is finished in the block at hand is remembered.
         """
         if self.at is None:
             return
@@ -89,6 +92,10 @@ class Walk:
         else:
             here = {name: layer for name, layer in layers.items() if self.chain.inside[name] == self.at}
             self._finished |= {name: layer for name, layer in here.items() if can_remember(layer)}
+            for name, arm in self.arms[self.at].items():
+                inside = [layer for layer in self.chain.inside if layer.startswith(f"{name}.")]
+                if all(layer in self._finished for layer in inside):
+                    self._finished[name] = arm
 
     def _run(self, kept: _Kept, onward: bool) -> None:
         assert self.at is not None
@@ -148,7 +155,8 @@ def walks(
             followers = [Follower(model, chain) for chain in find_chains(model, first, layers, names)]
 
     def proven() -> list[Walk]:
-        return [Walk(model, f.chain, parts, valid) for f in followers if prove(f, first)]
+        found = [(f.chain, prove(f, first)) for f in followers]
+        return [Walk(model, chain, arms, parts, valid) for chain, arms in found if arms is not None]
 
     with hooked([handle for follower in followers for handle in follower.hooks()]):
         yield proven
