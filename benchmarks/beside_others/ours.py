@@ -1,5 +1,6 @@
 """Our own runs, of the same settings as the others'. Like theirs, they compress the model that they are given."""
 
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,11 @@ def ours(model: nn.Module, tokenizer: Any, batches: list[Tensor], *, method: str
     reports = []
 
     def run() -> nn.Module:
-        compressed, report = compress(model, batches, METHODS[method], progress=False, inplace=True)
+        with tempfile.TemporaryDirectory() as scratch:  # results go there as they are finished, as the command's do
+            finished = Path(scratch) / "finished"
+            compressed, report = compress(
+                model, batches, METHODS[method], progress=False, inplace=True, resume=finished
+            )
         reports.append(report)
         return compressed
 

@@ -22,7 +22,7 @@ from mlcomp.layerwise.nested import Place, entries
 
 # What may be kept, as a share of the bytes of the model's parameters. It goes to what is finished first: of a small
 # model's block on a few thousand tokens to the attention, which is asked for most often.
-SHARE = 1 / 16
+SHARE = 1 / 20
 
 
 @dataclass

@@ -187,8 +187,9 @@ def _least_squares_grid(w: Tensor, low: Tensor, high: Tensor, make: Callable[[Te
     buffer, last = torch.empty_like(w), 2**grids.bits - 1
     info = torch.finfo(grids.scale_dtype or w.dtype)
     for i, (step, zero) in enumerate(zip(grids.step.split(1, dim=1), grids.zero.split(1, dim=1), strict=True)):
-        torch.div(w, step, out=buffer)
-        buffer.round_().add_(zero).clamp_(0, last).sub_(zero).mul_(step).sub_(w)
+        torch.div(w, step, out=buffer).round_()
+        torch.maximum(buffer, -zero, out=buffer)  # signed codes; torch's clamp by tensors is far slower
+        torch.minimum(buffer, last - zero, out=buffer).mul_(step).sub_(w)
         tried = buffer.square_().sum(1, keepdim=True)
         better = tried < error
         best, error = torch.where(better, i, best), torch.where(better, tried, error)

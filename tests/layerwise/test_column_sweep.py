@@ -65,6 +65,21 @@ def test_a_weight_of_another_dtype_and_layout_is_worked_on_in_float64():
         other.fix(w, w.round())
 
 
+def test_columns_are_fixed_in_the_order_that_is_asked_for():
+    weight, inputs, _ = make_layer(3, 200, 800)
+    hessian = layer_hessian(inputs.double())
+    columns = column_order(hessian, "activation")
+    factor, _ = inverse_factor(hessian, columns, damp=0.01)
+    one = ColumnSweep(weight.T, factor, block_size=32, columns=columns)
+    other = ColumnSweep(weight.T[columns], factor, block_size=32)
+    for i in range(200):
+        assert torch.equal(one.column(), other.column())
+        if i == 0:
+            assert torch.equal(one.column(), weight[:, columns[0]].double())
+        for sweep in (one, other):
+            sweep.fix(sweep.column(), sweep.column().round())
+
+
 def test_columns_beyond_a_part_of_a_block_know_of_all_errors():
     """Parts are of 16 columns: those after a part, and after a block, are asked for in the middle of it."""
     weight, inputs, _ = make_layer(3, 50, 200)

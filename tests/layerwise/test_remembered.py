@@ -90,6 +90,87 @@ def test_an_output_is_used_again_only_where_nothing_has_changed(change):
     assert "forward" not in vars(layer)
 
 
+class Attention(nn.Module):
+    """Takes its arguments in several ways, and returns more than one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.value, self.out = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("scale", torch.tensor(2.0))
+        self.calls = 0
+
+    def forward(self, x, places, mask=None, *, keep=None, causal=True):
+        self.calls += 1
+        y = self.out((self.value(x) * self.scale + places[0]).tanh())
+        return y if mask is None else y.masked_fill(mask[..., None], 0), None, {"causal": causal}
+
+
+def arguments():
+    g = torch.Generator().manual_seed(0)
+    x, place = torch.randn(2, 3, 4, generator=g), torch.randn(3, 4, generator=g)
+    return [x, (place,)], {"mask": torch.tensor([[False, True, False]] * 2), "keep": None, "causal": True}
+
+
+CHANGES = {
+    "nothing": lambda a, args, kwargs: None,
+    "another tensor of the same numbers": lambda a, args, kwargs: args.__setitem__(0, args[0].clone()),
+    "input": lambda a, args, kwargs: args[0].__setitem__((1, 2, 3), 9.0),
+    "inner input": lambda a, args, kwargs: args[1][0].add_(1e-3),
+    "mask": lambda a, args, kwargs: kwargs["mask"].logical_not_(),
+    "another mask": lambda a, args, kwargs: kwargs.update(mask=kwargs["mask"].clone()),
+    "no mask": lambda a, args, kwargs: kwargs.update(mask=None),
+    "word": lambda a, args, kwargs: kwargs.update(causal=False),
+    "one more": lambda a, args, kwargs: kwargs.pop("keep"),
+    "weight": lambda a, args, kwargs: a.value.weight.mul_(2),
+    "buffer": lambda a, args, kwargs: a.scale.mul_(2),
+    "infinite marks": lambda a, args, kwargs: args[0].__setitem__((0, 0, 0), torch.inf),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_larger_part_is_spared_only_where_nothing_has_changed(change):
+    attention, run = Attention(), Remembered(Room(10**6))
+    args, kwargs = arguments()
+    with torch.no_grad(), run.used({"a": attention, "a.value": attention.value, "a.out": attention.out}):
+        first = attention(*args, **kwargs)
+        CHANGES[change](attention, args, kwargs)
+        second = attention(*args, **kwargs)
+        same = change in ("nothing", "another tensor of the same numbers")
+        assert (second is first) == same and attention.calls == (1 if same else 2)
+        if change == "infinite marks":  # which might be those of another input
+            attention(args[0].clone(), *args[1:], **kwargs)
+            assert attention.calls == 3
+    assert "forward" not in vars(attention) and "forward" not in vars(attention.value)
+    truth = attention(*args, **kwargs)
+    assert torch.equal(second[0], truth[0]) and second[1:] == truth[1:]
+
+
+def test_a_part_takes_the_place_of_its_layers_where_there_is_room():
+    attention = Attention()
+    parts = {"a.value": attention.value, "a.out": attention.out}
+    args, kwargs = arguments()
+    size = args[0].nbytes
+    for room, left in ((2 * size, size), (size, 0), (size - 1, size - 1)):
+        run = Remembered(Room(room))
+        with torch.no_grad(), run.used(parts):
+            attention(*args, **kwargs)  # as much of its layers as fits
+            assert run._room.left == room - min(room // size, 2) * size
+            with run.used({"a": attention}):
+                attention(*args, **kwargs)
+        assert run._room.left == left
+        run.clear()
+        assert run._room.left == room
+
+
+def test_what_is_made_in_inference_mode_is_not_kept():
+    attention, run = Attention(), Remembered(Room(10**6))
+    args, kwargs = arguments()
+    with torch.inference_mode(), run.used({"a": attention}):
+        attention(*args, **kwargs)
+        attention(*args, **kwargs)
+    assert attention.calls == 2 and run._room.left == 10**6
+
+
 def test_only_plain_linear_layers_are_remembered():
     class Own(nn.Linear):
         def forward(self, x):

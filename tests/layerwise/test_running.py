@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from mlcomp.layerwise import StopForward, call_model, hooked
+from mlcomp.layerwise.running import without_cache
 from mlcomp.modes import evaluating
 
 
@@ -49,3 +50,20 @@ def test_a_batch_is_a_tensor_positional_or_named():
     assert call_model(Sum(), {"a": one, "c": 2}) == 3
     with pytest.raises(TypeError, match="a batch is a tensor, a tuple or list, or a mapping, got set"):
         call_model(Sum(), {1})
+
+
+def test_no_keys_and_values_are_kept_unless_a_batch_asks_for_it():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, intermediate_size=8)).eval()
+    tokens = torch.arange(5)[None]
+    assert call_model(model, tokens).past_key_values is not None
+    with pytest.raises(KeyError), without_cache(nn.Sequential(model)):
+        assert call_model(model, tokens).past_key_values is None
+        assert call_model(model, {"input_ids": tokens, "use_cache": True}).past_key_values is not None
+        raise KeyError
+    assert model.config.use_cache is True and call_model(model, tokens).past_key_values is not None
+    model.config.use_cache = False
+    with without_cache(model):
+        pass
+    assert model.config.use_cache is False

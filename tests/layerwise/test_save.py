@@ -1,4 +1,5 @@
 import functools
+import itertools
 import os
 import shutil
 import sys
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mlcomp.layerwise import PackedLinear, compress, load, load_results, save
+from mlcomp.layerwise.contents import _apart
 from mlcomp.prune import magnitude
 from mlcomp.quant import aqlm, blockwise, quip, rtn, spqr
 
@@ -283,6 +285,32 @@ def test_resume_folders_hold_packed_layers(tmp_path):
     assert stored == report.nbytes_after
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what of a file is in memory")
+def test_results_in_the_files_of_a_resume_folder_take_no_memory(tmp_path):
+    model, x = nn.Sequential(nn.Linear(256, 512), nn.Linear(512, 256)).eval(), torch.randn(20, 256)
+    for _ in ("made", "read again"):
+        _, report = compress(model, [x], FOUR, progress=False, resume=tmp_path / "r")
+        before = resident(tmp_path / "r")
+        assert set(before) == {f"{name}.safetensors" for name in report.results} and sum(before.values()) == 0
+        for parts in report.results.values():
+            parts[0].tensors["codes"].sum()
+        assert all(size >= 256 * 512 // 2 for size in resident(tmp_path / "r").values())
+        del report, parts
+        assert not resident(tmp_path / "r")
+
+
+def resident(folder):
+    """Return the bytes in memory of each file of a folder that is mapped."""
+    found, name = {}, None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            name = Path(words[-1]).name if words[-1].startswith(str(folder)) else None
+        elif words[0] == "Rss:" and name is not None:
+            found[name] = found.get(name, 0) + 1024 * int(words[1])
+    return found
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells which files are mapped")
 def test_results_stay_in_the_files_of_a_resume_folder(tmp_path):
     make, inputs = MODELS["convolutions"]
@@ -317,3 +345,16 @@ def test_a_users_own_result_is_compressed_as_before(tmp_path):
     assert not report.results and report["0"].nbytes_after == 7
     save(result, report.results, tmp_path / "m")
     assert same(load(tmp_path / "m", make()), result)
+
+
+def test_tensors_that_share_bytes_are_written_each_with_its_own():
+    memory = torch.arange(12.0)
+    tensors = {"a": memory[:4], "b": memory[4:8], "c": memory[3:6], "d": memory[6:], "e": torch.zeros(0), "f": memory}
+    found = _apart(tensors)
+    assert list(found) == list(tensors) and all(torch.equal(found[key], tensors[key]) for key in tensors)
+    spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in found.values() if t.numel())
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+    # Beside what covers all only the others that lie apart from each other could have stayed as they are.
+    assert sum(found[key] is tensors[key] for key in "abcdf") >= 1 and found["e"] is tensors["e"]
+    apart = {"a": memory[:4], "b": memory[4:8], "d": memory[8:]}
+    assert all(_apart(apart)[key] is apart[key] for key in apart)

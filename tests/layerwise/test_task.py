@@ -10,6 +10,7 @@ from torch import nn
 
 from mlcomp.layerwise import compress
 from mlcomp.layerwise.matrix import find_layer
+from mlcomp.layerwise.plan import is_own
 from mlcomp.layerwise.task import Inputs, LayerTask, Piece, compress_layer
 from mlcomp.obs import gptq, sparsegpt
 from mlcomp.prune import magnitude, wanda
@@ -122,3 +123,13 @@ def test_nothing_is_kept_of_a_method_that_returns_a_plain_weight():
     plain = replace(task(layer, None), method=partial(magnitude, sparsity=0.5))
     matrix, _, parts = pickle.loads(pickle.dumps(compress_layer(plain))).read(layer)
     assert parts == () and torch.equal(matrix[0], magnitude(layer.weight.detach(), sparsity=0.5))
+
+
+def test_only_methods_of_this_library_see_the_weight_and_h_themselves():
+    def other(weight, hessian):
+        return weight
+
+    for own in (rtn, partial(gptq, bits=3), partial(partial(sparsegpt, damp=0.1), sparsity=0.5)):
+        assert is_own(own)
+    for unknown in (other, partial(other), lambda weight: rtn(weight, bits=4), nn.Identity(), torch.round):
+        assert not is_own(unknown)

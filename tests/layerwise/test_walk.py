@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlcomp.layerwise import compress, staging
-from mlcomp.layerwise.walk import walks
+from mlcomp.layerwise.walk import Walk, walks
 
 transformers = pytest.importorskip("transformers")
 
@@ -228,6 +228,117 @@ class Stack(nn.Module):
 def test_the_plain_stack_is_a_chain(parts):
     torch.manual_seed(0)
     assert check_same(parts, Stack(), list(torch.randn(2, 5, 8))) == [["blocks.0", "blocks.1", "blocks.2"]]
+
+
+class Mixes(nn.Module):
+    """The first half of a block: two layers that read the same, and one after them."""
+
+    calls = 0
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x, notes):
+        type(self).calls += 1
+        return self.out(torch.tanh(self.one(x)) * self.other(x))
+
+
+class Halves(nn.Module):
+    """A block of two halves; what the second is given, beside its input, says the class below."""
+
+    first: type[nn.Module] = Mixes
+
+    def __init__(self):
+        super().__init__()
+        self.mixes, self.rest = self.first(), Plain()
+
+    def forward(self, x):
+        notes: dict = {}
+        x = x + self.mixes(x, notes)
+        return self.rest(x) + self.more(notes)
+
+    def more(self, notes):
+        return 0
+
+
+class InTheArguments(Halves):
+    """The first half writes into what it was given, and the block reads it."""
+
+    class Writes(Mixes):
+        def forward(self, x, notes):
+            notes["mean"] = x.mean()
+            return super().forward(x, notes)
+
+    first = Writes
+
+    def more(self, notes):
+        return notes.get("mean", 0)
+
+
+class OrItFails(InTheArguments):
+    def more(self, notes):
+        return notes["mean"]
+
+
+class InAModule(Halves):
+    """The first half changes the second one."""
+
+    class Shifts(Mixes):
+        def forward(self, x, notes):
+            self.shift.fill_(float(x.mean()))
+            return super().forward(x, notes)
+
+    first = Shifts
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(()))
+        self.mixes.shift = self.shift
+
+    def forward(self, x):
+        self.shift.zero_()
+        return super().forward(x)
+
+    def more(self, notes):
+        return self.shift
+
+
+class OfHalves(Stack):
+    def __init__(self, block):
+        super().__init__()
+        self.blocks = nn.ModuleList(block() for _ in range(3))
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+@pytest.mark.parametrize("block", [Halves, InTheArguments, OrItFails, InAModule])
+def test_half_of_a_block_is_spared_once_it_is_finished_if_all_else_is_the_same(parts, monkeypatch, block, sequential):
+    monkeypatch.setattr("mlcomp.layerwise.walk.SHARE", 1000)
+    spared = []
+    walk = Walk.__init__
+
+    def noted(self, model, chain, arms, *rest):
+        spared.extend(sorted(found) for found in arms)
+        walk(self, model, chain, arms, *rest)
+
+    monkeypatch.setattr(Walk, "__init__", noted)
+    torch.manual_seed(0)
+    batches = list(torch.randn(3, 20, 8))
+    calls = []
+    for share in (0, 1000):
+        monkeypatch.setattr("mlcomp.layerwise.walk.SHARE", share)
+        spared.clear()
+        Mixes.calls = 0
+        parts.found.clear()
+        torch.manual_seed(0)
+        found = check_same(parts, OfHalves(block), batches, sequential=sequential)
+        calls.append(Mixes.calls)
+        assert found == [["blocks.0", "blocks.1", "blocks.2"]]
+        can = ["mixes", "rest"] if block is Halves else ["rest"]
+        assert spared == [[f"blocks.{i}.{name}" for name in can] for i in range(3)]
+    # Without room the first half runs for each of the four stages, and on the way on. With it, it ran last for the
+    # first stage of the second half: the last stage is spared in three blocks, the way on in two, for three batches.
+    assert calls[0] - calls[1] == ((3 + 2) * 3 if block is Halves and sequential else 0)
 
 
 class Routed(Stack):

@@ -115,7 +115,9 @@ def sweep_with_zeros(
         w = sweep.column()
         result[i] = settle(column, w).masked_fill(zeros.removed[i], 0)
         sweep.fix(w, result[i])
-    return result[zeros.columns.argsort()].T
+    back = zeros.columns.argsort()
+    del zeros, sweep  # the factor is larger than all else
+    return result[back].T
 
 
 class ZerosOfSweep:
