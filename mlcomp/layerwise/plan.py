@@ -87,9 +87,8 @@ def with_own_draws(method: Method) -> Method:
 
 def is_own(method: Method) -> bool:
     """Return whether the method is a function of this library, with options bound to it or not."""
-    while isinstance(method, partial):
-        method = method.func
-    return inspect.isfunction(method) and method.__module__.partition(".")[0] == __name__.partition(".")[0]
+    function = method.func if isinstance(method, partial) else method
+    return inspect.isfunction(function) and function.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _second_argument(method: Method) -> str | None:

@@ -206,7 +206,8 @@ def test_a_tied_head_stays_tied_wherever_the_model_is_taken(tmp_path):
     save(model, report.results, tmp_path / "m", dtype=torch.float16)
     packed = load(tmp_path / "m", fresh.eval(), packed=True)
     y = packed(x)
-    for other in (packed, copy.deepcopy(packed), copy_model(packed), copy.deepcopy(packed).half(), packed.to("cpu")):
+    moved = copy.deepcopy(packed)._apply(torch.clone)  # as to another device
+    for other in (packed, moved, copy.deepcopy(packed), copy_model(packed), copy.deepcopy(packed).half()):
         held = {t.untyped_storage().data_ptr(): t.nbytes for t in other.buffers() if t.dtype == torch.uint8}
         whole = [b for b in other.embedding.buffers() if b.dtype == torch.uint8]
         assert sum(held.values()) == whole[0].nbytes + other.body.nbytes and whole[0].nbytes == 16 * 8 * 2
