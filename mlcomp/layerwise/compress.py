@@ -124,7 +124,7 @@ def compress(
         blocks is run from its beginning for each stage, up to its layers: stages/2 passes. Both give the same bits.
         Memory: a second model (none with inplace=True), the H of one stage (of one block with sequential=False), the
         inputs of one block for all batches, and the packed results (none with ``resume``); on a CPU also outputs of
-        that block's layers, up to a twentieth of the model's bytes.
+        that block's layers, up to 4 % of the model's bytes.
     """
     _check_options(tied, on_error, sequential, layers_per_pass)
     if batches is not None:
@@ -172,7 +172,11 @@ def compress(
 
 @dataclass
 class CompressionRun:
-    """What all layers of one call share."""
+    """What all layers of one call share.
+
+    Attributes:
+        largest: bytes of the largest H so far.
+    """
 
     model: nn.Module
     layers: Mapping[str, Layer]
@@ -184,6 +188,7 @@ class CompressionRun:
     store: ResumeFolder | None
     map: Map
     results: dict[str, tuple[Stored, ...]] = field(default_factory=dict)
+    largest: int = 0
 
     def empty_sums(self, names: Iterable[str]) -> list[dict[str, HessianSum]]:
         """Return the sums, of calibration and of held-out batches, that layers which are not finished still need."""

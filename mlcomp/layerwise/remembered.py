@@ -7,6 +7,7 @@ attention. That the input is the same is seen, not assumed: its products with ra
 Syllabus: 2.01
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from mlcomp.layerwise.nested import Place, entries
 
 # What may be kept, as a share of the bytes of the model's parameters. It goes to what is finished first: of a small
 # model's block on a few thousand tokens to the attention, which is asked for most often.
-SHARE = 1 / 20
+SHARE = 0.04
 
 
 @dataclass
@@ -119,7 +120,7 @@ class Remembered:
         if not isinstance(x, Tensor):
             return _Given(x if isinstance(x, (nn.Module, *PLAIN)) else type(x))
         plain = x.dtype in DTYPES and x.layout == torch.strided and x.ndim > 0
-        return _Given(self._tokens.of(x), x @ _random(x) if plain else None)
+        return _Given(self._tokens.of(x), x @ _random(x.shape[-1], x.dtype) if plain else None)
 
 
 def can_remember(layer: Any) -> TypeGuard[nn.Linear]:
@@ -138,6 +139,8 @@ def _versions(tensors: list[Any]) -> list[int]:
     return [-1 if x.is_inference() else x._version for x in tensors]
 
 
-def _random(x: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(x.shape[-1], generator=generator, dtype=torch.float32).to(x.dtype)
+@functools.lru_cache(maxsize=16)
+def _random(size: int, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # a tensor made within it could not be used outside
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(size, generator=generator, dtype=torch.float32).to(dtype)

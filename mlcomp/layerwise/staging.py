@@ -148,7 +148,10 @@ def _compress(
     run: "CompressionRun", plan: Plan, names: list[str], sums: Sums, rows: Rows, bar: tqdm, later: Weights | None
 ) -> None:
     """Compress layers that do not wait for each other; their weights go into the model, or into ``later``."""
-    give_back()  # holes that the runs of the model leave do not fit what a method needs, nor the other way round
+    size = max((total.hessian.nbytes for part in sums for total in part.values()), default=0)
+    largest, run.largest = size >= run.largest, max(size, run.largest)
+    if largest:  # the most memory is needed here, in pieces that fit no hole which the model's runs have left
+        give_back()
     shared: list[SharedHessian] = []
     tasks = {
         name: LayerTask.of(
@@ -171,7 +174,8 @@ def _compress(
                 later[name] = weight
             bar.update()
     shared.clear()
-    give_back()
+    if largest:
+        give_back()
 
 
 def _shared(known: list[SharedHessian], name: str, sums: dict[str, HessianSum]) -> SharedHessian | None:
