@@ -13,7 +13,7 @@ from torch import Tensor
 from mlcomp.checks import check_hessian, check_mask, check_target, check_weight, check_whole, narrowed, removals
 from mlcomp.context import isolated
 from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
-from mlcomp.prune.pattern import nm_mask, smallest_mask
+from mlcomp.prune.pattern import smallest_mask
 
 
 @isolated
@@ -173,7 +173,8 @@ class ZerosOfSweep:
             chosen = smallest_mask(scores.T.reshape(1, -1), count).view(scores.shape[1], -1)
         else:
             scores[dead] = -1  # removed already, and the first zeros of their pattern
-            chosen = nm_mask(scores.T, self._pattern)
+            zeros, size = self._pattern  # these columns are one block of it, the last one perhaps cut short
+            chosen = smallest_mask(scores.T, zeros * (end - i) // size)
         self.removed[i:end] |= chosen.T
 
 
