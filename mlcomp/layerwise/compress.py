@@ -124,7 +124,7 @@ def compress(
         blocks is run from its beginning for each stage, up to its layers: stages/2 passes. Both give the same bits.
         Memory: a second model (none with inplace=True), the H of one stage (of one block with sequential=False), the
         inputs of one block for all batches, and the packed results (none with ``resume``); on a CPU also outputs of
-        that block's layers, up to 4 % of the model's bytes.
+        that block's layers, up to 2 % of the model's bytes.
     """
     _check_options(tied, on_error, sequential, layers_per_pass)
     if batches is not None:

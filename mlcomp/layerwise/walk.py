@@ -1,7 +1,7 @@
 """A model run block by block: the inputs of one block are kept for all batches, and only that block is run.
 
 Memory: the inputs of one block for all batches, in the dtype that the model made, and what one batch needs; on a CPU
-also outputs of what is finished in it (``remembered.py``), up to 4 % of the model.
+also outputs of what is finished in it (``remembered.py``), up to 2 % of the model.
 Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 4 (block by block).   Syllabus: 2.01
 """
 
