@@ -159,6 +159,14 @@ def test_committed_rows_are_of_registered_runs():
         assert float(row["perplexity"]) > 1 and int(row["peak_mb"]) > (0 if name == "dense" else 538), name
 
 
+def test_none_of_our_runs_takes_more_memory_than_the_dense_model_and_a_block():
+    measured = _measured()
+    # A block of SmolLM2 has 3.54 million weights; its inputs are 16 · 256 · 576 numbers.
+    most = int(measured["dense"]["peak_mb"]) + 4 * (3_540_096 + 16 * 256 * 576) / 1e6
+    ours = {name: int(row["peak_mb"]) for name, row in measured.items() if name.startswith("mlcomp_")}
+    assert len(ours) == 7 and all(peak <= most for peak in ours.values()), (ours, most)
+
+
 CASES = yaml.safe_load(which_method.CASES.read_text(encoding="utf-8"))
 
 
