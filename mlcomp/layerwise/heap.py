@@ -2,7 +2,7 @@
 
 What is freed between pieces that stay is a hole in the heap. torch wants pieces at multiples of 64 bytes, for which
 glibc looks for holes a little larger than what it gave before: so the process grows, until it is asked to give holes
-back. What is given back is taken from the system again, at some 0.2 ms for each megabyte.
+back. What is given back is taken from the system again, at some 0.3 ms for each megabyte.
 
 Syllabus: 2.01
 """

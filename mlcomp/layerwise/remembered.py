@@ -22,8 +22,7 @@ from mlcomp.layerwise.fit import DTYPES
 from mlcomp.layerwise.nested import Place, entries
 
 # What may be kept, as a share of the bytes of the model's parameters. It goes to what is finished first: of a small
-# model's block on a few thousand tokens to the attention, which is asked for most often. Twice as much would save the
-# last two of a hundred seconds.
+# model's block on a few thousand tokens to the attention, which is asked for most often.
 SHARE = 0.02
 
 
