@@ -88,13 +88,14 @@ def tokens(seed=0, rows=2, length=12):
 def llama():
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**SIZES, intermediate_size=24, num_key_value_heads=1)
-    return transformers.LlamaForCausalLM(config)  # with a cache of keys and values, which each block adds to
+    return transformers.LlamaForCausalLM(config)
 
 
+@pytest.mark.parametrize("cache", [False, True])  # of keys and values, which each block adds to if it is asked for
 @pytest.mark.parametrize("sequential", [True, False])
-def test_llama(parts, sequential):
-    held_out = [tokens(9)]
-    found = check_same(parts, llama(), [tokens(i) for i in range(3)], sequential=sequential, held_out=held_out)
+def test_llama(parts, sequential, cache):
+    batches = [{"input_ids": x, "use_cache": True} if cache else x for x in map(tokens, (0, 1, 2, 9))]
+    found = check_same(parts, llama(), batches[:3], sequential=sequential, held_out=batches[3:])
     assert found == [["model.layers.0", "model.layers.1", "model.layers.2"]]
 
 
