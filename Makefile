@@ -12,7 +12,7 @@ HTML := _build/html
 # Two stamps: what builds the book is installed, and everything is. A stamp's name is a checksum of what was asked for
 # and of where it was installed: it goes out of date when the requirements change or the folder moves, and appears only
 # after pip has finished.
-KEY := $(shell { cat pyproject.toml $(CONSTRAINTS) Makefile; pwd; } | cksum | cut -d' ' -f1)
+KEY := $(shell { cat pyproject.toml $(CONSTRAINTS) tests/older.txt Makefile; pwd; } | cksum | cut -d' ' -f1)
 BOOK := $(VENV)/.book-$(KEY)
 ALL := $(VENV)/.installed-$(KEY)
 
@@ -42,6 +42,8 @@ $(BOOK):
 
 $(ALL): $(BOOK)
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[test]"
+	@rm -rf $(VENV)/older
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/older -r tests/older.txt
 	@touch $@
 
 book: $(BOOK)
