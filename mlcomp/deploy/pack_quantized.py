@@ -13,6 +13,10 @@ Layout of a layer (out, inp), all in one safetensors file:
 Source: compressed-tensors 0.20, compressors/pack_quantized.   Syllabus: 1.03
 """
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Int32, Integer
 from torch import Tensor
@@ -90,6 +94,32 @@ def pack_words(codes: Integer[Tensor, "rows columns"], bits: int) -> Int32[Tenso
     # pack's bytes are little-endian, as safetensors files are.
     words = pack(padded, bits).reshape(len(codes), -1).view(torch.int32)
     return words[:, : -(-columns * bits // WORD)].contiguous()
+
+
+def packed_config(schemes: Mapping[str, dict[str, Any]], others: list[str]) -> dict[str, Any]:
+    """Return what config.json says of the packed layers, name → scheme, and of the other linear ones."""
+    members: dict[str, list[str]] = {}
+    for name, scheme in schemes.items():
+        members.setdefault(json.dumps(scheme), []).append(name)
+    affine = not all(scheme["symmetric"] for scheme in schemes.values())
+    if affine and len(members) > 1:
+        told = "; ".join(f"{names[0]!r} {text}" for text, names in members.items())
+        raise ValueError(f"affine grids of several kinds: transformers reads zero codes of one kind only: {told}")
+    # A class is what all tools understand; names where it does not tell the layers apart.
+    targets = members.values() if len(members) > 1 else [["Linear"]]
+    groups = {
+        f"group_{i}": {"targets": names, "weights": json.loads(text), "format": FORMAT}
+        for i, (text, names) in enumerate(zip(members, targets, strict=True))
+    }
+    config = {
+        "quant_method": "compressed-tensors",
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": others,
+    }
+    # transformers 5.23 makes no place for packed zero codes, unless it is told to decode while it loads.
+    return config | ({"dequantize": True} if affine else {})
 
 
 def _symmetric(result: Quantized) -> bool:
