@@ -45,6 +45,7 @@ from tests.deploy.test_compressed_tensors import (  # noqa: E402
 
 SPARSE = {"two_four": "sparse-24-bitmask"}
 TWO_FOUR = partial(sparsegpt, pattern=(2, 4))
+BYTES = partial(plain_rtn, bits=8, group_size=8)
 OLDER = Path(sys.prefix) / "older"  # tests/older.txt
 # A base that is not the default: transformers 4 looks for it under another name.
 ROPE = {"rope_theta": 500.0, "rope_type": "default"}
@@ -94,7 +95,9 @@ def test_values_and_bits_are_those_of_a_literal_loop(out, inp):
     assert tensors["shape"].tolist() == [[out], [inp]]
 
 
-@pytest.mark.parametrize("weight", [torch.ones(2, 4), torch.tensor([[1.0, 0, 1, 1]]), torch.eye(6)], ids=str)
+@pytest.mark.parametrize(
+    "weight", [torch.ones(2, 4), torch.tensor([[1.0, 0, 1, 1]]), torch.eye(6)], ids=["4", "3", "6 inputs"]
+)
 def test_what_is_not_two_four_is_told(weight):
     assert two_four_of(weight) is None
 
@@ -169,7 +172,7 @@ def kept_as(model, forms) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grid", [None, SYMMETRIC, partial(plain_rtn, bits=8, group_size=8)], ids=str)
+@pytest.mark.parametrize("grid", [None, SYMMETRIC, BYTES], ids=["alone", "4 bits", "8 bits, affine"])
 def test_the_last_reader_of_the_format_reads_the_same_model_and_generates(tmp_path, grid):
     """2:4 layers in every form and in none, beside one that is pruned otherwise and, with a grid, packed ones."""
     forms = {Q: TwoFour.from_dense, K: Bitmask.from_dense, DOWN: CSR.from_dense, UP: Dense}
@@ -214,7 +217,8 @@ def test_models_of_16_bits_and_those_that_are_rounded_to_them(tmp_path):
 @pytest.mark.slow
 def test_the_file_holds_what_the_words_of_the_format_say(tmp_path):
     sizes = SIZES | {"hidden_size": 12, "intermediate_size": 20}  # rows that do not end with a byte
-    config = transformers.LlamaConfig(**sizes, num_attention_heads=3, num_key_value_heads=3)
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3}
+    config = transformers.LlamaConfig(**sizes, **heads, tie_word_embeddings=True)
     model, results = made_sparse(made(tmp_path, config), {Q: TWO_FOUR, DOWN: TWO_FOUR, "lm_head": TWO_FOUR})
     done = export_compressed_tensors(model, results, tmp_path / "out", **SPARSE)
     assert done.sparse == (Q, DOWN, "lm_head") and done.packed == () and done.packed_nbytes == 0
