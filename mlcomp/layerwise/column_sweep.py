@@ -87,10 +87,12 @@ def inverse_root(matrix: Float[Tensor, "n n"], panel: int) -> Float[Tensor, "n n
     Cost: about 2/3·n³ FLOPs, nearly all of it in matrix products, and the memory of two panels.
     """
     n = len(matrix)
+    # Made once: in a heap, pieces that grow from panel to panel would each find all holes too small.
+    products, moved = (matrix.new_empty(min(panel, n) * n) for _ in range(2))
     for first in reversed(range(0, n, panel)):
         last = min(first + panel, n)
         later = [(start, min(start + panel, n)) for start in range(last, n, panel)]
-        x = matrix.new_empty(last - first, n - last)
+        x, y = (some[: (last - first) * (n - last)].view(last - first, n - last) for some in (products, moved))
         for start, end in later:  # the rows below are those of U
             torch.mm(matrix[first:last, start:], matrix[start:end, start:].T, out=x[:, start - last : end - last])
         # torch finds lower triangular roots: this is one with rows and columns reversed.
@@ -100,11 +102,21 @@ def inverse_root(matrix: Float[Tensor, "n n"], panel: int) -> Float[Tensor, "n n
         own = matrix[first:last, first:last]
         one = torch.eye(last - first, dtype=matrix.dtype, device=matrix.device)
         own.copy_(torch.linalg.solve_triangular(root.flip(0, 1), one, upper=True))
-        x = (own @ x).neg_()
+        torch.mm(own, x, out=y).neg_()
         matrix[first:last, :first] = 0
         for start, end in later:
-            torch.mm(x[:, : end - last], matrix[last:end, start:end], out=matrix[first:last, start:end])
+            torch.mm(y[:, : end - last], matrix[last:end, start:end], out=matrix[first:last, start:end])
     return matrix
+
+
+def in_order(weight: Float[Tensor, "inp out"], columns: Int[Tensor, " inp"] | None) -> Float[Tensor, "inp out"]:
+    """Return a float64 copy of the transposed weight, its rows in this order; None: as they are."""
+    result = torch.empty(weight.shape, dtype=torch.float64, device=weight.device)
+    if columns is None:
+        return result.copy_(weight)
+    for first in range(0, len(weight), PANEL):  # some at a time, for the gathered ones are a copy of their own
+        result[first : first + PANEL] = weight[columns[first : first + PANEL]]
+    return result
 
 
 class ColumnSweep:
@@ -125,6 +137,7 @@ class ColumnSweep:
         *,
         block_size: int,
         columns: Int[Tensor, " inp"] | None = None,
+        inplace: bool = False,
     ) -> None:
         """Begin a sweep.
 
@@ -134,11 +147,11 @@ class ColumnSweep:
             factor: U, (inp, inp), its rows and columns in the order of the sweep.
             block_size: columns whose errors are collected before the columns after the block are rewritten.
             columns: in which order those of ``weight`` are fixed. None: as they are.
+            inplace: work on ``weight`` itself, which is float64, contiguous and in order; a row of it is the caller's
+                again once it is fixed.
         """
         self._factor, self._pivots = factor, factor.diagonal().tolist()
-        self._columns = torch.empty(weight.shape, dtype=torch.float64, device=weight.device)
-        for some in torch.arange(len(weight), device=weight.device).split(PANEL):  # no second copy of the weight
-            self._columns[some] = weight[some if columns is None else columns[some]].double()
+        self._columns = weight if inplace else in_order(weight, columns)
         # A block is cut once more: an error moves the few columns of its own part at once, those after it when the
         # part ends. Each start is that of the block, or part, under way. Errors are kept until their block ends.
         self._block_size, self._part_size = block_size, min(PART, block_size)

@@ -7,6 +7,8 @@ Notation: n:m means n zeros in every m consecutive inputs.
 Source: Mishra et al. 2021, arXiv:2104.08378, section 3 (2:4).   Syllabus: 2.06
 """
 
+import functools
+
 import torch
 from jaxtyping import Bool, Shaped, UInt8
 from torch import Tensor
@@ -57,12 +59,21 @@ def smallest_mask(scores: Shaped[Tensor, "*rows n"], count: int) -> Bool[Tensor,
 
 def _ranks(scores: Shaped[Tensor, "*rows n"]) -> UInt8[Tensor, "*rows n"]:
     """Return how many entries of its row come before each: all pairs are compared, for there are few."""
-    n = scores.shape[-1]
+    n, more = scores.shape[-1], [1] * (scores.ndim - 1)
     entries = scores.movedim(-1, 0)  # sums over the first dimension are the fast ones
-    other, one = entries[:, None], entries[None]
-    earlier = torch.ones(n, n, dtype=torch.bool, device=scores.device).triu(1)
-    earlier = earlier.reshape(n, n, *[1] * (scores.ndim - 1))
-    return ((other < one) | ((other == one) & earlier)).sum(0, dtype=torch.uint8).movedim(0, -1)
+    pairs, after = _pairs(n, scores.device)
+    # Of two entries the one with the lower index comes first where it is not larger, else the other one.
+    first = (entries[:, None] <= entries[None]) & pairs.view(n, n, *more)
+    ranks = first.sum(0, dtype=torch.uint8) - first.sum(1, dtype=torch.uint8)  # below 0 they wrap, and come back
+    return ranks.add_(after.view(n, *more)).movedim(0, -1)
+
+
+@functools.lru_cache(maxsize=32)
+def _pairs(n: int, device: torch.device) -> tuple[Bool[Tensor, "n n"], UInt8[Tensor, " n"]]:
+    """Return which pairs of n entries are in their order, and how many entries are after each."""
+    with torch.inference_mode(False):  # a tensor made within it could not be used outside
+        ones = torch.ones(n, n, dtype=torch.bool, device=device).triu(1)
+        return ones, ones.sum(1, dtype=torch.uint8)
 
 
 @isolated

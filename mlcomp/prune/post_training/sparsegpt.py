@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlcomp.checks import check_hessian, check_mask, check_target, check_weight, check_whole, narrowed, removals
 from mlcomp.context import isolated
-from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, inverse_factor
+from mlcomp.layerwise.column_sweep import ColumnSweep, check_sweep, column_order, in_order, inverse_factor
 from mlcomp.prune.pattern import smallest_mask
 
 
@@ -107,14 +107,15 @@ def sweep_with_zeros(
         damp=damp,
         mask_block=mask_block,
     )
-    sweep = ColumnSweep(zeros.start, zeros.factor, block_size=block_size)
-    result = zeros.start  # the sweep has a copy
+    result = zeros.start  # of the columns that are fixed; the others are where the sweep has brought them
+    sweep = ColumnSweep(result, zeros.factor, block_size=block_size, inplace=True)
     for i, column in enumerate(zeros.columns.tolist()):
         if i in zeros.choices:
             zeros.choose(i, sweep.now(i, zeros.end(i)))
         w = sweep.column()
-        result[i] = settle(column, w).masked_fill(zeros.removed[i], 0)
-        sweep.fix(w, result[i])
+        q = settle(column, w).masked_fill(zeros.removed[i], 0)
+        sweep.fix(w, q)
+        result[i] = q
     back = zeros.columns.argsort()
     del zeros, sweep  # the factor is larger than all else
     return result[back].T
@@ -148,8 +149,9 @@ class ZerosOfSweep:
         self.columns = column_order(hessian, order)
         self.factor, dead = inverse_factor(hessian, self.columns, damp=damp)
         self.dead, self._pattern = dead[self.columns], pattern
+        self._some_dead, self._pivots = bool(dead.any()), self.factor.diagonal()[:, None].clone()
         out, inp = weight.shape
-        self.start = weight.T[self.columns].double().masked_fill_(self.dead[:, None], 0)
+        self.start = in_order(weight.T, self.columns).masked_fill_(self.dead[:, None], 0)
         self._quota = _quota(sparsity, out, self.dead) if sparsity is not None else []
         if mask is None:
             self.removed = torch.zeros(inp, out, dtype=torch.bool, device=weight.device)
@@ -165,14 +167,15 @@ class ZerosOfSweep:
     def choose(self, i: int, now: Float[Tensor, "columns out"]) -> None:
         """Mark the zeros of columns i … end(i) − 1, which stand at ``now``."""
         end = self.end(i)
-        scores = (now / self.factor.diagonal()[i:end, None]).square()
+        scores = (now / self._pivots[i:end]).square_()
         dead = self.dead[i:end]
         if self._pattern is None:
             scores[dead] = torch.inf  # removed already, and not part of the quota
             count = self._quota[end] - self._quota[i]
             chosen = smallest_mask(scores.T.reshape(1, -1), count).view(scores.shape[1], -1)
         else:
-            scores[dead] = -1  # removed already, and the first zeros of their pattern
+            if self._some_dead:
+                scores[dead] = -1  # removed already, and the first zeros of their pattern
             zeros, size = self._pattern  # these columns are one block of it, the last one perhaps cut short
             chosen = smallest_mask(scores.T, zeros * (end - i) // size)
         self.removed[i:end] |= chosen.T
