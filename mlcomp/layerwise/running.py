@@ -13,6 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from mlcomp.modes import home
 
+LOGITS = "logits_to_keep"  # of how many last tokens: what transformers calls it
+
 
 class StopForward(BaseException):
     """Raised in a hook to end a forward pass that has shown enough; no ``except Exception`` of a model catches it."""
@@ -43,6 +45,32 @@ def without_cache(model: nn.Module) -> Iterator[None]:
     finally:
         for config in configs.values():
             config.use_cache = True
+
+
+@contextmanager
+def without_logits(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Within this, a language model of transformers computes the logits of each text's last token only.
+
+    Nobody looks at them here, and over a large vocabulary they take a good part of a small model's time and memory.
+    All logits are made where one of the layers ``names`` lies behind the blocks, and sees them itself, or where a
+    batch asks for them or for a loss.
+    """
+    blocks = getattr(model, "base_model", model)  # of models of transformers
+    prefix = next((name for name, module in model.named_modules() if name and module is blocks), None)
+    try:
+        parameters = list(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):  # a compiled forward has none
+        parameters = []
+    if prefix is None or LOGITS not in parameters or not all(name.startswith(f"{prefix}.") for name in names):
+        yield
+        return
+
+    def shorten(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        given = {*parameters[: len(args)], *kwargs}
+        return args, kwargs if given & {LOGITS, "labels"} else kwargs | {LOGITS: 1}
+
+    with hooked([model.register_forward_pre_hook(shorten, with_kwargs=True)]):
+        yield
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mlcomp.layerwise import StopForward, call_model, hooked
-from mlcomp.layerwise.running import without_cache
+from mlcomp.layerwise.running import without_cache, without_logits
 from mlcomp.modes import evaluating
 
 
@@ -67,3 +67,25 @@ def test_no_keys_and_values_are_kept_unless_a_batch_asks_for_it():
     with without_cache(model):
         pass
     assert model.config.use_cache is False
+
+
+def test_logits_are_made_of_the_last_token_only_unless_somebody_looks_at_the_others():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, intermediate_size=8)).eval()
+    tokens, blocks = torch.arange(5)[None], ["model.layers.0.mlp.up_proj", "model.layers.0.mlp.experts.3"]
+    whole = call_model(model, tokens).logits
+    with pytest.raises(KeyError), without_logits(model, blocks):
+        torch.testing.assert_close(call_model(model, tokens).logits, whole[:, -1:])
+        two = call_model(model, {"input_ids": tokens, "logits_to_keep": 2}).logits
+        torch.testing.assert_close(two, whole[:, -2:])
+        assert call_model(model, {"input_ids": tokens, "labels": tokens}).logits.shape == whole.shape
+        positional = (tokens, None, None, None, None, tokens)  # the sixth is labels
+        assert call_model(model, positional).logits.shape == whole.shape
+        raise KeyError
+    with without_logits(model, [*blocks, "lm_head"]):  # which is compressed, and has to see all
+        assert call_model(model, tokens).logits.shape == whole.shape
+    for other in (model.model, nn.Sequential(model)):  # a model without a head, and one of another kind
+        with without_logits(other, ["layers.0.mlp.up_proj"]):
+            assert call_model(other, tokens)[0].shape[1] == 5
+    assert torch.equal(call_model(model, tokens).logits, whole)
