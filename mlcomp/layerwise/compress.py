@@ -24,7 +24,7 @@ from mlcomp.layerwise.kept import pack_parts, unpack_parts
 from mlcomp.layerwise.matrix import Layer
 from mlcomp.layerwise.plan import Chosen, Method, check_layers, make_plan, needed_inputs
 from mlcomp.layerwise.report import CompressionReport, LayerRow, left_out, skipped_row
-from mlcomp.layerwise.running import check_batches, without_cache
+from mlcomp.layerwise.running import check_batches, without_cache, without_logits
 from mlcomp.layerwise.staging import all_from_the_dense, one_after_the_other, without_inputs
 from mlcomp.layerwise.task import Outcome, Piece
 from mlcomp.layerwise.valid import Valid, check_valid
@@ -119,12 +119,12 @@ def compress(
     Cost: one pass over all batches to find the order and check them. Where blocks follow one another, as the layers
         of a transformer do (``layerwise/chains.py`` finds them in a run), each is run for its stages (a stage is a
         layer, or several that read the same tensor) and once more for the inputs of the next: some five passes in
-        all, or on a CPU little more than two, as outputs of finished layers are kept while there is room; with
+        all, or on a CPU little more than one, as what was made in the block is kept while there is room; with
         sequential=False, once. Layers that read the same tensor share one H and its factor. A model without such
         blocks is run from its beginning for each stage, up to its layers: stages/2 passes. Both give the same bits.
         Memory: a second model (none with inplace=True), the H of one stage (of one block with sequential=False), the
         inputs of one block for all batches, and the packed results (none with ``resume``); on a CPU also outputs of
-        that block's layers, up to 2 % of the model's bytes.
+        that block's layers, up to 5 % of the model's bytes.
     """
     _check_options(tied, on_error, sequential, layers_per_pass)
     if batches is not None:
@@ -155,6 +155,7 @@ def compress(
         with (
             evaluating(split),
             without_cache(split),
+            without_logits(split, plan.methods),
             tqdm(total=len(plan.methods), disable=not progress, desc="layers", unit="layer") as bar,
         ):
             if not reads:

@@ -8,6 +8,7 @@ one wrote down would see the other input's.   Syllabus: 2.01
 
 import copy
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,17 +18,18 @@ from torch.utils.hooks import RemovableHandle
 from mlcomp.fingerprint import hash_values
 from mlcomp.layerwise.chains import PLAIN, Arguments, Call, Chain, Source, Tokens, link_of, on_calls
 from mlcomp.layerwise.nested import Place, changed, entries, entry_at
-from mlcomp.layerwise.remembered import Remembered, Room
+from mlcomp.layerwise.remembered import HERE, End, Part, Remembered, Room
 from mlcomp.layerwise.running import call_model, hooked
 
 Beside = dict[int, dict[Place, Any]]
-Arms = dict[str, nn.Module]
+Arms = dict[str, Part]  # of one block, by their names in the model
 
 
 class Follower:
     """Watches passes through a model; ``broken`` once one did not go along the chain.
 
-    Of the first pass it keeps what the first block was given, what came from beside, and a digest of each output.
+    Of the first pass it keeps what the first block was given, what came from beside, and a digest of each output; of
+    all of them, which children of a block return what their last layer does.
     """
 
     def __init__(self, model: nn.Module, chain: Chain) -> None:
@@ -36,6 +38,11 @@ class Follower:
         self.given: Arguments | None = None
         self.beside: Beside = {}
         self.digests: list[str] = []
+        self._children = {id(module): name for block in _arms(model, chain) for name, module in block.items()}
+        self._layers = {id(module): name for name, module in model.named_modules() if name in chain.inside}
+        self._ends: dict[str, End | None] = {}
+        self._returned: Counter[str] = Counter()  # how often layers of the child under way did
+        self._latest: tuple[str, Any] = "", None  # which one did last, and what
         self._index = {id(block): i for i, block in enumerate(chain.blocks)}
         self._owners: dict[int, set[int]] = {}
         for i, block in enumerate(chain.blocks):
@@ -52,6 +59,8 @@ class Follower:
         return on_calls(self.model.modules(), self._enter, self._leave)
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if id(module) in self._children:
+            self._returned.clear()
         index, running = self._index.get(id(module)), self._last is not None and self._last.end < 0
         owners = self._owners.get(id(module))
         if owners is not None and index is None:  # a part of a block, called from elsewhere?
@@ -77,6 +86,11 @@ class Follower:
         self._last = Call(self.chain.blocks[index], 0, given, seen)
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if id(module) in self._layers:
+            self._latest = self._layers[id(module)], output
+            self._returned[self._latest[0]] += 1
+        if id(module) in self._children:
+            self._note_end(self._children[id(module)], output)
         if module is self.model:  # the pass is over, and must have gone through all blocks
             self.broken |= self._done != len(self.chain.blocks)
             self._last, self._done, self._first_pass = None, 0, False
@@ -89,6 +103,25 @@ class Follower:
         self._done += 1
         if self._first_pass:
             self.digests.append(digest(output))
+
+    def _note_end(self, name: str, output: Any) -> None:
+        layer, last = self._latest
+        form = changed(output, lambda _, x: HERE if isinstance(x, Tensor) and x is last else x)
+        rest = [x for _, x in entries(form) if x is not None]
+        end = End(layer, form) if rest == [HERE] and self._returned[layer] == 1 else None
+        if self._ends.setdefault(name, end) != end:
+            self._ends[name] = None
+        self._latest = "", None
+
+    def arms(self) -> list[Arms]:
+        """Return for each block its children that hold layers to be compressed."""
+        modules = dict(self.model.named_modules())
+
+        def part(name: str, module: nn.Module) -> Part:
+            end = self._ends.get(name)
+            return Part(module, end, None if end is None else modules[end.layer])
+
+        return [{name: part(name, child) for name, child in block.items()} for block in _arms(self.model, self.chain)]
 
 
 def own_copy(given: Arguments) -> Arguments:
@@ -138,16 +171,16 @@ def prove(follower: Follower, batch: Any) -> list[Arms] | None:
         return None
     try:
         other = _with_other_input(follower, batch)
-        arms = _arms(follower.model, follower.chain)
+        arms = follower.arms()
         return arms if other is not None and _same_alone(follower.chain, [follower, other], arms) else None
     except Exception:  # whatever goes wrong here, the model can still be run as a whole
         return None
 
 
-def _arms(model: nn.Module, chain: Chain) -> list[Arms]:
-    """Return for each block its children that hold layers to be compressed."""
+def _arms(model: nn.Module, chain: Chain) -> list[dict[str, nn.Module]]:
+    """Return for each block its children that hold layers to be compressed, by their names in the model."""
     names = {id(module): name for name, module in model.named_modules()}
-    found: list[Arms] = []
+    found: list[dict[str, nn.Module]] = []
     for i, block in enumerate(chain.blocks):
         inside = [name for name, at in chain.inside.items() if at == i]
         children = {f"{names[id(block)]}.{name}".lstrip("."): child for name, child in block.named_children()}
@@ -191,17 +224,17 @@ def _same_alone(chain: Chain, passes: Iterable[Follower], arms: list[Arms]) -> b
             if digest(output) != follower.digests[i]:
                 return False
             for name, arm in list(arms[i].items()) if k == 0 else ():
-                if not _spared(once, name, arm, block, given, follower.digests[i]):
+                if not _spared(once, {name: arm}, block, given, follower.digests[i]):
                     del arms[i][name]
             if i + 1 < len(chain.blocks):
                 states[k] = (next_given(chain.links[i], given, output, follower.beside.get(i + 1, {})), follower)
     return True
 
 
-def _spared(once: Remembered, name: str, arm: nn.Module, block: nn.Module, given: Arguments, expected: str) -> bool:
+def _spared(once: Remembered, arm: Arms, block: nn.Module, given: Arguments, expected: str) -> bool:
     """Return whether the block returns the same where this arm only returns what it did, and all else runs."""
     try:
-        with once.used({name: arm}):
+        with once.used(arm):
             return digest(run_block(block, given)) == expected
     except Exception:  # the block misses something that the arm does
         return False

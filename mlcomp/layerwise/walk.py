@@ -1,7 +1,7 @@
 """A model run block by block: the inputs of one block are kept for all batches, and only that block is run.
 
 Memory: the inputs of one block for all batches, in the dtype that the model made, and what one batch needs; on a CPU
-also outputs of what is finished in it (``remembered.py``), up to 2 % of the model.
+also what its finished parts returned, or their last layers are given (``remembered.py``), up to 5 % of the model.
 Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, section 4 (block by block).   Syllabus: 2.01
 """
 
@@ -17,7 +17,7 @@ from mlcomp.layerwise.follow import Arms, Beside, Follower, next_given, own_copy
 from mlcomp.layerwise.inputs import Run
 from mlcomp.layerwise.matrix import Layer
 from mlcomp.layerwise.nested import entry_at
-from mlcomp.layerwise.remembered import SHARE, Remembered, Room, can_remember
+from mlcomp.layerwise.remembered import SHARE, Part, Remembered, Room, can_remember
 from mlcomp.layerwise.running import StopForward, call_model, hooked
 from mlcomp.layerwise.valid import Valid, ValidPositions
 
@@ -45,7 +45,9 @@ class Walk:
         self.model, self.chain, self.arms, self.parts, self.valid = model, chain, arms, parts, valid
         self.at: int | None = None
         self._kept: list[list[_Kept]] = []
-        self._finished: dict[str, nn.Module] = {}  # of the block at which the walk stands: layers, and whole arms
+        # Of the block at which the walk stands: layers and whole arms, and arms of which only the last layer is not.
+        self._finished: Arms = {}
+        self._ending: Arms = {}
 
     def block_of(self, names: Iterable[str]) -> int | None:
         """Return the block that all these layers are in, if there is one."""
@@ -63,7 +65,7 @@ class Walk:
                 for run, _ in self.runs(part, onward=True):
                     run()
             self.at += 1
-            self._finished = {}
+            self._finished, self._ending = {}, {}
 
     def runs(self, part: int, *, onward: bool = False) -> Iterator[Run]:
         """Yield what runs the block on each batch of a part; ``onward`` has its output become the next one's input.
@@ -88,19 +90,23 @@ class Walk:
         if self.at is None:
             return
         if any(self.chain.inside.get(name, -1) < self.at for name in layers):
-            self.at, self._kept, self._finished = None, [], {}
+            self.at, self._kept, self._finished, self._ending = None, [], {}, {}
         else:
             here = {name: layer for name, layer in layers.items() if self.chain.inside[name] == self.at}
-            self._finished |= {name: layer for name, layer in here.items() if can_remember(layer)}
+            self._finished |= {name: Part(layer) for name, layer in here.items() if can_remember(layer)}
             for name, arm in self.arms[self.at].items():
-                inside = [layer for layer in self.chain.inside if layer.startswith(f"{name}.")]
-                if all(layer in self._finished for layer in inside):
+                inside = {layer for layer in self.chain.inside if layer.startswith(f"{name}.")}
+                left = inside - self._finished.keys()
+                if not left:
                     self._finished[name] = arm
+                    self._ending.pop(name, None)
+                elif arm.end is not None and left == {arm.end.layer}:
+                    self._ending[name] = arm
 
     def _run(self, kept: _Kept, onward: bool) -> None:
         assert self.at is not None
         after = self.at + 1
-        with kept.remembered.used(self._finished):
+        with kept.remembered.used(self._finished, self._ending):
             output = run_block(self.chain.blocks[self.at], kept.given)
         if onward:
             kept.remembered.clear()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mlcomp.layerwise import compress, staging
+from mlcomp.layerwise import compress, hooked, staging
 from mlcomp.layerwise.walk import Walk, walks
 
 transformers = pytest.importorskip("transformers")
@@ -96,6 +96,22 @@ def llama():
 def test_llama(parts, sequential, cache):
     batches = [{"input_ids": x, "use_cache": True} if cache else x for x in map(tokens, (0, 1, 2, 9))]
     found = check_same(parts, llama(), batches[:3], sequential=sequential, held_out=batches[3:])
+    assert found == [["model.layers.0", "model.layers.1", "model.layers.2"]]
+
+
+def test_logits_that_nobody_looks_at_are_not_made():
+    model, lengths = llama(), set()
+    with hooked([model.lm_head.register_forward_pre_hook(lambda m, args: lengths.add(args[0].shape[1]))]):
+        run(model, [tokens()], layers=lambda name, module: name != "lm_head", inplace=True)
+    assert lengths == {1}
+
+
+def test_each_run_of_a_block_begins_with_the_cache_as_it_was(parts):
+    """With a mask, attention reads all keys that its cache holds: those of an earlier run would be among them."""
+    mask = torch.ones(2, 12, dtype=torch.int64)
+    mask[0, :4] = 0
+    batches = [{"input_ids": tokens(i), "attention_mask": mask, "use_cache": True} for i in range(3)]
+    found = check_same(parts, llama(), batches, valid="attention_mask")
     assert found == [["model.layers.0", "model.layers.1", "model.layers.2"]]
 
 
@@ -337,9 +353,85 @@ def test_half_of_a_block_is_spared_once_it_is_finished_if_all_else_is_the_same(p
         assert found == [["blocks.0", "blocks.1", "blocks.2"]]
         can = ["mixes", "rest"] if block is Halves else ["rest"]
         assert spared == [[f"blocks.{i}.{name}" for name in can] for i in range(3)]
-    # Without room the first half runs for each of the four stages, and on the way on. With it, it ran last for the
-    # first stage of the second half: the last stage is spared in three blocks, the way on in two, for three batches.
-    assert calls[0] - calls[1] == ((3 + 2) * 3 if block is Halves and sequential else 0)
+    # Without room the first half runs for each of the four stages, and on the way on. With it, it runs for its own
+    # two, after which its last layer alone is needed: the other two are spared in three blocks, the way on in two,
+    # for three batches.
+    assert calls[0] - calls[1] == ((2 * 3 + 2) * 3 if block is Halves and sequential else 0)
+
+
+class Twofold(Mixes):
+    def forward(self, x, notes):
+        return 2 * super().forward(x, notes)
+
+
+class SometimesMore(Mixes):
+    def forward(self, x, notes):
+        y = super().forward(x, notes)
+        return y + 1 if x[0, 0] > 0 else y
+
+
+class TwoEnds(Mixes):
+    def forward(self, x, notes):
+        y = super().forward(x, notes)
+        return self.one(x) if x[0, 0] > 0 else y
+
+
+class Again(Mixes):
+    def forward(self, x, notes):
+        return self.out(super().forward(x, notes))
+
+
+class WithMore(Mixes):
+    def forward(self, x, notes):
+        return super().forward(x, notes), 1.0
+
+
+class InATuple(Mixes):
+    def forward(self, x, notes):
+        return super().forward(x, notes), None
+
+
+class WritesInto(Mixes):
+    """The last layer's input is no longer there when the half has ended."""
+
+    def forward(self, x, notes):
+        z = torch.tanh(self.one(x)) * self.other(x)
+        y = self.out(z)
+        z.zero_()
+        return y
+
+
+ENDS = {Mixes: True, InATuple: True, WritesInto: True}
+NO_ENDS = {Twofold: False, SometimesMore: False, TwoEnds: False, Again: False, WithMore: False}
+
+
+@pytest.mark.parametrize(("half", "known"), (ENDS | NO_ENDS).items(), ids=lambda x: getattr(x, "__name__", ""))
+def test_a_half_ends_with_a_layer_if_it_returns_what_that_one_does_on_all_batches(parts, monkeypatch, half, known):
+    class Both(Halves):
+        first = half
+
+        def forward(self, x):
+            y = self.mixes(x, {})
+            return self.rest(x + (y[0] if isinstance(y, tuple) else y))
+
+    monkeypatch.setattr("mlcomp.layerwise.walk.SHARE", 1000)
+    ends = []
+    walk = Walk.__init__
+
+    def noted(self, model, chain, arms, *rest):
+        ends.extend({name: part.end and part.end.layer for name, part in found.items()} for found in arms)
+        walk(self, model, chain, arms, *rest)
+
+    monkeypatch.setattr(Walk, "__init__", noted)
+    torch.manual_seed(0)
+    model, batches = OfHalves(Both), list(torch.randn(4, 20, 8))
+    batches[0][0, 0], batches[1][0, 0] = -1, 1
+    assert check_same(parts, model, batches) == [["blocks.0", "blocks.1", "blocks.2"]]
+    found = [end[f"blocks.{i}.mixes"] for i, end in enumerate(ends)]
+    if half in (SometimesMore, TwoEnds):  # of later blocks the batches may all go the same way
+        assert found[0] is None
+    else:
+        assert found == [f"blocks.{i}.mixes.out" if known else None for i in range(3)]
 
 
 class Routed(Stack):
