@@ -28,7 +28,7 @@ CLIP_SHARES = tuple(1 - i / 100 for i in range(100))
 CACHED = 2**17
 # How many shares are tried before it is looked whether a smaller one can win, and how far above the best error the
 # clipped part must be: more than rounding in float32 makes of the same sum.
-CHECKED, CERTAIN = 5, 1 + 1e-3
+CHECKED, CERTAIN = 10, 1 + 1e-3
 # What a step may be stored in, and the integers of the same width: positive floats have the order of their patterns.
 SCALE_DTYPES = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
@@ -181,26 +181,28 @@ def _least_squares_grid(w: Tensor, low: Tensor, high: Tensor, make: Callable[[Te
     What lies outside a range is clipped, and more of it the smaller the share: where the clipped part alone costs a
     group as much as its best share so far, no smaller one can win. Once that holds for all groups, the search ends.
     """
-    shares = torch.tensor(CLIP_SHARES, dtype=w.dtype, device=w.device)
-    grids = make(shares * low, shares * high)
-    best, error = torch.zeros_like(low, dtype=torch.long), torch.full_like(low, torch.inf)
-    buffer, last = torch.empty_like(w), 2**grids.bits - 1
-    info = torch.finfo(grids.scale_dtype or w.dtype)
-    for i, (step, zero) in enumerate(zip(grids.step.split(1, dim=1), grids.zero.split(1, dim=1), strict=True)):
-        torch.div(w, step, out=buffer).round_()
-        torch.maximum(buffer, -zero, out=buffer)  # signed codes; torch's clamp by tensors is far slower
-        torch.minimum(buffer, last - zero, out=buffer).mul_(step).sub_(w)
-        tried = buffer.square_().sum(1, keepdim=True)
-        better = tried < error
-        best, error = torch.where(better, i, best), torch.where(better, tried, error)
-        if i % CHECKED == CHECKED - 1:
-            # The ends of a grid lie within half a step of its range, further by what a step was rounded up.
-            slack = step * (0.5 + last * info.eps) + last * info.smallest_normal
-            torch.clamp(w, low * CLIP_SHARES[i] - slack, high * CLIP_SHARES[i] + slack, out=buffer)
-            clipped = buffer.sub_(w).square_().sum(1, keepdim=True)
-            if bool((clipped >= error * CERTAIN).all()):
-                break
-    return replace(grids, step=grids.step.gather(1, best), zero=grids.zero.gather(1, best))
+    buffer, error, whole = torch.empty_like(w), torch.full_like(low, torch.inf), make(low, high)
+    best_step, best_zero = whole.step, whole.zero  # also where each error is too large for the dtype
+    for first in range(0, len(CLIP_SHARES), CHECKED):
+        shares = CLIP_SHARES[first : first + CHECKED]
+        factors = torch.tensor(shares, dtype=w.dtype, device=w.device)
+        grids = make(factors * low, factors * high)
+        last, info = 2**grids.bits - 1, torch.finfo(grids.scale_dtype or w.dtype)
+        for step, zero in zip(grids.step.split(1, dim=1), grids.zero.split(1, dim=1), strict=True):
+            torch.div(w, step, out=buffer).round_()
+            torch.maximum(buffer, -zero, out=buffer)  # signed codes; torch's clamp by tensors is far slower
+            torch.minimum(buffer, last - zero, out=buffer).mul_(step).sub_(w)
+            tried = buffer.square_().sum(1, keepdim=True)
+            better = tried < error
+            error = torch.where(better, tried, error)
+            best_step, best_zero = torch.where(better, step, best_step), torch.where(better, zero, best_zero)
+        # The ends of a grid lie within half a step of its range, further by what a step was rounded up.
+        slack = step * (0.5 + last * info.eps) + last * info.smallest_normal
+        torch.clamp(w, low * shares[-1] - slack, high * shares[-1] + slack, out=buffer)
+        clipped = buffer.sub_(w).square_().sum(1, keepdim=True)
+        if bool((clipped >= error * CERTAIN).all()):
+            break
+    return replace(grids, step=best_step, zero=best_zero)
 
 
 @isolated

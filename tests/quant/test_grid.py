@@ -298,3 +298,9 @@ def test_bad_input(as_user):
     for group_size in (0, 4, 2.0):
         with pytest.raises(ValueError, match="group_size must divide the 6 inputs"):
             fit_grid(torch.ones(1, 6), bits=4, group_size=group_size)
+
+
+def test_where_squared_errors_are_too_large_for_float32_the_whole_range_is_kept():
+    weight = 1e25 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    found, whole = (fit_grid(weight, bits=4, group_size=32, clip=clip) for clip in ("mse", "minmax"))
+    assert torch.equal(found.step, whole.step) and torch.equal(found.zero, whole.zero)
