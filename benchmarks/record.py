@@ -20,6 +20,8 @@ from mlcomp.resume import replacing
 
 T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results" / "kernels.csv"
+# What a run appends to while it is under way is no change of what is measured.
+TABLES = (":(exclude,top)mlcomp/data/tables", ":(exclude,top)benchmarks/results")
 
 
 def origin(*, seed: int | Sequence[int] | None, device: torch.device | None = None) -> dict[str, object]:
@@ -145,11 +147,15 @@ def _when() -> dict[str, str]:
     """Return date and commit. MLCOMP_COMMIT names the commit where there is no git."""
     commit = os.environ.get("MLCOMP_COMMIT")
     if commit is None:
-        here = Path(__file__).parent
-        command = ["git", "describe", "--always", "--dirty", "--exclude=*"]  # a hash, also where there are tags
-        git = subprocess.run(command, cwd=here, capture_output=True, text=True)
-        commit = git.stdout.strip() or "unknown"
+        commit = _git("describe", "--always", "--exclude=*")  # a hash, also where there are tags
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *TABLES)
+        commit = f"{commit}-dirty" if commit and changed else commit or "unknown"
     return {"date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"), "commit": commit}
+
+
+def _git(*command: str) -> str:
+    run = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return run.stdout.strip()
 
 
 def _triton() -> str:

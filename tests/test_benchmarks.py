@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import benchmarks.kernels
+from benchmarks import record
 from benchmarks.__main__ import main
 from benchmarks.granularity import break_even
 from benchmarks.granularity import compare as compare_granularities
@@ -164,3 +165,29 @@ def test_a_case_of_granularities():
     rows = list(compare_granularities((32, 48), 3, 0.75, rounds=1))
     assert [row["version"] for row in rows] == ["dense", "masked dense", "CSR", "blocks", "filters", "channels"]
     assert rows[0]["ratio"] == 1 and all(row["cpu_us"] > 0 for row in rows)
+
+
+def test_a_commit_is_dirty_where_more_has_changed_than_the_tables_that_a_run_appends_to(tmp_path, monkeypatch):
+    def git(*command):
+        told = ["-c", "user.name=n", "-c", "user.email=e", *command]
+        return subprocess.run(["git", *told], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    files = [
+        tmp_path / path for path in ("benchmarks/record.py", "mlcomp/data/tables/a.csv", "benchmarks/results/b.csv")
+    ]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("one")
+    monkeypatch.setattr(record, "__file__", str(files[0]))
+    monkeypatch.delenv("MLCOMP_COMMIT", raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert record._when()["commit"] == "unknown"  # no repository
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = git("rev-parse", "--short=7", "HEAD")
+    for file in files[1:]:
+        file.write_text("two")
+    assert record._when()["commit"] == clean
+    files[0].write_text("two")
+    assert record._when()["commit"] == f"{clean}-dirty"
