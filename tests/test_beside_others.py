@@ -97,6 +97,7 @@ def test_the_peak_is_that_of_the_block_with_its_children():
     assert child.seconds > 0.6 and own.others >= 0
 
 
+@pytest.mark.slow
 def test_other_programs_are_noticed():
     code = "import time; end = time.time() + 1.2\nwhile time.time() < end: pass"
     busy = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)

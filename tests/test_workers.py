@@ -223,6 +223,7 @@ def test_a_thread_has_the_callers_settings(pools):
     assert list(mapped(settings, ITEMS, pools[2])) == [(torch.float32, True)] * 3
 
 
+@pytest.mark.slow
 def test_errors_come_back_from_a_process(pools):
     with pytest.raises(KeyError, match="no two") as caught:
         list(mapped(refuse_two, ITEMS, pools[2]))

@@ -47,6 +47,7 @@ def check_against_brute_force(layers, share):
     assert found.error == pytest.approx(float(error), rel=1e-12, abs=1e-12 * scale)
 
 
+@pytest.mark.slow
 @examples(150)
 @given(problems(st.integers(0, 20), st.integers(0, 20)))
 def test_integers_match_brute_force(problem):

@@ -7,6 +7,7 @@ from tools.definitions import first_uses, linked
 from tools.inventory import ROOT
 
 
+@pytest.mark.slow
 def test_every_term_is_defined_or_linked_where_the_book_first_uses_it():
     found = [
         f"{use.notebook.relative_to(ROOT)}: {use.text!r} (python tools/notebooks.py define)"

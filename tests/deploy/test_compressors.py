@@ -139,6 +139,7 @@ def test_each_option_is_explained_from_the_docstring():
         assert all(meaning for _, meaning in compressor.described()), compressor.name
 
 
+@pytest.mark.slow
 def test_the_rest_of_the_index_is_listed_once():
     names = [name for name, title, rows in other_methods() if title and rows]
     assert "layerwise.compress" in names and "quant.post_training.gptq" not in names

@@ -99,6 +99,7 @@ def test_the_package_does_not_import_the_grader():
 # --- students' notebooks --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exercises_are_what_the_solutions_give(tmp_path):
     assert generate.out_of_date(ROOT / "solutions", ROOT / "exercises") == []
     shutil.copytree(ROOT / "exercises", tmp_path / "exercises")

@@ -327,6 +327,7 @@ class OfHalves(Stack):
         self.blocks = nn.ModuleList(block() for _ in range(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequential", [True, False])
 @pytest.mark.parametrize("block", [Halves, InTheArguments, OrItFails, InAModule])
 def test_half_of_a_block_is_spared_once_it_is_finished_if_all_else_is_the_same(parts, monkeypatch, block, sequential):
@@ -405,6 +406,7 @@ ENDS = {Mixes: True, InATuple: True, WritesInto: True}
 NO_ENDS = {Twofold: False, SometimesMore: False, TwoEnds: False, Again: False, WithMore: False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("half", "known"), (ENDS | NO_ENDS).items(), ids=lambda x: getattr(x, "__name__", ""))
 def test_a_half_ends_with_a_layer_if_it_returns_what_that_one_does_on_all_batches(parts, monkeypatch, half, known):
     class Both(Halves):

@@ -13,6 +13,7 @@ from mlcomp.models.pretrained import WEIGHTS
 RESULTS = committed_results("in_context_teacher")
 
 
+@pytest.mark.slow
 def test_it_is_right_as_often_as_the_exact_rule():
     """±0.02: 4000 sequences hold some 800 places with four shots; a share of 0.98 has a standard error of 0.005."""
     new = labelled_symbols(4000, seed=1001)

@@ -25,6 +25,7 @@ def heap(losses, total):
     return sum(float(losses[r, :k].sum()) for r, k in enumerate(taken))
 
 
+@pytest.mark.slow
 @examples(150)
 @given(
     increments=st.lists(st.lists(st.integers(0, 9), min_size=5, max_size=5), min_size=1, max_size=4),

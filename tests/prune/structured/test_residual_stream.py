@@ -91,6 +91,7 @@ def test_gates_and_removal_are_what_is_written_out(tied):
         assert (small.head.weight is small.embedding.weight) == tied
 
 
+@pytest.mark.slow
 def test_the_expected_size_is_the_mean_over_all_masks():
     """2⁹ masks of the tiny model, each cut out and counted, weighted by its probability."""
     model = seeded(Tiny)
@@ -164,6 +165,7 @@ def test_dimensions_stay_behind_a_layer_norm():
     torch.testing.assert_close(run(remove_gated(model, stream, gates), TOKENS), want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bert_loses_heads_and_units():
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(

@@ -61,6 +61,7 @@ def small(out=24, inp=16, seed=0):
     return weight, layer_hessian(x)
 
 
+@pytest.mark.slow
 @examples(10)
 @given(
     seed=st.integers(0, 1000),
